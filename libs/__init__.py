@@ -1,0 +1,1 @@
+"""Libraries of TideServe; each layer imports only what stands below it (docs/ARCHITECTURE.md)."""

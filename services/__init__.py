@@ -1,0 +1,1 @@
+"""Services of TideServe: one folder is one actor, one process, one container."""

@@ -1,4 +1,4 @@
-"""Integer units. Time is nanoseconds everywhere; a float of seconds exists only at library edges."""
+"""Integer units. Time is nanoseconds; float seconds exist only at library edges."""
 
 from typing import Final
 

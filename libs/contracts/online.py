@@ -1,0 +1,208 @@
+"""What a client and a router say to each other about one online request.
+
+The life of a request on the wire: SubmitRequest -> RequestAccepted | RequestRejected, then any
+number of TokensGenerated, then exactly one of RequestFinished | RequestFailed, all on the reply
+subject of the submission. Publishing the same SubmitRequest again (same request_id, with
+`tokens_received` set) is always safe: it is how a client makes sure that it was accepted, and how
+it asks for what it missed.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from libs.contracts.wire import Codec, Message, RequestId
+
+INT64_MAX = 2**63 - 1
+STOP_STRINGS_MAX = 4
+STOP_STRING_CHARACTERS_MAX = 256
+MESSAGES_MAX = 4096
+MAX_TOKENS_LIMIT = 1_000_000
+TEMPERATURE_MAX = 2.0
+TOP_K_MAX = 1_000_000
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class FinishReason(StrEnum):
+    """Why generation ended well: a stop condition, or max_tokens or the context was reached."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class RejectReason(StrEnum):
+    """Why a submission was not accepted; nothing was done."""
+
+    MALFORMED = "malformed"
+    INVALID = "invalid"
+    MODEL_NOT_FOUND = "model_not_found"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    TOO_LARGE = "too_large"
+    OVERLOADED = "overloaded"
+    NO_WORKER = "no_worker"
+    RECOVERING = "recovering"
+    ALREADY_ENDED = "already_ended"
+    UNAVAILABLE = "unavailable"
+
+
+class FailReason(StrEnum):
+    """Why an accepted request ended without a full answer."""
+
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    WORKERS_DIED = "workers_died"
+    REFUSED = "refused"
+    ENGINE_ERROR = "engine_error"
+
+
+class ChatMessage(Message):
+    """One message of a conversation; rendered by the model's own chat template."""
+
+    role: str = Field(min_length=1, max_length=64)
+    content: str
+
+
+class SamplingParameters(Message):
+    """How tokens are drawn. Temperature 0 is greedy; noise depends on (seed, position) alone."""
+
+    temperature: float = Field(default=1.0, ge=0.0, le=TEMPERATURE_MAX)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int | None = Field(default=None, ge=1, le=TOP_K_MAX)
+    seed: int | None = Field(
+        default=None,
+        ge=-INT64_MAX - 1,
+        le=INT64_MAX,
+        description="None derives the seed from request_id, so that a resumed request continues",
+    )
+
+
+class SubmitRequest(Message):
+    """Asks for one answer.
+
+    Sent by a client, with a reply subject, to `online(alias)`. Handled by one router of the queue
+    group. Lost or unanswered: the client publishes it again with the same request_id. Doubled:
+    answered as the first, and what was generated so far is sent again from `tokens_received`.
+    """
+
+    type: Literal["submit_request.v1"] = "submit_request.v1"
+    request_id: RequestId
+    prompt: str | None = None
+    messages: tuple[ChatMessage, ...] | None = Field(default=None, max_length=MESSAGES_MAX)
+    prompt_token_ids: tuple[TokenId, ...] | None = None
+    max_tokens: int | None = Field(
+        default=None, ge=1, le=MAX_TOKENS_LIMIT, description="None: up to the model's context"
+    )
+    sampling: SamplingParameters = SamplingParameters()
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=STOP_STRING_CHARACTERS_MAX)], ...] = (
+        Field(default=(), max_length=STOP_STRINGS_MAX)
+    )
+    ignore_eos: bool = False
+    priority: int = Field(default=0, ge=-100, le=100, description="higher is served first")
+    expires_after_ms: int | None = Field(
+        default=None, ge=1, le=86_400_000, description="fails as expired after this long"
+    )
+    tokens_received: int = Field(
+        default=0, ge=0, description="on a repeat: how many tokens the client already has"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_prompt(self) -> "SubmitRequest":
+        given = [
+            name
+            for name in ("prompt", "messages", "prompt_token_ids")
+            if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            raise ValueError("give exactly one of prompt, messages and prompt_token_ids")
+        if not getattr(self, given[0]):
+            raise ValueError(f"{given[0]} is empty")
+        return self
+
+
+class RequestAccepted(Message):
+    """The request is durable and will end exactly once.
+
+    Sent by the owning router to the client. Lost: the client repeats its submission. Doubled: a
+    client ignores the second.
+    """
+
+    type: Literal["request_accepted.v1"] = "request_accepted.v1"
+    request_id: RequestId
+    router_id: str
+    prompt_tokens: int = Field(ge=0)
+
+
+class RequestRejected(Message):
+    """The submission was refused and nothing was done.
+
+    Sent by a router to the client. With `retry_after_ms` the same submission may succeed later;
+    without it, it never will. `request_id` is empty where the message could not be read.
+    """
+
+    type: Literal["request_rejected.v1"] = "request_rejected.v1"
+    request_id: str = ""
+    reason: RejectReason
+    message: str
+    parameter: str | None = None
+    retry_after_ms: int | None = Field(default=None, ge=0)
+
+
+class TokensGenerated(Message):
+    """Tokens `first_index ..` of the answer, each with the text it adds (may be empty).
+
+    Sent by the owning router to the client, only after the tokens are in the journal. Doubled or
+    overlapping: a reader drops the indices it has. Lost: the reader sees a gap, or silence, and
+    repeats its submission.
+    """
+
+    type: Literal["tokens_generated.v1"] = "tokens_generated.v1"
+    request_id: RequestId
+    first_index: int = Field(ge=0)
+    token_ids: tuple[TokenId, ...]
+    texts: tuple[str, ...]
+
+
+class RequestFinished(Message):
+    """The answer is complete after `completion_tokens` tokens.
+
+    Sent by the owning router to the client, after the last TokensGenerated. A reader that has
+    fewer tokens repeats its submission. Doubled: ignored.
+    """
+
+    type: Literal["request_finished.v1"] = "request_finished.v1"
+    request_id: RequestId
+    finish_reason: FinishReason
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+
+
+class RequestFailed(Message):
+    """The request ended without a full answer; tokens already sent stay valid.
+
+    Sent by the owning router to the client, once. Doubled: ignored.
+    """
+
+    type: Literal["request_failed.v1"] = "request_failed.v1"
+    request_id: RequestId
+    reason: FailReason
+    message: str
+
+
+class CancelRequest(Message):
+    """Stop this request and free what it holds.
+
+    Sent by a client to `cancel(request_id)`; every router hears it, the owner acts. Lost: the
+    request runs to its end. Doubled, or for an ended request: ignored.
+    """
+
+    type: Literal["cancel_request.v1"] = "cancel_request.v1"
+    request_id: RequestId
+
+
+ToClient = RequestAccepted | RequestRejected | TokensGenerated | RequestFinished | RequestFailed
+
+SUBMISSIONS: Codec[SubmitRequest] = Codec(SubmitRequest)
+CANCELLATIONS: Codec[CancelRequest] = Codec(CancelRequest)
+ANSWERS: Codec[ToClient] = Codec(Annotated[ToClient, Field(discriminator="type")])

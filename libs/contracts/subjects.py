@@ -1,0 +1,101 @@
+"""Every subject, stream and bucket name, built here and nowhere else.
+
+Form: `tide.v1.<family>.<name>[.<entity>]`; an entity is one token of `[a-z0-9_-]+`, so a model is
+addressed by its alias: a dot in a name would split the subject.
+"""
+
+import re
+from typing import Final
+
+ROOT: Final = "tide.v1"
+_TOKEN = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
+
+JOURNAL_STREAM: Final = "TIDE_JOURNAL"
+CLAIM_BUCKET: Final = "tide_claims"
+ROUTER_QUEUE_GROUP: Final = "online-router"
+
+
+def _token(value: str) -> str:
+    if not _TOKEN.match(value):
+        raise ValueError(f"not a subject token: {value!r}")
+    return value
+
+
+def alias_of(name: str) -> str:
+    """Turn a model's name into its alias: lower case, other characters than `[a-z0-9_-]` to `-`."""
+    alias = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-")[:64]
+    return alias or "model"
+
+
+def online(alias: str) -> str:
+    """Where a client publishes SubmitRequest, with a reply subject."""
+    return f"{ROOT}.online.{_token(alias)}"
+
+
+def online_alias(subject: str) -> str:
+    """Return the alias at the end of an `online` subject."""
+    return subject.rpartition(".")[2]
+
+
+ONLINE_ALL: Final = f"{ROOT}.online.*"
+
+
+def cancel(request_id: str) -> str:
+    """Where a client publishes CancelRequest; every router listens, the owner acts."""
+    return f"{ROOT}.cancel.{_token(request_id)}"
+
+
+CANCEL_ALL: Final = f"{ROOT}.cancel.*"
+
+
+def router_submissions(router_id: str) -> str:
+    """Where another router forwards a repeated submission that this one owns."""
+    return f"{ROOT}.router.submissions.{_token(router_id)}"
+
+
+def router_tokens(router_id: str) -> str:
+    """Where workers send this router its TokenStep messages."""
+    return f"{ROOT}.router.tokens.{_token(router_id)}"
+
+
+def router_control(router_id: str) -> str:
+    """Where workers send this router their answers about sessions."""
+    return f"{ROOT}.router.control.{_token(router_id)}"
+
+
+def worker_control(worker_id: str) -> str:
+    """Where routers send a worker StartSession, AcknowledgeTokens and EndSession."""
+    return f"{ROOT}.worker.control.{_token(worker_id)}"
+
+
+def worker_report(worker_id: str) -> str:
+    """Where a worker publishes its WorkerReport."""
+    return f"{ROOT}.report.worker.{_token(worker_id)}"
+
+
+def router_report(router_id: str) -> str:
+    """Where a router publishes its RouterReport, and hears its own echo."""
+    return f"{ROOT}.report.router.{_token(router_id)}"
+
+
+def gateway_report(gateway_id: str) -> str:
+    """Where a gateway publishes its GatewayReport."""
+    return f"{ROOT}.report.gateway.{_token(gateway_id)}"
+
+
+WORKER_REPORTS: Final = f"{ROOT}.report.worker.*"
+ROUTER_REPORTS: Final = f"{ROOT}.report.router.*"
+GATEWAY_REPORTS: Final = f"{ROOT}.report.gateway.*"
+
+
+def journal(journal_id: str) -> str:
+    """The JetStream subject of one router's token journal."""
+    return f"{ROOT}.journal.{_token(journal_id)}"
+
+
+JOURNAL_ALL: Final = f"{ROOT}.journal.*"
+
+
+def journal_id_of(subject: str) -> str:
+    """Return the journal id at the end of a journal subject."""
+    return subject.rpartition(".")[2]

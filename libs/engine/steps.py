@@ -1,8 +1,8 @@
 """What passes between the scheduler, the runner and their caller at every engine step.
 
-    schedule() -> StepPlan        pure: which tokens of which sequences, in which KV blocks
-    run(StepPlan) -> StepResult   torch: one forward pass, sampling, text
-    account(StepResult)           pure: grows the sequences, ends them, returns TokenEmitted
+schedule() -> StepPlan        pure: which tokens of which sequences, in which KV blocks
+run(StepPlan) -> StepResult   torch: one forward pass, sampling, text
+account(StepResult)           pure: grows the sequences, ends them, returns TokenEmitted
 """
 
 from dataclasses import dataclass

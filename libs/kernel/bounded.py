@@ -25,6 +25,10 @@ class RecentMap(Generic[KeyT, ValueT]):
         """Return the value, without refreshing its age."""
         return self._entries.get(key)
 
+    def oldest(self) -> ValueT | None:
+        """Return the value that the bound would evict next."""
+        return next(iter(self._entries.values()), None)
+
     def put(self, key: KeyT, value: ValueT) -> ValueT | None:
         """Add or replace an entry as the newest; return the value evicted by the bound, if any."""
         self._entries.pop(key, None)

@@ -1,0 +1,1 @@
+"""Pure arithmetic of decisions: liveness and placement. No clock, no network, no torch."""

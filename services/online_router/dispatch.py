@@ -1,0 +1,284 @@
+"""Sessions on workers: placing them, hearing their tokens, placing them again after a loss."""
+
+from libs.contracts.journal import SessionDispatched, SessionFailed
+from libs.contracts.online import FailReason
+from libs.contracts.reports import WorkerReport
+from libs.contracts.sessions import (
+    AcknowledgeTokens,
+    EndSession,
+    RefuseReason,
+    SessionRefused,
+    SessionStarted,
+    TokenReceipt,
+)
+from libs.contracts.token_step import SessionTokens, TokenStep
+from services.online_router.commands import SendToWorker
+from services.online_router.placement import view_of
+from services.online_router.sessions import Phase, Session
+from services.online_router.state import RouterState
+
+
+class Dispatch:
+    """Everything between a promised session and the worker in charge of it."""
+
+    def __init__(self, state: RouterState) -> None:
+        self._state = state
+
+    # ------------------------------------------------------------------ workers
+
+    def worker_reported(self, report: WorkerReport) -> None:
+        """Note the worker's state; a newcomer takes what waits."""
+        state = self._state
+        known = state.workers.get(report.worker_id)
+        if known is not None and report.beat < known.report.beat:
+            return  # overtaken on the way
+        is_new = state.worker_liveness.observe_peer(report.worker_id)
+        placed = len(state.placed.get(report.worker_id, ()))
+        state.workers[report.worker_id] = view_of(report, sessions_placed=placed)
+        if is_new:
+            self.place_waiting()
+
+    def worker_unreachable(self, worker_id: str) -> None:
+        """The broker delivered nothing to the worker; two missed reports now make it dead."""
+        self._state.worker_liveness.observe_unreachable(worker_id)
+
+    def echo_heard(self) -> None:
+        """Count silence; the sessions of the dead move on."""
+        state = self._state
+        for worker_id in state.worker_liveness.observe_echo(now_ns=state.now_ns):
+            self._lose_worker(worker_id)
+        for worker_id in state.worker_liveness.suspects():
+            # An empty receipt: only to learn whether anybody still listens there.
+            self.acknowledge(worker_id, ())
+
+    def _lose_worker(self, worker_id: str) -> None:
+        state = self._state
+        state.workers.pop(worker_id, None)
+        state.counters.workers_lost += 1
+        for request_id in sorted(state.placed.pop(worker_id, set())):
+            session = state.sessions[request_id]
+            if session.phase is Phase.PLACED:
+                self._place_after_loss(session)
+
+    def _place_after_loss(self, session: Session) -> None:
+        """Strike a session that may have killed its worker; place it again otherwise."""
+        state = self._state
+        if len(session.token_ids) > session.tokens_at_dispatch:
+            session.strikes = 0
+        elif session.is_started:
+            session.strikes += 1
+        if session.strikes >= state.options.strikes_max:
+            message = f"{session.strikes} workers were lost in a row without one new token"
+            self.fail(session, FailReason.WORKERS_DIED, message)
+        else:
+            self.place(session, avoided_worker_id=session.worker_id)
+
+    # ------------------------------------------------------------------ placing
+
+    def place(self, session: Session, *, avoided_worker_id: str = "") -> None:
+        """Choose a worker and write the dispatch; without one the session waits."""
+        state = self._state
+        worker_id = state.choose_worker_for(session, avoided_worker_id=avoided_worker_id)
+        if worker_id is None:
+            self._wait(session)
+            return
+        state.assign(session, worker_id)
+        state.counters.resumed += 1
+        if session.phase is not Phase.PLACED:
+            session.move(Phase.PLACED)
+        state.writer.add(
+            SessionDispatched(
+                request_id=session.request_id,
+                session_epoch=session.session_epoch,
+                worker_id=worker_id,
+            )
+        )
+
+    def _wait(self, session: Session) -> None:
+        self._state.unassign(session)
+        if session.phase is not Phase.WAITING:
+            session.move(Phase.WAITING)
+
+    def place_waiting(self) -> None:
+        """Try again for the sessions that no worker could take, oldest id first."""
+        for request_id in sorted(self._state.sessions):
+            session = self._state.sessions[request_id]
+            if session.phase is Phase.WAITING and self._state.views_of(session.alias):
+                self.place(session)
+
+    def start(self, session: Session) -> None:
+        """Send the dispatch, whose epoch is durable now."""
+        state = self._state
+        session.dispatched_at_ns = session.heard_at_ns = state.now_ns
+        state.emit(
+            SendToWorker(
+                worker_id=session.worker_id,
+                message=session.start_message(router_id=state.options.router_id),
+                cause_id=session.request_id,
+            )
+        )
+
+    def fail(self, session: Session, reason: FailReason, message: str) -> None:
+        """Decide that the session ends without a full answer; its record makes it so."""
+        if session.failure is not None or session.finish_reason is not None:
+            return
+        session.failure = SessionFailed(
+            request_id=session.request_id, reason=reason, message=message
+        )
+        self._state.writer.add(session.failure)
+        if session.phase is not Phase.OPENING:
+            self._state.end_on_worker(session)
+            self._state.unassign(session)
+            session.move(Phase.ENDING)
+
+    def cancel(self, session: Session) -> None:
+        """The client no longer wants the answer."""
+        self.fail(session, FailReason.CANCELLED, "cancelled by the client")
+
+    # ------------------------------------------------------------------ what workers say
+
+    def tokens_received(self, step: TokenStep) -> None:
+        """Take what is new, ask for what is missing, acknowledge what is known."""
+        receipts: list[TokenReceipt] = []
+        for entry in step.entries:
+            session = self._state.find(entry.request_id)
+            is_wanted = session is not None and session.failure is None
+            if session is None or not is_wanted or entry.session_epoch != session.session_epoch:
+                self._end_stale(step.worker_id, entry, session)
+                continue
+            receipt = self._take(session, entry)
+            if receipt is not None:
+                receipts.append(receipt)
+        if receipts:
+            self.acknowledge(step.worker_id, tuple(receipts))
+
+    def _take(self, session: Session, entry: SessionTokens) -> TokenReceipt | None:
+        """Queue the entry's new tokens for the journal; return what to tell the worker at once."""
+        if session.phase is not Phase.PLACED:
+            return session.receipt()
+        session.is_started = True
+        session.heard_at_ns = self._state.now_ns
+        known = len(session.token_ids) - entry.first_index
+        if known < 0:
+            return self._ask_resend(session)
+        has_news = known < len(entry.token_ids) or (
+            entry.finish_reason is not None and known == len(entry.token_ids)
+        )
+        if not has_news:
+            return session.receipt()
+        fresh = SessionTokens(
+            request_id=session.request_id,
+            session_epoch=session.session_epoch,
+            first_index=len(session.token_ids),
+            token_ids=entry.token_ids[known:],
+            texts=entry.texts[known:],
+            finish_reason=entry.finish_reason,
+        )
+        session.token_ids.extend(fresh.token_ids)
+        session.texts.extend(fresh.texts)
+        self._state.writer.add(fresh)
+        if fresh.finish_reason is not None:
+            session.finish_reason = fresh.finish_reason
+            self._state.unassign(session)
+            session.move(Phase.ENDING)
+        return None
+
+    def _ask_resend(self, session: Session) -> TokenReceipt | None:
+        state = self._state
+        if state.now_ns - session.resend_asked_at_ns < state.options.resend_ask_interval_ns:
+            return None
+        session.resend_asked_at_ns = state.now_ns
+        return session.receipt(is_resend_wanted=True)
+
+    def _end_stale(self, worker_id: str, entry: SessionTokens, session: Session | None) -> None:
+        """Tokens that nobody waits for: the worker may forget that session."""
+        state = self._state
+        state.counters.stale_dropped += 1
+        if session is not None and entry.session_epoch > session.session_epoch:
+            return  # not ours to end: a later owner may have started it
+        message = EndSession(request_id=entry.request_id, session_epoch=entry.session_epoch)
+        state.emit(SendToWorker(worker_id=worker_id, message=message, cause_id=entry.request_id))
+
+    def started(self, answer: SessionStarted) -> None:
+        """The worker holds the session."""
+        session = self._in_charge(answer)
+        if session is not None:
+            session.is_started = True
+            session.heard_at_ns = self._state.now_ns
+
+    def refused(self, answer: SessionRefused) -> None:
+        """The worker does not run the session: find another way, or another end."""
+        session = self._in_charge(answer)
+        if session is None:
+            return
+        match answer.reason:
+            case RefuseReason.INVALID | RefuseReason.WRONG_MODEL:
+                self.fail(session, FailReason.REFUSED, answer.message or str(answer.reason))
+            case RefuseReason.FULL | RefuseReason.DRAINING:
+                self._place_elsewhere(session)
+            case RefuseReason.UNKNOWN_SESSION | RefuseReason.STALE_EPOCH:
+                self.place(session)
+            case RefuseReason.ENGINE_ERROR:
+                session.is_started = True
+                self._place_after_loss(session)
+
+    def _place_elsewhere(self, session: Session) -> None:
+        """Go to another worker at once, or wait for the sweep to try the same one again."""
+        others = [
+            view
+            for view in self._state.views_of(session.alias)
+            if view.report.worker_id != session.worker_id and not view.report.is_draining
+        ]
+        if others:
+            self.place(session, avoided_worker_id=session.worker_id)
+        else:
+            self._wait(session)
+
+    def _in_charge(self, answer: SessionStarted | SessionRefused) -> Session | None:
+        session = self._state.sessions.get(answer.request_id)
+        if (
+            session is None
+            or session.phase is not Phase.PLACED
+            or session.session_epoch != answer.session_epoch
+            or session.worker_id != answer.worker_id
+        ):
+            return None
+        return session
+
+    # ------------------------------------------------------------------ what may have been lost
+
+    def sweep(self) -> None:
+        """Repeat what was not answered, ask after the silent, end the expired, place the rest."""
+        state = self._state
+        probes: dict[str, list[TokenReceipt]] = {}
+        for request_id in sorted(state.sessions):
+            session = state.sessions[request_id]
+            if session.expires_at_ns is not None and session.expires_at_ns <= state.now_ns:
+                self._expire(session)
+            elif session.phase is Phase.PLACED:
+                self._sweep_placed(session, probes)
+        for worker_id in sorted(probes):
+            self.acknowledge(worker_id, tuple(probes[worker_id]))
+        self.place_waiting()
+
+    def _expire(self, session: Session) -> None:
+        if session.phase in (Phase.OPENING, Phase.PLACED, Phase.WAITING):
+            self.fail(session, FailReason.EXPIRED, "the request's time has passed")
+
+    def _sweep_placed(self, session: Session, probes: dict[str, list[TokenReceipt]]) -> None:
+        state = self._state
+        if session.epoch_committed < session.session_epoch:
+            return  # the dispatch waits for its journal record
+        if not session.is_started:
+            if state.now_ns - session.dispatched_at_ns >= state.options.start_repeat_ns:
+                self.start(session)
+        elif state.now_ns - session.heard_at_ns >= state.options.probe_after_ns:
+            session.heard_at_ns = state.now_ns
+            receipt = session.receipt(is_resend_wanted=True)
+            probes.setdefault(session.worker_id, []).append(receipt)
+
+    def acknowledge(self, worker_id: str, receipts: tuple[TokenReceipt, ...]) -> None:
+        """Tell one worker what is durable, for all its sessions in one message."""
+        state = self._state
+        message = AcknowledgeTokens(router_id=state.options.router_id, receipts=receipts)
+        state.emit(SendToWorker(worker_id=worker_id, message=message, cause_id=state.cause_id))

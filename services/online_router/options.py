@@ -1,0 +1,57 @@
+"""What the router's core may be told; the process's own config maps onto it."""
+
+from dataclasses import dataclass, field
+
+from libs.kernel.units import KIB, MIB, NS_PER_MS, NS_PER_S
+from libs.policy.liveness import LivenessOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterOptions:
+    """Limits and intervals of one router. Every limit has a rule for what happens at it."""
+
+    router_id: str
+    """Unique per process start; a subject token."""
+    aliases: tuple[str, ...]
+    """Models that this router can tokenise for; others are rejected as not found."""
+    process_id: int = 0
+    """Shown in reports."""
+    sessions_max: int = 2048
+    """Open sessions; at the bound a submission is rejected as overloaded."""
+    sessions_ended_max: int = 4096
+    """Ended sessions kept for clients that missed the end; past it the oldest are forgotten."""
+    linger_ns: int = 30 * NS_PER_S
+    """How long an ended session is kept for a client that missed the end."""
+    report_interval_ns: int = 200 * NS_PER_MS
+    """Heartbeat; see LivenessOptions for how many may be missed."""
+    sweep_interval_ns: int = 100 * NS_PER_MS
+    """How often everything that may have been lost is looked at again."""
+    start_repeat_ns: int = 400 * NS_PER_MS
+    """StartSession is sent again if unanswered this long."""
+    probe_after_ns: int = 1_000 * NS_PER_MS
+    """A running session silent this long is asked for."""
+    resend_ask_interval_ns: int = 100 * NS_PER_MS
+    """A gap in the indices is asked about at most this often per session."""
+    retry_after_ns: int = 300 * NS_PER_MS
+    """What a client is told to wait where a shortage passes soon."""
+    append_retry_ns: int = 250 * NS_PER_MS
+    """Pause before a failed journal append or read is tried again."""
+    strikes_max: int = 5
+    """Workers lost in a row without one new token before the request counts as the poison."""
+    batch_bytes_max: int = 512 * KIB
+    """Estimated size of one journal append; must stay below the broker's max_payload."""
+    record_bytes_max: int = 768 * KIB
+    """A submission whose own record would exceed this is rejected as too large."""
+    journal_bytes_max: int = 16 * MIB
+    """Journal bytes behind the oldest open session before that session is written anew."""
+    journals_list_interval_ns: int = 1 * NS_PER_S
+    """How often the journals of dead routers are looked for."""
+    relay_tokens_max: int = 4096
+    """Tokens in one TokensGenerated message."""
+    liveness: LivenessOptions = field(default_factory=LivenessOptions)
+    """When a silent worker or router counts as dead."""
+
+    def __post_init__(self) -> None:
+        assert self.batch_bytes_max <= self.record_bytes_max
+        assert self.sessions_max > 0
+        assert self.strikes_max > 0

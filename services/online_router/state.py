@@ -1,0 +1,174 @@
+"""What the parts of the router's core share: sessions, workers, the journal, commands to come."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+from libs.contracts.online import RequestFailed, RequestFinished, ToClient, TokensGenerated
+from libs.contracts.sessions import EndSession
+from libs.engine.prefix_hashes import prefix_block_hashes
+from libs.kernel.bounded import RecentMap
+from libs.kernel.core import require
+from libs.policy.liveness import EchoLiveness
+from services.online_router.commands import Reply, RouterCommand, SendToWorker
+from services.online_router.journal_writer import JournalWriter
+from services.online_router.options import RouterOptions
+from services.online_router.placement import WorkerView, choose_worker
+from services.online_router.sessions import Phase, Session
+
+
+@dataclass(slots=True, kw_only=True)
+class RouterCounters:
+    """What happened since the start; for reports and metrics."""
+
+    accepted: int = 0
+    rejected: int = 0
+    finished: int = 0
+    failed: int = 0
+    adopted: int = 0
+    resumed: int = 0
+    tokens_relayed: int = 0
+    stale_dropped: int = 0
+    unanswerable: int = 0
+    workers_lost: int = 0
+    times_fenced: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class RouterState:
+    """The state of one router. Only the core and its parts touch it, one event at a time."""
+
+    options: RouterOptions
+    writer: JournalWriter
+    worker_liveness: EchoLiveness
+    journal_liveness: EchoLiveness
+    now_ns: int = 0
+    """Time of the event being handled."""
+    cause_id: str = ""
+    """What provoked the event being handled."""
+    journals_owned: int = 1
+    sessions: dict[str, Session] = field(default_factory=dict)
+    """Sessions that have not ended, by request id."""
+    ended: RecentMap[str, Session]
+    """Ended sessions, for clients that missed the end."""
+    session_by_op_id: dict[str, str] = field(default_factory=dict)
+    workers: dict[str, WorkerView] = field(default_factory=dict)
+    placed: dict[str, set[str]] = field(default_factory=dict)
+    """Request ids placed on each worker; for membership, iterate sorted."""
+    router_by_journal_id: dict[str, str] = field(default_factory=dict)
+    """Who owns which living journal, by the routers' reports."""
+    counters: RouterCounters = field(default_factory=RouterCounters)
+    commands: list[RouterCommand] = field(default_factory=list)
+    op_count: int = 0
+
+    def emit(self, command: RouterCommand) -> None:
+        """Add a command to what this event brings forth."""
+        self.commands.append(command)
+
+    def next_op_id(self, kind: str) -> str:
+        """Return an id that this process never used before."""
+        self.op_count += 1
+        return f"{self.options.router_id}:{kind}:{self.op_count}"
+
+    def reply(self, session: Session, message: ToClient) -> None:
+        """Send a message to the session's client."""
+        self.emit(
+            Reply(
+                reply_to=session.reply_to,
+                encoding=session.encoding,
+                message=message,
+                cause_id=self.cause_id,
+            )
+        )
+
+    def find(self, request_id: str) -> Session | None:
+        """Return the session, whether it still runs or lingers."""
+        return self.sessions.get(request_id) or self.ended.get(request_id)
+
+    def views_of(self, alias: str) -> list[WorkerView]:
+        """Return the living workers of a model, by id, with their current load."""
+        views = []
+        for worker_id in sorted(self.workers):
+            view = self.workers[worker_id]
+            if view.report.alias == alias:
+                view.sessions_placed = len(self.placed.get(worker_id, ()))
+                views.append(view)
+        return views
+
+    def choose_worker_for(self, session: Session, *, avoided_worker_id: str = "") -> str | None:
+        """Choose where the session runs, and charge its prompt to that worker; None: nobody."""
+        views = self.views_of(session.alias)
+        if not views:
+            return None
+        spec = session.known_spec()
+        known_ids = (*spec.prompt_token_ids, *session.token_ids)
+        hashes = prefix_block_hashes(known_ids, block_tokens=views[0].report.block_tokens, salt="")
+        chosen = choose_worker(
+            views,
+            prompt_tokens=len(known_ids),
+            prompt_hashes=hashes,
+            avoided_worker_id=avoided_worker_id,
+        )
+        if chosen is None:
+            return None
+        chosen.tokens_sent_since_report += len(known_ids)
+        return chosen.report.worker_id
+
+    def assign(self, session: Session, worker_id: str) -> None:
+        """Put the worker in charge under a new epoch that nobody has used."""
+        self.unassign(session)
+        session.worker_id = worker_id
+        session.session_epoch += 1
+        session.is_started = False
+        session.tokens_at_dispatch = len(session.token_ids)
+        self.placed.setdefault(worker_id, set()).add(session.request_id)
+
+    def unassign(self, session: Session) -> None:
+        """Nobody is in charge of the session any more."""
+        self.placed.get(session.worker_id, set()).discard(session.request_id)
+
+    def end_on_worker(self, session: Session) -> None:
+        """Tell the worker in charge to forget the session."""
+        if session.worker_id:
+            message = EndSession(request_id=session.request_id, session_epoch=session.session_epoch)
+            self.emit(
+                SendToWorker(worker_id=session.worker_id, message=message, cause_id=self.cause_id)
+            )
+
+    def relay_from(self, session: Session, first_index: int) -> None:
+        """Send the client the committed tokens from this index on, and the end if it is over."""
+        step = self.options.relay_tokens_max
+        for start in range(first_index, session.tokens_committed, step):
+            end = min(start + step, session.tokens_committed)
+            message = TokensGenerated(
+                request_id=session.request_id,
+                first_index=start,
+                token_ids=tuple(session.token_ids[start:end]),
+                texts=tuple(session.texts[start:end]),
+            )
+            self.reply(session, message)
+        session.tokens_relayed = session.tokens_committed
+        if session.phase is Phase.ENDED:
+            self.reply(session, self.end_message(session))
+
+    def end_message(self, session: Session) -> RequestFinished | RequestFailed:
+        """How the session ended, for its client."""
+        if session.failure is not None:
+            return RequestFailed(
+                request_id=session.request_id,
+                reason=session.failure.reason,
+                message=session.failure.message,
+            )
+        require(session.finish_reason is not None, "an ended session without an end")
+        assert session.finish_reason is not None
+        return RequestFinished(
+            request_id=session.request_id,
+            finish_reason=session.finish_reason,
+            prompt_tokens=len(session.known_spec().prompt_token_ids),
+            completion_tokens=len(session.token_ids),
+        )
+
+
+def derived_seed(request_id: str) -> int:
+    """The seed of a request that names none: the same for every attempt at it."""
+    digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

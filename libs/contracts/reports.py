@@ -38,7 +38,11 @@ class WorkerReport(Message):
     tokens_generated: int = Field(ge=0, description="since the start of this process")
     steps: int = Field(ge=0)
     step_ms_recent: float = Field(ge=0.0)
-    prefix_hashes: tuple[str, ...] = Field(default=(), max_length=PREFIX_HASHES_MAX)
+    prefix_hashes: tuple[Annotated[int, Field(ge=0, lt=2**64)], ...] = Field(
+        default=(),
+        max_length=PREFIX_HASHES_MAX,
+        description="cached block hashes, the most recently used first",
+    )
 
 
 class RouterReport(Message):

@@ -32,11 +32,6 @@ def online(alias: str) -> str:
     return f"{ROOT}.online.{_token(alias)}"
 
 
-def online_alias(subject: str) -> str:
-    """Return the alias at the end of an `online` subject."""
-    return subject.rpartition(".")[2]
-
-
 ONLINE_ALL: Final = f"{ROOT}.online.*"
 
 
@@ -48,9 +43,29 @@ def cancel(request_id: str) -> str:
 CANCEL_ALL: Final = f"{ROOT}.cancel.*"
 
 
-def router_submissions(router_id: str) -> str:
+def router_submissions(router_id: str, alias: str) -> str:
     """Where another router forwards a repeated submission that this one owns."""
-    return f"{ROOT}.router.submissions.{_token(router_id)}"
+    return f"{ROOT}.router.submissions.{_token(router_id)}.{_token(alias)}"
+
+
+def router_submissions_all(router_id: str) -> str:
+    """All submissions forwarded to this router."""
+    return f"{ROOT}.router.submissions.{_token(router_id)}.*"
+
+
+def router_unreachable(router_id: str, worker_id: str) -> str:
+    """Reply subject of what this router sends a worker: the broker answers if nobody listens."""
+    return f"{ROOT}.router.unreachable.{_token(router_id)}.{_token(worker_id)}"
+
+
+def router_unreachable_all(router_id: str) -> str:
+    """All such answers of the broker to this router."""
+    return f"{ROOT}.router.unreachable.{_token(router_id)}.*"
+
+
+def last_token(subject: str) -> str:
+    """Return the entity at the end of a subject."""
+    return subject.rpartition(".")[2]
 
 
 def router_tokens(router_id: str) -> str:
@@ -94,8 +109,3 @@ def journal(journal_id: str) -> str:
 
 
 JOURNAL_ALL: Final = f"{ROOT}.journal.*"
-
-
-def journal_id_of(subject: str) -> str:
-    """Return the journal id at the end of a journal subject."""
-    return subject.rpartition(".")[2]

@@ -21,14 +21,13 @@ class RouterStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmissionReceived:
-    """A client submitted, or repeated, a request; `was_forwarded` if by way of another router."""
+    """A client submitted, or repeated, a request, here or by way of another router."""
 
     submission: SubmitRequest
     alias: str
     reply_to: str
     encoding: Encoding
     received_at_unix_ns: int
-    was_forwarded: bool = False
     cause_id: str
 
 

@@ -143,7 +143,6 @@ def _submission_event(
         reply_to=reply_to,
         encoding=encoding,
         received_at_unix_ns=now_unix_ns,
-        was_forwarded=not subject.startswith(_ONLINE),
         cause_id=submission.request_id,
     )
 

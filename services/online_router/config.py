@@ -1,0 +1,31 @@
+"""Settings of one online router process (`ONLINE_ROUTER__FIELD` in the environment)."""
+
+from dataclasses import dataclass
+
+from libs.kernel.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig:
+    """What an operator sets; everything else is in RouterOptions, with its reason."""
+
+    nats_url: str = "nats://127.0.0.1:4222"
+    """Broker to connect to; several, comma-separated, are one cluster."""
+    router_id: str = "router"
+    """Prefix of this process's id; a random suffix makes it unique per start."""
+    models: tuple[str, ...] = ()
+    """Models to tokenise for, each `alias=path`, or a path whose last part becomes the alias."""
+    sessions_max: int = 2048
+    """Open requests; past it a submission is rejected as overloaded, with a time to wait."""
+    metrics_port: int | None = None
+    """Port of /metrics, /live and /health; none serves them not at all."""
+    metrics_host: str = "127.0.0.1"
+    """Address that the metrics port listens on."""
+    dies_with_parent: bool = False
+    """End when the process that started this one ends; the launcher sets it."""
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ConfigError("models: name at least one model to serve")
+        if self.sessions_max < 1:
+            raise ConfigError("sessions_max: must be at least 1")

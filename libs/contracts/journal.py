@@ -19,7 +19,7 @@ import msgpack
 
 from libs.contracts.online import FailReason
 from libs.contracts.sessions import SessionSpec
-from libs.contracts.token_step import SessionTokens, unpack_session_tokens
+from libs.contracts.token_step import SessionTokens, are_tokens, unpack_session_tokens
 from libs.contracts.wire import Codec, Encoding, unpack
 from libs.kernel.errors import ContractViolation
 
@@ -174,7 +174,9 @@ def _match_record(record: Any) -> JournalRecord:
     match record:
         case ["t", entry]:
             return unpack_session_tokens(entry)
-        case ["o", bytes(spec), str(), str(), int(), str(), None | int(), list(ids), list(texts)]:
+        case [
+            "o", bytes(spec), str(), str(), int(epoch), str(), None | int(), list(ids), list(texts)
+        ] if epoch >= 1 and are_tokens(ids, texts):  # fmt: skip
             return SessionOpened(
                 spec=_SPECS.decode(spec),
                 reply_to=record[2],
@@ -185,7 +187,7 @@ def _match_record(record: Any) -> JournalRecord:
                 generated_token_ids=tuple(ids),
                 generated_texts=tuple(texts),
             )
-        case ["d", str(request_id), int(epoch), str(worker_id)]:
+        case ["d", str(request_id), int(epoch), str(worker_id)] if epoch >= 1:
             return SessionDispatched(
                 request_id=request_id, session_epoch=epoch, worker_id=worker_id
             )

@@ -78,10 +78,10 @@ def unpack_session_tokens(entry: Any) -> SessionTokens:
             list(texts),
             (None | str()) as finish_reason,
         ] if (
-            len(token_ids) == len(texts)
+            type(session_epoch) is int
+            and session_epoch >= 1
             and first_index >= 0
-            and all(type(t) is int and t >= 0 for t in token_ids)
-            and all(type(t) is str for t in texts)
+            and are_tokens(token_ids, texts)
         ):
             return SessionTokens(
                 request_id=request_id,
@@ -93,6 +93,15 @@ def unpack_session_tokens(entry: Any) -> SessionTokens:
             )
         case _:
             raise ContractViolation("malformed session tokens")
+
+
+def are_tokens(token_ids: list[Any], texts: list[Any]) -> bool:
+    """Whether these are as many token ids as texts, each of its type (a bool is no id)."""
+    return (
+        len(token_ids) == len(texts)
+        and all(type(t) is int and t >= 0 for t in token_ids)
+        and all(type(t) is str for t in texts)
+    )
 
 
 def _finish_reason(value: str | None) -> FinishReason | None:

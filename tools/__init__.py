@@ -1,0 +1,1 @@
+"""Scripts of the repository; nothing of the product imports them."""

@@ -1,0 +1,40 @@
+"""What a worker core is told at the start: who it is, what its engine can do, and its bounds."""
+
+from dataclasses import dataclass
+
+from libs.engine.scheduler import SchedulerOptions
+from libs.kernel.units import KIB, NS_PER_MS, NS_PER_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """Identity, engine shape and bounds. Every bound's docstring says what happens at it."""
+
+    worker_id: str
+    """Unique per process start, so that no message for an earlier process reaches this one."""
+    alias: str
+    process_id: int
+    vocabulary_size: int
+    engine: SchedulerOptions
+    sessions_max: int = 1024
+    """Sessions held, running, waiting or unacknowledged; one more is refused as full."""
+    ended_epochs_max: int = 16_384
+    """Ended sessions whose epoch is remembered; past it the oldest could be revived by a message
+    that was under way all that time, and its router would end it again."""
+    report_interval_ns: int = 200 * NS_PER_MS
+    resend_after_ns: int = 500 * NS_PER_MS
+    """Tokens unacknowledged for this long are sent again; doubles with every repetition."""
+    resend_after_ns_max: int = 2 * NS_PER_S
+    resend_tokens_max: int = 1024
+    """Tokens of one session in one repetition; the rest follows when these are acknowledged."""
+    message_bytes_max: int = 256 * KIB
+    """A token message past this estimate is split; well below the broker's bound of 1 MiB."""
+    unacknowledged_finished_ns_max: int = 60 * NS_PER_S
+    """A finished session that nobody acknowledges for this long is dropped and counted."""
+    drain_ns_max: int = 5 * NS_PER_S
+    """Running sessions may finish for this long while draining; then they are refused."""
+
+    @property
+    def resend_check_ns(self) -> int:
+        """How often unacknowledged sessions are looked through, while there are any."""
+        return max(1, self.resend_after_ns // 4)

@@ -7,13 +7,14 @@ there or its way back: the caller then sees a time-out and cannot know which.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from libs.kernel.units import NS_PER_MS, NS_PER_US
 from libs.runtime.bus import BusMessage
 from libs.runtime.memory_broker import MemoryBroker
 from libs.sim.process import Life, SimProcess
-from libs.sim.world import World
+from libs.sim.world import Action, World
 
 ResultT = TypeVar("ResultT")
 OnMessage = Callable[[BusMessage], None]
@@ -23,6 +24,9 @@ OnMessage = Callable[[BusMessage], None]
 class NetworkOptions:
     """How bad the network is. Probabilities are per leg."""
 
+    is_ordered: bool = True
+    """Whether a link delivers in the order of sending, as one TCP connection does. Unordered is
+    harsher than anything real, and holds the cores to not depending on order."""
     delay_ns_min: int = 50 * NS_PER_US
     delay_ns_max: int = 2 * NS_PER_MS
     spike_probability: float = 0.0
@@ -51,12 +55,15 @@ class SimBroker:
         self.messages_doubled = 0
         self._rng = world.rng.child("network")
         self._subscribers: dict[int, _Subscriber] = {}
+        self._link_free_at_ns: dict[str, int] = {}
 
     def heal(self) -> None:
         """From now on nothing is lost, doubled or late beyond the plain delay."""
         self.is_down = False
         self.options = NetworkOptions(
-            delay_ns_min=self.options.delay_ns_min, delay_ns_max=self.options.delay_ns_max
+            is_ordered=self.options.is_ordered,
+            delay_ns_min=self.options.delay_ns_min,
+            delay_ns_max=self.options.delay_ns_max,
         )
 
     def subscribe(
@@ -78,10 +85,10 @@ class SimBroker:
                 self.broker.unsubscribe(subscription_id)
                 del self._subscribers[subscription_id]
 
-    def publish(self, message: BusMessage) -> None:
+    def publish(self, process: SimProcess, message: BusMessage) -> None:
         """Send a core message on its way; it may be lost or doubled before the broker sees it."""
         for _ in range(self._copies()):
-            self.world.after(self._delay_ns(), lambda: self._arrive(message))
+            self._travel(f"from {process.name}", lambda: self._arrive(message))
 
     def call(
         self,
@@ -103,18 +110,17 @@ class SimBroker:
                 is_settled = True
                 callback()
 
-        def respond(result: ResultT) -> None:
-            if not self._is_call_lost():
-                deliver = lambda: process.deliver(lambda: settle(lambda: on_result(result)))  # noqa: E731
-                self.world.after(self._delay_ns(), deliver)
-
         def arrive() -> None:
-            if not self.is_down:
-                respond(operation(self.broker, self.world.now_ns))
-                self._carry()
+            if self.is_down:
+                return
+            result = operation(self.broker, self.world.now_ns)
+            self._carry()
+            if not self._is_call_lost():
+                answer = partial(process.deliver, lambda: settle(lambda: on_result(result)))
+                self._travel(f"to {process.name}", answer)
 
         if not self._is_call_lost():
-            self.world.after(self._delay_ns(), arrive)
+            self._travel(f"from {process.name}", arrive)
         self.world.after(
             self.options.call_timeout_ns, lambda: process.deliver(lambda: settle(on_timeout))
         )
@@ -140,10 +146,17 @@ class SimBroker:
                 self._send(subscriber, delivery.message)
 
     def _send(self, subscriber: _Subscriber, message: BusMessage) -> None:
-        def hand_over() -> None:
-            subscriber.process.deliver(lambda: subscriber.on_message(message))
+        process = subscriber.process
+        hand_over = partial(process.deliver, lambda: subscriber.on_message(message))
+        self._travel(f"to {process.name}", hand_over)
 
-        self.world.after(self._delay_ns(), hand_over)
+    def _travel(self, link: str, action: Action) -> None:
+        """Run the action at the far end of the link, behind what was sent there before."""
+        arrives_at_ns = self.world.now_ns + self._delay_ns()
+        if self.options.is_ordered:
+            arrives_at_ns = max(arrives_at_ns, self._link_free_at_ns.get(link, 0))
+            self._link_free_at_ns[link] = arrives_at_ns
+        self.world.after(arrives_at_ns - self.world.now_ns, action)
 
     def _copies(self) -> int:
         draw = self._rng.random()

@@ -88,7 +88,8 @@ class RouterProcess(SimProcess):
             case Reply() | SendToWorker() | ForwardSubmission() | PublishReport():
                 out = outgoing(command, router_id=self._router_id)
                 self._network.publish(
-                    BusMessage(subject=out.subject, payload=out.payload, reply_to=out.reply_to)
+                    self,
+                    BusMessage(subject=out.subject, payload=out.payload, reply_to=out.reply_to),
                 )
             case SetTimer():
                 fired = TimerFired(key=command.key, cause_id=command.cause_id)

@@ -1,0 +1,107 @@
+"""A worker in the simulated world: live core and scheduler, an engine of pure arithmetic."""
+
+from typing import assert_never
+
+from libs.contracts import subjects
+from libs.contracts.sessions import (
+    WORKER_CONTROL,
+    AcknowledgeTokens,
+    EndSession,
+    StartSession,
+)
+from libs.contracts.token_step import pack_step
+from libs.contracts.wire import encode
+from libs.engine.scheduler import Scheduler
+from libs.engine.simulated_runner import SimulatedRunner, StepTimeModel
+from libs.kernel.core import SetTimer, TimerFired
+from libs.runtime.bus import BusMessage
+from libs.sim.broker import SimBroker
+from libs.sim.process import SimProcess
+from services.gpu_worker.commands import (
+    PublishReport,
+    RunStep,
+    SendTokens,
+    SendToRouter,
+    StopProcess,
+    WorkerCommand,
+)
+from services.gpu_worker.core import WorkerCore
+from services.gpu_worker.events import (
+    AcknowledgeReceived,
+    EndReceived,
+    StartReceived,
+    StepFinished,
+    WorkerEvent,
+    WorkerStarted,
+)
+from services.gpu_worker.options import WorkerOptions
+
+
+class WorkerProcess(SimProcess):
+    """Runs one WorkerCore; invariants are checked after every event."""
+
+    def __init__(
+        self, network: SimBroker, options: WorkerOptions, *, step_time: StepTimeModel
+    ) -> None:
+        super().__init__(network.world, name=options.worker_id)
+        self.core = WorkerCore(options, Scheduler(options.engine))
+        self._worker_id = options.worker_id
+        self._network = network
+        self._step_time = step_time
+        self._runner = SimulatedRunner(
+            vocabulary_size=options.vocabulary_size, eos_token_ids=options.engine.eos_token_ids
+        )
+        network.subscribe(self, subjects.worker_control(options.worker_id), self._on_message)
+        self.post(WorkerStarted(cause_id=options.worker_id))
+
+    def post(self, event: WorkerEvent) -> None:
+        """Let the core handle the event and carry out what it commands."""
+        commands = self.core.handle(event, now_ns=self.world.now_ns)
+        self.core.check_invariants()
+        for command in commands:
+            self._perform(command)
+
+    def _on_message(self, message: BusMessage) -> None:
+        decoded = WORKER_CONTROL.decode(message.payload)
+        match decoded:
+            case StartSession():
+                self.post(StartReceived(message=decoded, cause_id=decoded.spec.request_id))
+            case AcknowledgeTokens():
+                self.post(AcknowledgeReceived(message=decoded, cause_id=decoded.router_id))
+            case EndSession():
+                self.post(EndReceived(message=decoded, cause_id=decoded.request_id))
+
+    def _perform(self, command: WorkerCommand) -> None:
+        match command:
+            case RunStep():
+                self._run_step(command)
+            case SendTokens():
+                self._publish(subjects.router_tokens(command.router_id), pack_step(command.step))
+            case SendToRouter():
+                subject = subjects.router_control(command.router_id)
+                self._publish(subject, encode(command.message))
+            case PublishReport():
+                subject = subjects.worker_report(self._worker_id)
+                self._publish(subject, encode(command.report))
+            case SetTimer():
+                fired = TimerFired(key=command.key, cause_id=command.cause_id)
+                self.set_timer(
+                    command.key, after_ns=command.after_ns, action=lambda: self.post(fired)
+                )
+            case StopProcess():
+                self.kill()
+            case _:
+                assert_never(command)
+
+    def _run_step(self, command: RunStep) -> None:
+        duration_ns = self._step_time.duration_ns(command.plan)
+        finished = StepFinished(
+            op_id=command.op_id,
+            result=self._runner.run(command.plan),
+            duration_ns=duration_ns,
+            cause_id=command.cause_id,
+        )
+        self.world.after(duration_ns, lambda: self.deliver(lambda: self.post(finished)))
+
+    def _publish(self, subject: str, payload: bytes) -> None:
+        self._network.publish(self, BusMessage(subject=subject, payload=payload))

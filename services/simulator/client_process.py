@@ -1,7 +1,7 @@
 """A client in the simulated world: the live reader, and a witness of all that it was sent."""
 
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import Final, assert_never
 
 from libs.client.reader import StreamReader
 from libs.client.reader_events import (
@@ -30,9 +30,13 @@ from libs.contracts.online import (
 )
 from libs.contracts.wire import encode
 from libs.kernel.core import SetTimer, TimerFired, require
+from libs.kernel.units import NS_PER_S
 from libs.runtime.bus import BusMessage
 from libs.sim.broker import SimBroker
 from libs.sim.process import SimProcess
+
+PATIENT: Final = ReaderOptions(acceptance_wait_ns=600 * NS_PER_S)
+"""A run may go without any worker for longer than a person would wait to be accepted."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,7 +69,7 @@ class ClientProcess(SimProcess):
         self._alias = alias
         self._network = network
         self._inbox = f"_INBOX.{submission.request_id}"
-        self._reader = StreamReader(submission.request_id, ReaderOptions())
+        self._reader = StreamReader(submission.request_id, PATIENT)
         network.subscribe(self, self._inbox, self._on_message)
         self._post(StreamOpened())
 

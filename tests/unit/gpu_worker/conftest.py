@@ -73,6 +73,10 @@ class Worker:
         self.sent: list[WorkerCommand] = []
         self.handle(WorkerStarted(cause_id="start"))
 
+    @property
+    def exit_code(self) -> int | None:
+        return None if self.stopped is None else self.stopped.exit_code
+
     def handle(self, event: WorkerEvent) -> list[WorkerCommand]:
         commands = self.core.handle(event, now_ns=self.now_ns)
         self.core.check_invariants()

@@ -370,7 +370,7 @@ def test_a_failed_step_sends_its_sessions_away_and_ends_the_process(a_worker: AW
         ("poison", 1, RefuseReason.ENGINE_ERROR),
         ("bystander", 1, RefuseReason.DRAINING),
     ]
-    assert worker.stopped.exit_code == EXIT_ENGINE_FAILED
+    assert worker.exit_code == EXIT_ENGINE_FAILED
     assert "boom" in worker.stopped.message
     worker.start("late")
     assert worker.take_answers() == []
@@ -387,19 +387,19 @@ def test_a_draining_worker_refuses_new_sessions_and_finishes_what_runs(a_worker:
     assert worker.take_refusals() == [("late", 1, RefuseReason.DRAINING)]
     worker.finish_steps(2)
     worker.advance(400)
-    assert worker.stopped is None
+    assert worker.exit_code is None
     worker.acknowledge(next_index=2)
     worker.advance(200)
-    assert worker.stopped.exit_code == EXIT_DRAINED
+    assert worker.exit_code == EXIT_DRAINED
 
 
 def test_an_idle_worker_drains_after_routers_could_hear_of_it(a_worker: AWorker) -> None:
     worker = a_worker()
     worker.handle(DrainRequested(cause_id="signal"))
     worker.advance(200)
-    assert worker.stopped is None
+    assert worker.exit_code is None
     worker.advance(250)
-    assert worker.stopped.exit_code == EXIT_DRAINED
+    assert worker.exit_code == EXIT_DRAINED
 
 
 def test_a_session_that_outlasts_the_drain_is_sent_away(a_worker: AWorker) -> None:
@@ -410,7 +410,7 @@ def test_a_session_that_outlasts_the_drain_is_sent_away(a_worker: AWorker) -> No
     worker.finish_step()
     worker.advance(1_000)
     assert worker.take_refusals() == [("r", 1, RefuseReason.DRAINING)]
-    assert worker.stopped.exit_code == EXIT_DRAINED
+    assert worker.exit_code == EXIT_DRAINED
 
 
 def test_a_second_request_to_drain_ends_the_wait(a_worker: AWorker) -> None:
@@ -420,7 +420,7 @@ def test_a_second_request_to_drain_ends_the_wait(a_worker: AWorker) -> None:
     worker.handle(DrainRequested(cause_id="signal"))
     worker.handle(DrainRequested(cause_id="signal"))
     assert worker.take_refusals() == [("r", 1, RefuseReason.DRAINING)]
-    assert worker.stopped.exit_code == EXIT_DRAINED
+    assert worker.exit_code == EXIT_DRAINED
 
 
 def test_reports_come_at_their_interval_and_count(a_worker: AWorker) -> None:

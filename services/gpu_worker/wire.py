@@ -1,0 +1,66 @@
+"""The worker's messages as subjects and bytes: what the live shell and the simulator share.
+
+Pure: bytes in, events out; commands in, bytes out.
+"""
+
+from dataclasses import dataclass
+
+from libs.contracts import subjects
+from libs.contracts.sessions import WORKER_CONTROL, AcknowledgeTokens, EndSession, StartSession
+from libs.contracts.token_step import pack_step
+from libs.contracts.wire import encode
+from services.gpu_worker.commands import PublishReport, SendTokens, SendToRouter
+from services.gpu_worker.events import (
+    AcknowledgeReceived,
+    EndReceived,
+    StartReceived,
+    WorkerEvent,
+)
+
+Sending = SendTokens | SendToRouter | PublishReport
+"""The commands that are one message each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """One message to publish."""
+
+    subject: str
+    payload: bytes
+
+
+def outgoing(command: Sending) -> Outgoing:
+    """Return the message that carries out the command."""
+    match command:
+        case SendTokens():
+            return Outgoing(
+                subject=subjects.router_tokens(command.router_id), payload=pack_step(command.step)
+            )
+        case SendToRouter():
+            return Outgoing(
+                subject=subjects.router_control(command.router_id), payload=encode(command.message)
+            )
+        case PublishReport():
+            return Outgoing(
+                subject=subjects.worker_report(command.report.worker_id),
+                payload=encode(command.report),
+            )
+
+
+def event_of(payload: bytes) -> WorkerEvent:
+    """Return what a message on `worker_control` means to the worker.
+
+    Raises: ContractViolation for anything that is no message to a worker.
+    """
+    message = WORKER_CONTROL.decode(payload)
+    match message:
+        case StartSession():
+            return StartReceived(
+                message=message, cause_id=f"{message.spec.request_id}#{message.session_epoch}"
+            )
+        case AcknowledgeTokens():
+            return AcknowledgeReceived(message=message, cause_id=message.router_id)
+        case EndSession():
+            return EndReceived(
+                message=message, cause_id=f"{message.request_id}#{message.session_epoch}"
+            )

@@ -1,0 +1,197 @@
+"""Makes an engine of a model folder: finds the files, sizes the KV, loads the weights."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import PreTrainedTokenizerBase
+
+from libs.engine.attention import KvShape, PagedAttention
+from libs.engine.decoder import load_decoder
+from libs.engine.model_config import ModelConfig, ModelLoadError, read_model_config
+from libs.engine.runner import ModelRunner
+from libs.engine.scheduler import SchedulerOptions
+from libs.engine.tokenization import TokenizerDetokenizer, load_tokenizer
+from libs.kernel.units import MIB
+
+HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_FILES: Final = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja")
+CUDA_KV_SHARE: Final = 0.8
+"""Of the memory that is free once the weights are loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How one engine is built; the defaults suit a development machine."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and KV. auto: what config.json says, float16 becoming bfloat16."""
+    device: str = "cpu"
+    """As torch names it: cpu, cuda, cuda:1. CUDA is experimental."""
+    kv_bytes_max: int | None = None
+    """Memory for KV at most. None: 1 GiB on a CPU, 0.8 of the free memory on a GPU. On a CPU
+    the pages are taken from the system only when first used."""
+    blocks_total: int | None = None
+    """KV blocks exactly, instead of kv_bytes_max."""
+    block_tokens: int = 16
+    """Tokens per KV block: smaller shares more prefix, larger gathers faster."""
+    step_tokens_max: int = 512
+    """Tokens per step: a chunk of prefill delays the decodes beside it by this much at most."""
+    sequences_max: int = 64
+    """Sequences running at a time."""
+    context_tokens_max: int | None = None
+    """Shortens the model's own context; None keeps it, as far as the KV memory holds it."""
+    enable_prefix_cache: bool = True
+    """Whether sequences share the KV of equal prefixes."""
+    row_copy_bytes_max: int = 1024 * MIB
+    """Weights on a CPU may be held a second time, up to this size, in a layout that makes steps
+    with a single sequence about 1.2 times as fast; 0 saves the memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedEngine:
+    """An engine ready to run: one scheduler over these options, one thread calling the runner."""
+
+    runner: ModelRunner
+    scheduler_options: SchedulerOptions
+    tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig
+    dtype: torch.dtype
+
+
+def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
+    """Load a local Hugging Face folder, or a hub id, of a supported family.
+
+    Raises: ModelLoadError, one line that names file and reason.
+    """
+    folder = resolve_model_folder(model)
+    config = read_model_config(folder)
+    dtype = _dtype(options, config)
+    device = _device(options)
+    tokenizer = load_tokenizer(folder)
+    decoder = load_decoder(
+        folder,
+        config,
+        dtype=dtype,
+        device=device,
+        row_copy_bytes_max=options.row_copy_bytes_max,
+    )
+    kv_shape, context_tokens_max = _kv_shape(options, config, dtype=dtype, device=device)
+    runner = ModelRunner(
+        decoder=decoder,
+        attention=PagedAttention(
+            config,
+            shape=kv_shape,
+            context_tokens_max=context_tokens_max,
+            dtype=dtype,
+            device=device,
+        ),
+        detokenizer=TokenizerDetokenizer(tokenizer),
+        eos_token_ids=config.eos_token_ids,
+    )
+    scheduler_options = SchedulerOptions(
+        step_tokens_max=options.step_tokens_max,
+        sequences_max=options.sequences_max,
+        block_tokens=options.block_tokens,
+        blocks_total=kv_shape.blocks,
+        context_tokens_max=context_tokens_max,
+        eos_token_ids=config.eos_token_ids,
+        enable_prefix_cache=options.enable_prefix_cache,
+    )
+    return LoadedEngine(
+        runner=runner,
+        scheduler_options=scheduler_options,
+        tokenizer=tokenizer,
+        config=config,
+        dtype=dtype,
+    )
+
+
+def resolve_model_folder(model: str) -> Path:
+    """Return the local folder of the model, downloading it if it is a hub id and no folder.
+
+    Raises: ModelLoadError if it is neither.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelLoadError(f"{model}: not a folder; give the folder that holds config.json")
+    if HUB_ID.fullmatch(model) is None:
+        raise ModelLoadError(f"{model}: no such folder")
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(HUB_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelLoadError(
+            f"{model}: no such folder, nor could it be had from the Hugging Face hub: {reason}"
+        ) from error
+
+
+def _dtype(options: EngineOptions, config: ModelConfig) -> torch.dtype:
+    match options.dtype:
+        case "float32":
+            return torch.float32
+        case "bfloat16":
+            return torch.bfloat16
+        case "auto":
+            stored_half = config.dtype_name in ("bfloat16", "float16")
+            return torch.bfloat16 if stored_half else torch.float32
+
+
+def _device(options: EngineOptions) -> torch.device:
+    try:
+        device = torch.device(options.device)
+    except RuntimeError:
+        raise ModelLoadError(f"device {options.device!r} is none that torch knows") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ModelLoadError(f"device {options.device!r} is not supported: cpu and cuda are")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(f"device {options.device!r}: torch finds no CUDA device here")
+    return device
+
+
+def _kv_shape(
+    options: EngineOptions, config: ModelConfig, *, dtype: torch.dtype, device: torch.device
+) -> tuple[KvShape, int]:
+    """Choose the blocks, and the context that they hold for one sequence alone."""
+    one_block = KvShape(
+        layers=config.layers,
+        blocks=1,
+        block_tokens=options.block_tokens,
+        kv_heads=config.kv_heads,
+        head_size=config.head_size,
+    )
+    context_wanted = min(
+        config.context_tokens_max, options.context_tokens_max or config.context_tokens_max
+    )
+    # More than every sequence at full length can never be used.
+    blocks_useful = options.sequences_max * -(-context_wanted // options.block_tokens)
+    blocks_that_fit = _kv_bytes_max(options, device) // one_block.bytes_total(dtype)
+    blocks = options.blocks_total or min(blocks_useful, blocks_that_fit)
+    context_tokens_max = min(context_wanted, blocks * options.block_tokens)
+    if context_tokens_max < 2:
+        raise ModelLoadError(
+            f"{blocks} KV blocks of {one_block.bytes_total(dtype)} bytes cannot hold a sequence"
+        )
+    shape = KvShape(
+        layers=config.layers,
+        blocks=blocks,
+        block_tokens=options.block_tokens,
+        kv_heads=config.kv_heads,
+        head_size=config.head_size,
+    )
+    return shape, context_tokens_max
+
+
+def _kv_bytes_max(options: EngineOptions, device: torch.device) -> int:
+    if options.kv_bytes_max is not None:
+        return options.kv_bytes_max
+    if device.type == "cpu":
+        return 1024 * MIB
+    bytes_free, _ = torch.cuda.mem_get_info(device)
+    return int(bytes_free * CUDA_KV_SHARE)

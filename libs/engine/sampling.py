@@ -1,0 +1,127 @@
+"""Chooses tokens from logits, the same one wherever and with whomever a sequence runs.
+
+Greedy is argmax. Otherwise the Gumbel-max trick: the token with the greatest
+logit / temperature + noise is a sample of the softmax. The noise of a token is a function of
+(seed, index of the generated token, token id), hashed in 64-bit integers, so it depends neither
+on the batch, nor on the device, nor on what was sampled before; a sequence resumed elsewhere
+goes on with the same noise.
+
+Legend: R rows, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from libs.engine.requests import SamplingOptions
+
+MASK_64: Final = (1 << 64) - 1
+GOLDEN_GAMMA: Final = 0x9E3779B97F4A7C15
+MIX_1: Final = 0xBF58476D1CE4E5B9
+MIX_2: Final = 0x94D049BB133111EB
+"""Increment and finalizer of SplitMix64. Source: Steele, Lea, Flood, "Fast splittable
+pseudorandom number generators", OOPSLA 2014; constants as in Vigna's splitmix64.c."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingRow:
+    """How one row's token is chosen."""
+
+    options: SamplingOptions
+    output_index: int
+    """Index of the token among the generated ones: the position of its noise."""
+
+
+def sample_tokens(logits_RV: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    """Choose one token per row; a batch of greedy rows costs one argmax.
+
+    Among equal scores the lowest token id wins where nothing is filtered.
+    """
+    tokens: list[int] = logits_RV.argmax(dim=-1).tolist()
+    noisy = [index for index, row in enumerate(rows) if row.options.temperature > 0]
+    if noisy:
+        chosen_RV = logits_RV[torch.tensor(noisy, device=logits_RV.device)].double()
+        for index, token_id in zip(
+            noisy, _sample_noisy(chosen_RV, [rows[i] for i in noisy]), strict=True
+        ):
+            tokens[index] = token_id
+    return tokens
+
+
+def gumbel_noise(
+    rows: Sequence[SamplingRow], *, vocabulary_size: int, device: torch.device
+) -> torch.Tensor:
+    """Return the noise_RV of standard Gumbel distribution, in float64."""
+    keys = [_signed(_row_key(row)) for row in rows]
+    keys_R1 = torch.tensor(keys, dtype=torch.int64, device=device)[:, None]
+    ids_V = torch.arange(1, vocabulary_size + 1, dtype=torch.int64, device=device)
+    mixed_RV = _mix(keys_R1 + ids_V * _signed(GOLDEN_GAMMA))
+    # 53 bits fill a float64 exactly; the half keeps 0 and 1 out of the logarithms.
+    uniform_RV = (_shift_right(mixed_RV, 11).double() + 0.5) * 2.0**-53
+    return -torch.log(-torch.log(uniform_RV))
+
+
+def _sample_noisy(logits_RV: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    temperatures = [row.options.temperature for row in rows]
+    scores_RV = logits_RV / torch.tensor(temperatures, device=logits_RV.device)[:, None]
+    filtered = [
+        index
+        for index, row in enumerate(rows)
+        if row.options.top_k is not None or row.options.top_p < 1
+    ]
+    if filtered:
+        picked = torch.tensor(filtered, device=logits_RV.device)
+        scores_RV[picked] = _keep_best(scores_RV[picked], [rows[i].options for i in filtered])
+    noise_RV = gumbel_noise(rows, vocabulary_size=logits_RV.shape[1], device=logits_RV.device)
+    tokens: list[int] = (scores_RV + noise_RV).argmax(dim=-1).tolist()
+    return tokens
+
+
+def _keep_best(scores_RV: torch.Tensor, options: Sequence[SamplingOptions]) -> torch.Tensor:
+    """Set all but the top-k, and of these all but the top-p, to minus infinity.
+
+    The best token always stays. Equal scores are ranked by token id.
+    """
+    vocabulary_size = scores_RV.shape[1]
+    device = scores_RV.device
+    sorted_RV, order_RV = scores_RV.sort(dim=-1, descending=True, stable=True)
+    ranks_V = torch.arange(vocabulary_size, device=device)
+    top_k = [option.top_k or vocabulary_size for option in options]
+    is_dropped_RV = ranks_V >= torch.tensor(top_k, device=device)[:, None]
+    sorted_RV = sorted_RV.masked_fill(is_dropped_RV, float("-inf"))
+    probabilities_RV = sorted_RV.softmax(dim=-1)
+    before_RV = probabilities_RV.cumsum(dim=-1) - probabilities_RV
+    top_p = torch.tensor([option.top_p for option in options], dtype=torch.float64, device=device)
+    is_beyond_RV = (before_RV >= top_p[:, None]) & (ranks_V > 0)
+    sorted_RV = sorted_RV.masked_fill(is_beyond_RV, float("-inf"))
+    return torch.empty_like(scores_RV).scatter_(1, order_RV, sorted_RV)
+
+
+def _row_key(row: SamplingRow) -> int:
+    """Mix seed and position in Python's integers, which have no sign and no limit."""
+    seed_key = _mix_integer(row.options.seed & MASK_64)
+    return _mix_integer((seed_key + (row.output_index + 1) * GOLDEN_GAMMA) & MASK_64)
+
+
+def _mix_integer(value: int) -> int:
+    value = ((value ^ (value >> 30)) * MIX_1) & MASK_64
+    value = ((value ^ (value >> 27)) * MIX_2) & MASK_64
+    return value ^ (value >> 31)
+
+
+def _mix(value: torch.Tensor) -> torch.Tensor:
+    """Do as _mix_integer does, element by element; int64 multiplication wraps."""
+    value = (value ^ _shift_right(value, 30)) * _signed(MIX_1)
+    value = (value ^ _shift_right(value, 27)) * _signed(MIX_2)
+    return value ^ _shift_right(value, 31)
+
+
+def _shift_right(value: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shift without the sign, which int64's own shift would copy."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value

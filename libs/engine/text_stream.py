@@ -1,0 +1,122 @@
+"""Turns generated tokens into text as they come, and never takes a character back.
+
+What a stream has emitted is a function of the tokens alone, so another worker that replays them
+goes on byte for byte. Two things are held back: characters that are not certain yet (an
+incomplete UTF-8 sequence), and text that may turn out to be the beginning of a stop string.
+
+Decoding all tokens anew for each would cost time quadratic in their number; a window does:
+
+    tokens   [ ... settled ... | window: the last settled piece | new tokens ]
+    text                       decode(window) is a prefix of decode(window + new)
+
+The last settled piece stays in the window because decoders treat the first token of a text
+differently (a leading space may be stripped).
+"""
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+REPLACEMENT: Final = "\ufffd"
+
+
+class Detokenizer(Protocol):
+    """What a text stream needs of a tokenizer."""
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Return the text, special tokens left out, incomplete UTF-8 as U+FFFD."""
+        ...
+
+    def is_byte_fallback(self, token_id: int) -> bool:
+        """Whether the token stands for one raw byte whose meaning depends on its neighbours."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """What one token adds to the text."""
+
+    text: str
+    """Certain now."""
+    text_if_last: str
+    """What to emit instead if no token follows: flushes what is held back."""
+    is_stop_matched: bool
+    """A stop string is complete; the text ends before it, and both texts are the same."""
+
+
+class TextStream:
+    """The text of one sequence's generated tokens."""
+
+    def __init__(self, detokenizer: Detokenizer, *, stop_strings: tuple[str, ...]) -> None:
+        assert "" not in stop_strings
+        self._detokenizer = detokenizer
+        self._stop_strings = stop_strings
+        self._window: list[int] = []
+        self._settled_tokens = 0
+        """Of the window, those whose text is settled; 0 only before the first."""
+        self._settled_characters = 0
+        """Of the window's text, those already handed to the stop matcher."""
+        self._held_back = ""
+        """Settled, but perhaps the beginning of a stop string."""
+
+    def replay(self, token_ids: tuple[int, ...]) -> None:
+        """Take in tokens whose text was emitted elsewhere."""
+        for token_id in token_ids:
+            self.push(token_id, is_stop_token=False)
+
+    def push(self, token_id: int, *, is_stop_token: bool) -> TextPiece:
+        """Take in the next token; a stop token ends the text and adds none of its own."""
+        if is_stop_token:
+            text = self._cut(self._held_back + self._unsettled_text())[0]
+            return TextPiece(text, text, False)
+        self._window.append(token_id)
+        window_text = self._detokenizer.decode(self._window)
+        self._held_back += self._settle(window_text)
+        text, is_stop_matched = self._cut(self._held_back)
+        if is_stop_matched:
+            return TextPiece(text, text, True)
+        unsettled = window_text[self._settled_characters :]
+        text_if_last = self._cut(self._held_back + unsettled)[0]
+        kept = _stop_prefix_length(self._held_back, self._stop_strings)
+        text = self._held_back[: len(self._held_back) - kept]
+        self._held_back = self._held_back[len(text) :]
+        return TextPiece(text, text_if_last, False)
+
+    def _settle(self, window_text: str) -> str:
+        """Return the newly certain part of the window's text, and shorten the window."""
+        if self._detokenizer.is_byte_fallback(self._window[-1]):
+            # A run of byte tokens is decoded as a whole: one wrong byte changes all of it.
+            return ""
+        end = len(window_text)
+        is_complete = not window_text.endswith(REPLACEMENT)
+        if not is_complete:
+            # At most the last character is open: what precedes it was ended by what follows.
+            end -= 1
+        settled = window_text[self._settled_characters : end]
+        self._settled_characters = max(self._settled_characters, end)
+        if is_complete and settled:
+            self._shorten_window()
+        return settled
+
+    def _shorten_window(self) -> None:
+        """Keep only the tokens since the last time; their text is settled now."""
+        del self._window[: self._settled_tokens]
+        self._settled_tokens = len(self._window)
+        self._settled_characters = len(self._detokenizer.decode(self._window))
+
+    def _unsettled_text(self) -> str:
+        return self._detokenizer.decode(self._window)[self._settled_characters :]
+
+    def _cut(self, text: str) -> tuple[str, bool]:
+        """Return what precedes the first stop string, and whether there is one."""
+        starts = [text.find(stop_string) for stop_string in self._stop_strings]
+        found = [start for start in starts if start >= 0]
+        return (text[: min(found)], True) if found else (text, False)
+
+
+def _stop_prefix_length(text: str, stop_strings: tuple[str, ...]) -> int:
+    """Return the length of the longest end of the text that begins a stop string."""
+    longest = max((len(stop_string) - 1 for stop_string in stop_strings), default=0)
+    for length in range(min(longest, len(text)), 0, -1):
+        if any(stop_string.startswith(text[-length:]) for stop_string in stop_strings):
+            return length
+    return 0

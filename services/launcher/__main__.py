@@ -1,0 +1,5 @@
+"""`python -m services.launcher` is the `tideserve` command."""
+
+from services.launcher.main import main
+
+main()

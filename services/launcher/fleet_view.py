@@ -1,0 +1,117 @@
+"""The fleet as its reports show it: who is there, how loaded, since when silent."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from libs.contracts import subjects
+from libs.contracts.reports import REPORTS, GatewayReport, Report, RouterReport, WorkerReport
+from libs.kernel.errors import ContractViolation
+from libs.kernel.units import NS_PER_MS, NS_PER_S, seconds
+from libs.runtime.bus import CoreBus, Subscription
+from libs.runtime.clock import Clock, SystemClock
+
+SILENCE_NS_MAX: Final = 3 * NS_PER_S
+"""A process unheard for longer is left out of the view; reports come every 0.2 to 1 s."""
+ENTRIES_MAX: Final = 4096
+"""Processes held in the view; past it the ones silent for longest are forgotten."""
+LISTEN_NS: Final = 1300 * NS_PER_MS
+"""A little more than the longest report interval: every living process is heard once."""
+
+ReportT = TypeVar("ReportT", WorkerReport, RouterReport, GatewayReport)
+
+
+class FleetView:
+    """Listens to all reports and keeps the newest of each process."""
+
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._newest: dict[str, tuple[int, Report]] = {}
+        self._changed = asyncio.Event()
+        self._subscriptions: list[Subscription] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, bus: CoreBus) -> None:
+        """Begin to listen."""
+        for pattern in (
+            subjects.WORKER_REPORTS,
+            subjects.ROUTER_REPORTS,
+            subjects.GATEWAY_REPORTS,
+        ):
+            subscription = await bus.subscribe(pattern)
+            self._subscriptions.append(subscription)
+            self._tasks.append(asyncio.create_task(self._listen(subscription)))
+
+    async def close(self) -> None:
+        """Stop listening."""
+        for subscription in self._subscriptions:
+            await subscription.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def workers(self) -> list[WorkerReport]:
+        """Workers heard recently, by id."""
+        return self._recent(WorkerReport, key=lambda report: report.worker_id)
+
+    def routers(self) -> list[RouterReport]:
+        """Routers heard recently, by id."""
+        return self._recent(RouterReport, key=lambda report: report.router_id)
+
+    def gateways(self) -> list[GatewayReport]:
+        """Gateways heard recently, by id."""
+        return self._recent(GatewayReport, key=lambda report: report.gateway_id)
+
+    def aliases(self) -> list[str]:
+        """Models that some worker serves."""
+        return sorted({report.alias for report in self.workers()})
+
+    def process_ids(self) -> frozenset[int]:
+        """Processes heard recently."""
+        reports: list[Report] = [*self.workers(), *self.routers(), *self.gateways()]
+        return frozenset(report.process_id for report in reports)
+
+    async def wait_for_change(self) -> None:
+        """Return when a report has come since the last look."""
+        await self._changed.wait()
+        self._changed.clear()
+
+    def take(self, report: Report) -> None:
+        """Replace what this process said before."""
+        key = f"{report.type}/{_id_of(report)}"
+        self._newest.pop(key, None)
+        self._newest[key] = (self._clock.now_ns(), report)
+        while len(self._newest) > ENTRIES_MAX:
+            self._newest.pop(next(iter(self._newest)))
+        self._changed.set()
+
+    async def _listen(self, subscription: Subscription) -> None:
+        async for message in subscription:
+            try:
+                self.take(REPORTS.decode(message.payload))
+            except ContractViolation:
+                continue  # A report is repeated; one that cannot be read says nothing.
+
+    def _recent(self, kind: type[ReportT], *, key: Callable[[ReportT], str]) -> list[ReportT]:
+        since_ns = self._clock.now_ns() - SILENCE_NS_MAX
+        heard = [report for at_ns, report in self._newest.values() if at_ns >= since_ns]
+        return sorted((report for report in heard if isinstance(report, kind)), key=key)
+
+
+def _id_of(report: Report) -> str:
+    match report:
+        case WorkerReport():
+            return report.worker_id
+        case RouterReport():
+            return report.router_id
+        case GatewayReport():
+            return report.gateway_id
+
+
+async def listen_once(bus: CoreBus, *, duration_ns: int = LISTEN_NS) -> FleetView:
+    """Listen just long enough to have heard every living process once; return what was heard."""
+    view = FleetView()
+    await view.start(bus)
+    await asyncio.sleep(seconds(duration_ns))
+    await view.close()
+    return view

@@ -1,0 +1,67 @@
+"""Which model a fleet serves: the bundled one, a local folder, or an id of the Hugging Face hub."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import services
+from libs.contracts.subjects import alias_of
+from libs.kernel.errors import ConfigError
+
+BUNDLED_MODEL: Final = "tide-tiny"
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_FILES_WANTED: Final = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model folder on this machine and the alias under which clients ask for it."""
+
+    folder: Path
+    alias: str
+
+
+def bundled_model() -> ModelSource:
+    """Return the tiny model that comes with TideServe.
+
+    `models/` lies beside the package `services` in a checkout and in an installed wheel alike.
+    """
+    assert services.__file__ is not None
+    folder = Path(services.__file__).resolve().parents[1] / "models" / BUNDLED_MODEL
+    return _checked(folder, alias=BUNDLED_MODEL)
+
+
+def find_model(name: str | None) -> ModelSource:
+    """Resolve what the user wrote after --model; an id of the hub is downloaded once, here.
+
+    Raises: ConfigError for a folder that is missing or has no config.json, or an unknown id.
+    """
+    if name is None or name == BUNDLED_MODEL:
+        return bundled_model()
+    folder = Path(name).expanduser()
+    if folder.exists():
+        return _checked(folder.resolve(), alias=alias_of(folder.resolve().name))
+    if _HUB_ID.match(name):
+        return _checked(_download(name), alias=alias_of(name.rpartition("/")[2]))
+    raise ConfigError(f"--model: there is no folder {name}, and it is no id of the form owner/name")
+
+
+def _checked(folder: Path, *, alias: str) -> ModelSource:
+    if not folder.is_dir():
+        raise ConfigError(f"--model: {folder} is no folder")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"--model: {folder} holds no config.json, so it is no model folder")
+    return ModelSource(folder=folder, alias=alias)
+
+
+def _download(hub_id: str) -> Path:
+    # Imported here: the hub's client takes a second to import, and most fleets need no download.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_FILES_WANTED)))
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f"--model: cannot fetch {hub_id} from the hub: {reason[0]}") from error

@@ -1,0 +1,78 @@
+"""The three commands that `up` prints last: each works as it stands, in another terminal."""
+
+import sys
+
+
+def commands_to_paste(*, nats_url: str, http_url: str | None, alias: str) -> str:
+    """Return the fleet's addresses and one command each for NATS, curl and openai."""
+    return "\n".join(
+        [
+            "",
+            f"The fleet is ready and serves {alias}.",
+            f"  NATS  {nats_url}",
+            *([f"  HTTP  {http_url}/v1"] if http_url else []),
+            "",
+            "Paste into another terminal:",
+            "",
+            "# 1. over NATS, as JSON; a client in any language can do the same",
+            nats_command(nats_url=nats_url, alias=alias),
+            *(_http_part(http_url=http_url, alias=alias) if http_url else []),
+            "",
+            "Ctrl-C stops the fleet.",
+        ]
+    )
+
+
+def nats_command(*, nats_url: str, alias: str) -> str:
+    """Return a shell command that speaks the raw NATS form with nothing but nats-py."""
+    return f"""{sys.executable} - <<'END'
+import asyncio, json, nats, uuid
+async def main():
+    bus = await nats.connect("{nats_url}")
+    inbox = bus.new_inbox()
+    answers = await bus.subscribe(inbox)
+    question = [{{"role": "user", "content": "What does str.split do?"}}]
+    request = {{"request_id": uuid.uuid4().hex, "messages": question, "max_tokens": 200}}
+    await bus.publish("tide.v1.online.{alias}", json.dumps(request).encode(), reply=inbox)
+    async for message in answers.messages:
+        answer = json.loads(message.data)
+        print("".join(answer.get("texts", [])), end="", flush=True)
+        if answer["type"] not in ("request_accepted.v1", "tokens_generated.v1"):
+            print("\\n", answer)
+            break
+    await bus.close()
+asyncio.run(main())
+END"""
+
+
+def _http_part(*, http_url: str, alias: str) -> list[str]:
+    return [
+        "",
+        "# 2. over HTTP",
+        curl_command(http_url=http_url, alias=alias),
+        "",
+        "# 3. with OpenAI's client",
+        openai_command(http_url=http_url, alias=alias),
+    ]
+
+
+def curl_command(*, http_url: str, alias: str) -> str:
+    """Return a curl command that streams a chat answer."""
+    body = (
+        f'{{"model": "{alias}", "stream": true, "messages":'
+        ' [{"role": "user", "content": "What does str.split do?"}]}'
+    )
+    return f"""curl -sN {http_url}/v1/chat/completions -H 'Content-Type: application/json' \\
+  -d '{body}'"""
+
+
+def openai_command(*, http_url: str, alias: str) -> str:
+    """Return a shell command that uses OpenAI's Python client."""
+    return f"""{sys.executable} - <<'END'
+import openai
+client = openai.OpenAI(base_url="{http_url}/v1", api_key="none")
+question = [{{"role": "user", "content": "What does str.split do?"}}]
+for chunk in client.chat.completions.create(model="{alias}", messages=question, stream=True):
+    print(chunk.choices[0].delta.content or "", end="", flush=True)
+print()
+END"""

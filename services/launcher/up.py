@@ -1,0 +1,97 @@
+"""`tideserve up`: a fleet on this machine until Ctrl-C."""
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.launcher.console import say, show, show_json
+from services.launcher.fleet import Fleet, FleetOptions
+from services.launcher.model_source import find_model
+from services.launcher.paste import commands_to_paste
+from services.launcher.state_file import DEFAULT_DATA_FOLDER
+
+WORKERS_DEFAULT = 2
+
+
+def up(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model folder or hub id; the bundled tiny model if not given."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes (2).", min=1)] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Nodes; with --gpus-per-node, another way to say workers.")
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option(help="Workers per node.", min=1)] = 1,
+    routers: Annotated[int, typer.Option(help="Router processes.", min=1)] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    http_port: Annotated[
+        int, typer.Option(help="Port of the HTTP API; 0 takes a free one.")
+    ] = 8000,
+    nats_url: Annotated[
+        str | None, typer.Option("--nats", help="Use this broker instead of an own one.")
+    ] = None,
+    data_folder: Annotated[
+        Path, typer.Option("--data-dir", help="Journal, logs and state of the fleet.")
+    ] = DEFAULT_DATA_FOLDER,
+    is_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON when the fleet is ready.")
+    ] = False,
+) -> None:
+    """Start a whole fleet on this machine; Ctrl-C stops it.
+
+    A worker or router that dies is replaced under a new id after a short pause.
+    """
+    options = FleetOptions(
+        model=find_model(model),
+        data_folder=data_folder,
+        workers=workers_of(workers=workers, nodes=nodes, gpus_per_node=gpus_per_node),
+        routers=routers,
+        device=device,
+        http_port=http_port,
+        nats_url=nats_url,
+    )
+    asyncio.run(_run(options, is_json=is_json))
+
+
+def workers_of(*, workers: int | None, nodes: int | None, gpus_per_node: int) -> int:
+    """Return how many workers to start; on one machine a node is `gpus_per_node` of them."""
+    if workers is not None:
+        return workers
+    if nodes is not None:
+        return nodes * gpus_per_node
+    return WORKERS_DEFAULT if gpus_per_node == 1 else gpus_per_node
+
+
+async def _run(options: FleetOptions, *, is_json: bool) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    fleet = Fleet(options, say=say)
+    try:
+        starting = asyncio.create_task(fleet.start())
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait([starting, stop], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        starting.result()
+        _announce(fleet, is_json=is_json)
+        await stop
+    finally:
+        say("stopping")
+        await fleet.stop()
+
+
+def _announce(fleet: Fleet, *, is_json: bool) -> None:
+    if is_json:
+        processes = {child.name: child.process_id for child in fleet.children}
+        urls = {"nats_url": fleet.nats_url, "http_url": fleet.http_url}
+        show_json({**urls, "model": fleet.alias, "process_ids": processes})
+        return
+    show(commands_to_paste(nats_url=fleet.nats_url, http_url=fleet.http_url, alias=fleet.alias))

@@ -302,6 +302,8 @@ class MemoryBroker:
 
     def _store(self, stream: MemoryStream, message: BusMessage, *, now_ns: int) -> Appended:
         expected = message.headers.get(EXPECTED_SEQUENCE_HEADER)
+        if expected is not None and not expected.isdecimal():
+            raise ContractViolation(f"{EXPECTED_SEQUENCE_HEADER}: {expected!r} is no sequence")
         return stream.store(
             subject=message.subject,
             payload=message.payload,

@@ -137,5 +137,4 @@ def _environment(options: ChildOptions) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         **settings,
-        f"{prefix}__DIES_WITH_PARENT": "true",
     }

@@ -16,6 +16,7 @@ forgotten in one epoch starts again only in a later one.
 from dataclasses import dataclass
 from typing import assert_never
 
+from libs.contracts.reports import WorkerReport
 from libs.contracts.sessions import (
     AcknowledgeTokens,
     EndSession,
@@ -108,6 +109,16 @@ class WorkerCore:
     def sessions_held(self) -> int:
         """Sessions running, waiting, or finished and not acknowledged."""
         return len(self._sessions)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new sessions are refused because the process is about to end."""
+        return self._is_draining or self._is_stopped
+
+    @property
+    def report_latest(self) -> WorkerReport | None:
+        """The report published last, for metrics."""
+        return self._reporting.latest
 
     def handle(self, event: WorkerEvent, *, now_ns: int) -> list[WorkerCommand]:
         """Apply one event. After StopProcess nothing follows any more."""

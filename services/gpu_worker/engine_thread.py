@@ -24,12 +24,13 @@ class StepRunner(Protocol):
 
 
 class EngineThread:
-    """Runs steps one after another on a thread of its own."""
+    """Runs steps one after another on the executor's only thread, the one that loaded the model:
+    torch keeps settings per thread."""
 
-    def __init__(self, runner: StepRunner, clock: Clock) -> None:
+    def __init__(self, runner: StepRunner, clock: Clock, executor: ThreadPoolExecutor) -> None:
         self._runner = runner
         self._clock = clock
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._executor = executor
 
     async def run(self, command: RunStep) -> StepFinished:
         """Run one step; the time it waited for the thread does not count."""
@@ -43,10 +44,6 @@ class EngineThread:
             duration_ns=duration_ns,
             cause_id=command.cause_id,
         )
-
-    def close(self) -> None:
-        """Take no more steps; one under way ends by itself."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 def step_failed(command: RunStep, error: Exception) -> StepFailed:

@@ -19,6 +19,7 @@ class Reporting:
         self._steps = 0
         self._tokens_generated = 0
         self._step_ms_recent = 0.0
+        self.latest: WorkerReport | None = None
 
     def step_finished(self, *, tokens: int, duration_ns: int) -> None:
         """Count one step."""
@@ -32,7 +33,7 @@ class Reporting:
         """Return the state of now under the next beat."""
         load = self._scheduler.load()
         beat, self._beat = self._beat, self._beat + 1
-        return WorkerReport(
+        self.latest = WorkerReport(
             worker_id=self._options.worker_id,
             beat=beat,
             alias=self._options.alias,
@@ -51,3 +52,4 @@ class Reporting:
             step_ms_recent=self._step_ms_recent,
             prefix_hashes=self._scheduler.prefix_hashes(PREFIX_HASHES_MAX),
         )
+        return self.latest

@@ -22,7 +22,7 @@ from services.gpu_worker.commands import (
     WorkerCommand,
 )
 from services.gpu_worker.core import WorkerCore
-from services.gpu_worker.engine_thread import EngineThread, StepRunner, step_failed
+from services.gpu_worker.engine_thread import EngineThread, step_failed
 from services.gpu_worker.events import DrainRequested, WorkerEvent, WorkerStarted
 from services.gpu_worker.outbox import Outbox
 from services.gpu_worker.wire import event_of, outgoing
@@ -34,11 +34,17 @@ class WorkerShell:
     """Runs one worker until it has drained or its engine has failed."""
 
     def __init__(
-        self, *, worker_id: str, core: WorkerCore, runner: StepRunner, bus: CoreBus, clock: Clock
+        self,
+        *,
+        worker_id: str,
+        core: WorkerCore,
+        engine: EngineThread,
+        bus: CoreBus,
+        clock: Clock,
     ) -> None:
         self._worker_id = worker_id
         self._bus = bus
-        self._engine = EngineThread(runner, clock)
+        self._engine = engine
         self._outbox = Outbox(bus)
         self._exit_code = 0
         self.actor: ActorShell[WorkerEvent, WorkerCommand] = ActorShell(
@@ -57,18 +63,14 @@ class WorkerShell:
         """
         subscription = await self._bus.subscribe(subjects.worker_control(self._worker_id))
         self.actor.post(WorkerStarted(cause_id=self._worker_id))
-        try:
-            async with asyncio.TaskGroup() as group:
-                feeding = group.create_task(self.actor.feed(subscription, _translate))
-                draining = group.create_task(self._drain_after(stopping))
-                publishing = group.create_task(self._outbox.run())
-                await self.actor.run()
-                feeding.cancel()
-                draining.cancel()
-                self._outbox.close()
-                await publishing
-        finally:
-            self._engine.close()
+        async with asyncio.TaskGroup() as group:
+            feeding = group.create_task(self.actor.feed(subscription, _translate))
+            draining = group.create_task(self._drain_after(stopping))
+            group.create_task(self._outbox.run())
+            await self.actor.run()
+            feeding.cancel()
+            draining.cancel()
+            self._outbox.close()
         with contextlib.suppress(Unavailable):
             await subscription.close()
             await self._bus.flush()

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from libs.runtime.memory_hub import MemoryHub
 from libs.runtime.process import run_service
 from services.gpu_worker.commands import EXIT_ENGINE_FAILED
 from services.gpu_worker.core import WorkerCore
+from services.gpu_worker.engine_thread import EngineThread
 from services.gpu_worker.options import WorkerOptions
 from services.gpu_worker.shell import WorkerShell
 
@@ -70,6 +72,11 @@ class Fleet:
     running: asyncio.Task[int]
 
 
+def an_engine(runner: GatedRunner) -> EngineThread:
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+    return EngineThread(runner, SystemClock(), executor)
+
+
 @asynccontextmanager
 async def a_fleet(router_end: Callable[..., Any], **changes: Any) -> AsyncIterator[Fleet]:
     hub = MemoryHub()
@@ -87,7 +94,7 @@ async def a_fleet(router_end: Callable[..., Any], **changes: Any) -> AsyncIterat
     shell = WorkerShell(
         worker_id=options.worker_id,
         core=WorkerCore(options, Scheduler(ENGINE)),
-        runner=runner,
+        engine=an_engine(runner),
         bus=MemoryBus(hub),
         clock=SystemClock(),
     )
@@ -239,7 +246,7 @@ def test_a_broken_invariant_ends_the_process_with_its_own_exit_code() -> None:
         shell = WorkerShell(
             worker_id="worker-a",
             core=BrokenCore(options, Scheduler(ENGINE)),
-            runner=GatedRunner(),
+            engine=an_engine(GatedRunner()),
             bus=MemoryBus(MemoryHub()),
             clock=SystemClock(),
         )

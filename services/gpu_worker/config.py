@@ -1,0 +1,103 @@
+"""Settings of one worker process (`GPU_WORKER__FIELD` in the environment)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from libs.contracts.subjects import alias_of
+from libs.kernel.errors import ConfigError
+from libs.kernel.units import NS_PER_MS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """What an operator sets; everything else is in WorkerOptions, with its reason."""
+
+    model: str
+    """Folder in Hugging Face form, or a hub id."""
+    nats_url: str = "nats://127.0.0.1:4222"
+    """Broker to connect to; several, comma-separated, are one cluster."""
+    worker_id: str = "worker"
+    """Prefix of this process's id; a random suffix makes it unique per start."""
+    alias: str = ""
+    """Name that clients address the model by; empty takes the last part of `model`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and KV. auto is float32 on a CPU, where a moved session then goes on with the
+    very same tokens, and what the checkpoint says on a GPU."""
+    device: str = "cpu"
+    """As torch names it: cpu, cuda, cuda:1."""
+    threads: int = 1
+    """CPU threads of the engine. More than one only on a machine of the worker's own: with a
+    neighbour on the cores every step waits for the slowest thread."""
+    kv_bytes: int | None = None
+    """Memory for KV at most; none takes the engine's default for the device."""
+    blocks_total: int | None = None
+    """KV blocks exactly, instead of kv_bytes."""
+    block_tokens: int = 16
+    """Tokens per KV block; the same for all workers of a model, or no prefix is ever found."""
+    step_tokens_max: int = 512
+    """Tokens per engine step: bounds what a long prompt delays the running sessions by."""
+    sequences_max: int = 64
+    """Sessions computed at a time; more of them wait."""
+    sessions_max: int = 1024
+    """Sessions held, those that wait included; past it a session is refused as full."""
+    context_tokens_max: int | None = None
+    """Shortens the model's own context."""
+    report_interval_ms: int = 200
+    """Heartbeat; routers count missed ones, so all processes of a fleet use the same."""
+    drain_ms: int = 5_000
+    """How long running sessions may finish after SIGTERM; then they go on elsewhere."""
+    log_format: Literal["json", "console"] = "json"
+    """json for machines, console for people."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    metrics_port: int | None = None
+    """Port of /metrics, /live and /health; none serves them not at all."""
+    metrics_host: str = "127.0.0.1"
+    """Address that the metrics port listens on."""
+    dies_with_parent: bool = False
+    """End when the process that started this one ends; the launcher sets it."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigError("model: name a folder or a hub id")
+        for name in (
+            "threads",
+            "block_tokens",
+            "step_tokens_max",
+            "sequences_max",
+            "sessions_max",
+            "report_interval_ms",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be at least 1")
+        if self.step_tokens_max < self.sequences_max:
+            raise ConfigError("step_tokens_max: must be at least sequences_max")
+        if self.drain_ms < 0:
+            raise ConfigError("drain_ms: must not be negative")
+        for name in ("kv_bytes", "blocks_total", "context_tokens_max"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: must be at least 1, or none")
+
+    @property
+    def alias_served(self) -> str:
+        """The alias, as a subject token."""
+        return alias_of(self.alias or Path(self.model).expanduser().resolve().name)
+
+    @property
+    def engine_dtype(self) -> Literal["auto", "float32", "bfloat16"]:
+        """What `dtype` means on this device."""
+        if self.dtype == "auto" and self.device == "cpu":
+            return "float32"
+        return self.dtype
+
+    @property
+    def report_interval_ns(self) -> int:
+        """The interval in the core's unit."""
+        return self.report_interval_ms * NS_PER_MS
+
+    @property
+    def drain_ns_max(self) -> int:
+        """The bound in the core's unit."""
+        return self.drain_ms * NS_PER_MS

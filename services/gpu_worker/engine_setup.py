@@ -1,0 +1,80 @@
+"""Loads the engine, warms it up, and describes the worker around it."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from libs.engine.loading import EngineOptions, LoadedEngine, load_engine
+from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
+from libs.engine.scheduler import Scheduler
+from services.gpu_worker.config import WorkerConfig
+from services.gpu_worker.engine_thread import StepRunner
+from services.gpu_worker.options import WorkerOptions
+
+WARM_UP_TOKENS: Final = 64
+"""Enough for the shapes of a prefill; the first real prompt then finds everything allocated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmEngine:
+    """An engine that has run, and the scheduler whose plans it follows from now on."""
+
+    loaded: LoadedEngine
+    scheduler: Scheduler
+
+
+def start_engine(config: WorkerConfig) -> WarmEngine:
+    """Load and warm up on the calling thread, which must be the one that steps.
+
+    torch's thread count is a setting of the thread. Raises: ConfigError, ModelLoadError.
+    """
+    torch.set_num_threads(config.threads)
+    loaded = load_engine(
+        config.model,
+        options=EngineOptions(
+            dtype=config.engine_dtype,
+            device=config.device,
+            kv_bytes_max=config.kv_bytes,
+            blocks_total=config.blocks_total,
+            block_tokens=config.block_tokens,
+            step_tokens_max=config.step_tokens_max,
+            sequences_max=config.sequences_max,
+            context_tokens_max=config.context_tokens_max,
+        ),
+    )
+    scheduler = Scheduler(loaded.scheduler_options)
+    warm_up(scheduler, loaded.runner)
+    return WarmEngine(loaded=loaded, scheduler=scheduler)
+
+
+def warm_up(scheduler: Scheduler, runner: StepRunner) -> None:
+    """Run one prefill and one decode; the scheduler is empty again afterwards."""
+    prompt_tokens = min(WARM_UP_TOKENS, scheduler.options.context_tokens_max - 1)
+    scheduler.add(
+        SequenceRequest(
+            sequence_id="warm-up",
+            prompt_token_ids=(0,) * prompt_tokens,
+            sampling=SamplingOptions(temperature=1.0),
+            stop=StopOptions(max_tokens=2, ignore_eos=True),
+            cache_salt="warm-up",
+        )
+    )
+    while (plan := scheduler.schedule()) is not None:
+        scheduler.account(runner.run(plan))
+
+
+def worker_options(
+    config: WorkerConfig, engine: WarmEngine, *, worker_id: str, process_id: int
+) -> WorkerOptions:
+    """Say to the core who it is and what its engine can do."""
+    return WorkerOptions(
+        worker_id=worker_id,
+        alias=config.alias_served,
+        process_id=process_id,
+        vocabulary_size=engine.loaded.config.vocabulary_size,
+        engine=engine.loaded.scheduler_options,
+        sessions_max=config.sessions_max,
+        report_interval_ns=config.report_interval_ns,
+        drain_ns_max=config.drain_ns_max,
+    )

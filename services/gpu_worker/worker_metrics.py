@@ -1,0 +1,46 @@
+"""What the worker shows on its metrics port: its counters, and its latest report."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Final
+
+from libs.contracts.reports import WorkerReport
+from libs.runtime.metrics import Metrics
+from services.gpu_worker.core import WorkerCore, WorkerCounters
+from services.gpu_worker.shell import WorkerShell
+
+REPORTED: Final = (
+    "blocks_total",
+    "blocks_free",
+    "sessions_running",
+    "sessions_waiting",
+    "tokens_waiting",
+    "tokens_generated",
+    "steps",
+    "step_ms_recent",
+)
+"""Fields of WorkerReport that are numbers worth a line in a chart."""
+
+
+def worker_metrics(core: WorkerCore, shell: WorkerShell) -> Metrics:
+    """Bind every gauge to what it shows; nothing is computed until somebody asks."""
+    metrics = Metrics(service="worker")
+
+    def show(name: str, read: Callable[[], float]) -> None:
+        metrics.gauge(name, name.replace("_", " ")).set_function(read)
+
+    for counter in fields(WorkerCounters):
+        show(counter.name, partial(getattr, core.counters, counter.name))
+    for name in REPORTED:
+        show(name, partial(_reported, core, name))
+    show("sessions_held", lambda: core.sessions_held)
+    show("tokens_resent", lambda: core.tokens_resent)
+    show("messages_dropped", lambda: shell.messages_dropped)
+    show("messages_refused", lambda: shell.actor.events_refused)
+    return metrics
+
+
+def _reported(core: WorkerCore, name: str) -> float:
+    report: WorkerReport | None = core.report_latest
+    return 0.0 if report is None else float(getattr(report, name))

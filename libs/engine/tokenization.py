@@ -16,7 +16,7 @@ class TokenizerDetokenizer:
         # a step of many sequences would pay for each of its tokens.
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         names = [f"<0x{byte:02X}>" for byte in range(256)]
-        ids = tokenizer.convert_tokens_to_ids(names)
+        ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
         self._byte_fallback_ids = frozenset(
             token_id
             for name, token_id in zip(names, ids, strict=True)

@@ -1,0 +1,129 @@
+"""Small random models in Hugging Face's format, and transformers' own answer for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+VOCABULARY = 384
+VARIANTS: dict[str, dict[str, object]] = {
+    "llama": {"num_key_value_heads": 4},
+    "llama_gqa": {"num_key_value_heads": 2},
+    "llama_bias_llama3_rope_tied": {
+        "num_key_value_heads": 1,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+        "head_dim": 24,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "qwen2": {"num_key_value_heads": 4},
+    "qwen2_gqa": {"num_key_value_heads": 2},
+}
+MODEL_CLASSES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+}
+
+Generate = Callable[[Path, tuple[int, ...], int], list[int]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the tide comes in and the tide goes out, twice a day"], trainer)
+    wrapped: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>"
+    )  # type: ignore[no-untyped-call]
+    return wrapped
+
+
+def _save_model(folder: Path, variant: str) -> None:
+    config_class, model_class = MODEL_CLASSES[variant.split("_")[0]]
+    config = config_class(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=None,
+        **VARIANTS[variant],
+    )
+    torch.manual_seed(17)
+    model = model_class(config).float().eval()
+    with torch.no_grad():
+        # The usual small initialisation makes logits nearly equal and every bias zero.
+        for name, parameter in model.named_parameters():
+            if not name.endswith("norm.weight"):
+                parameter.normal_(std=0.6 if "embed" in name else 0.25)
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+
+
+@pytest.fixture(scope="session", params=sorted(VARIANTS))
+def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each variant's folder in turn."""
+    folder = tmp_path_factory.mktemp(request.param)
+    _save_model(folder, request.param)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for what does not depend on the family; not to be written to."""
+    folder = tmp_path_factory.mktemp("one_llama")
+    _save_model(folder, "llama_gqa")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def generate() -> Generate:
+    """Greedy tokens by transformers, computed once for each folder and prompt."""
+    known: dict[tuple[Path, tuple[int, ...], int], list[int]] = {}
+
+    def run(folder: Path, prompt: tuple[int, ...], new_tokens: int) -> list[int]:
+        key = (folder, prompt, new_tokens)
+        if key not in known:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            output = model.generate(  # type: ignore[misc]
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+            known[key] = output[0, len(prompt) :].tolist()
+        return known[key]
+
+    return run

@@ -21,8 +21,6 @@ class RouterConfig:
     """Port of /metrics, /live and /health; none serves them not at all."""
     metrics_host: str = "127.0.0.1"
     """Address that the metrics port listens on."""
-    dies_with_parent: bool = False
-    """End when the process that started this one ends; the launcher sets it."""
 
     def __post_init__(self) -> None:
         if not self.models:

@@ -46,6 +46,24 @@ class Verdict:
         """Whether nothing was lost, doubled, changed or leaked."""
         return not (self.lost or self.answered_twice or self.tokens_wrong or self.sessions_leaked)
 
+    def line(self) -> str:
+        """Return the run in one line for people."""
+        state = "ok" if self.is_ok else "FAILED"
+        failures = {
+            "lost": self.lost,
+            "answered twice": self.answered_twice,
+            "tokens wrong": self.tokens_wrong,
+        }
+        details = [f"{name}: {', '.join(ids)}" for name, ids in failures.items() if ids]
+        if self.sessions_leaked:
+            details.append(f"sessions leaked: {self.sessions_leaked}")
+        return (
+            f"seed {self.seed}: {state}  {self.finished} finished, {self.cancelled} cancelled of "
+            f"{self.requests}; {self.kills} kills, {self.pauses} pauses, {self.outages} outages, "
+            f"{self.resubmissions} resubmissions in {self.virtual_s:.1f} virtual s  "
+            f"{self.digest}  {'; '.join(details)}".rstrip()
+        )
+
     def as_json(self) -> dict[str, object]:
         """Return the fields for machines."""
         return {"ok": self.is_ok, **asdict(self)}

@@ -1,0 +1,69 @@
+"""`python -m services.online_router`: one router process."""
+
+import asyncio
+import os
+import secrets
+import sys
+from dataclasses import fields
+from functools import partial
+
+from libs.contracts.subjects import alias_of
+from libs.runtime.clock import SystemClock
+from libs.runtime.config import read_config
+from libs.runtime.logs import set_up_logs
+from libs.runtime.metrics import Metrics
+from libs.runtime.nats_bus import NatsBus
+from libs.runtime.process import run_service
+from libs.runtime.status_server import StatusServer
+from services.online_router.config import RouterConfig
+from services.online_router.options import RouterOptions
+from services.online_router.shell import RouterShell, open_router
+from services.online_router.state import RouterCounters
+from services.online_router.tokenization import load_tokenization
+
+
+async def serve(stopping: asyncio.Event) -> None:
+    """Read the settings, connect, and route until told to stop. Raises: ConfigError."""
+    config = read_config(RouterConfig, service="online_router")
+    # Unique per start: nothing sent to an earlier process may reach this one.
+    router_id = alias_of(f"{config.router_id[:48]}-{secrets.token_hex(4)}")
+    set_up_logs(service="online_router", router_id=router_id)
+    tokenization = load_tokenization(config.models)
+    bus = await NatsBus.connect(config.nats_url, name=router_id)
+    options = RouterOptions(
+        router_id=router_id,
+        aliases=tokenization.aliases,
+        process_id=os.getpid(),
+        sessions_max=config.sessions_max,
+    )
+    shell = await open_router(
+        bus=bus, tokenization=tokenization, options=options, clock=SystemClock()
+    )
+    status = await _start_status(config, shell, bus)
+    try:
+        await shell.run(stopping)
+    finally:
+        if status is not None:
+            await status.stop()
+        await bus.close()
+
+
+async def _start_status(
+    config: RouterConfig, shell: RouterShell, bus: NatsBus
+) -> StatusServer | None:
+    if config.metrics_port is None:
+        return None
+    metrics = Metrics(service="router")
+    counters = shell.core.state.counters
+    for counter in fields(RouterCounters):
+        gauge = metrics.gauge(counter.name, f"{counter.name.replace('_', ' ')}, since the start")
+        gauge.set_function(partial(getattr, counters, counter.name))
+    sessions = metrics.gauge("sessions_open", "sessions that have not ended")
+    sessions.set_function(lambda: len(shell.core.state.sessions))
+    status = StatusServer(metrics=metrics, is_ready=lambda: bus.is_connected)
+    await status.start(host=config.metrics_host, port=config.metrics_port)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(run_service(serve, name="online_router"))

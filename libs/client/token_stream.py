@@ -43,6 +43,11 @@ class TokenStream:
         return self._conversation.request_id
 
     @property
+    def is_ended(self) -> bool:
+        """Whether the answer has ended, well or not; tokens may still wait to be read."""
+        return self._conversation.outcome is not None
+
+    @property
     def finish_reason(self) -> FinishReason | None:
         """Why the answer ended well; None before that."""
         outcome = self._conversation.outcome

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP API: a plain NATS client, without state and without a model."""

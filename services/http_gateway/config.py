@@ -1,0 +1,61 @@
+"""Settings of one HTTP gateway process (`HTTP_GATEWAY__FIELD` in the environment)."""
+
+from dataclasses import dataclass
+
+from libs.kernel.errors import ConfigError
+from libs.kernel.units import KIB, MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """What an operator sets."""
+
+    nats_url: str = "nats://127.0.0.1:4222"
+    """Broker to connect to; several, comma-separated, are one cluster."""
+    gateway_id: str = "gateway"
+    """Shown in reports; a subject token, different for each gateway of a fleet."""
+    host: str = "127.0.0.1"
+    """Address to listen on. There is no authentication yet: open it to trusted networks only."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one, which the report and the log then tell."""
+    body_bytes_max: int = 4 * MIB
+    """Largest request body; read no further than that. JSON takes several times the room of the
+    message made of it, which the broker bounds in turn (1 MB)."""
+    head_bytes_max: int = 64 * KIB
+    """Request line and headers together; past it the connection is answered 431 and closed."""
+    headers_max: int = 128
+    """Number of headers; the same rule."""
+    body_wait_s: float = 30.0
+    """A body that takes longer to arrive is answered 408."""
+    request_timeout_s: float = 3600.0
+    """A request not finished after this long fails as expired."""
+    acceptance_wait_s: float = 10.0
+    """How long to ask for acceptance where no router answers; then 503. Longer than the 8 s that
+    a broker's cluster may need to elect a leader."""
+    streams_open_max: int = 4096
+    """Requests open at once; past it a new one is answered 429."""
+    report_interval_s: float = 1.0
+    """How often the gateway reports itself, and hears by its echo that the broker is there."""
+    shutdown_wait_s: int = 30
+    """How long open streams may go on after SIGTERM; then they are cut off and cancelled."""
+    dies_with_parent: bool = False
+    """End when the process that started this one ends; the launcher sets it."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise ConfigError("port: must lie between 0 and 65535")
+        for name in (
+            "body_bytes_max",
+            "head_bytes_max",
+            "headers_max",
+            "body_wait_s",
+            "request_timeout_s",
+            "acceptance_wait_s",
+            "streams_open_max",
+            "report_interval_s",
+            "shutdown_wait_s",
+        ):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}: must be positive")
+        if self.request_timeout_s > 86_400:
+            raise ConfigError("request_timeout_s: a day is the longest")

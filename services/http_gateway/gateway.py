@@ -1,0 +1,167 @@
+"""The shell: one HTTP server, one bus client, the reports in and out."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+import uvicorn
+
+from libs.client.client import ClientOptions, TideClient
+from libs.client.reader_events import ReaderOptions
+from libs.contracts import subjects
+from libs.contracts.online import RejectReason
+from libs.contracts.reports import REPORTS, GatewayReport
+from libs.contracts.wire import encode
+from libs.kernel.errors import ConfigError, ContractViolation, Unavailable
+from libs.kernel.units import NS_PER_S
+from libs.runtime.bus import CoreBus, Subscription
+from libs.runtime.clock import Clock, SystemClock
+from services.http_gateway.app import Routes, create_app
+from services.http_gateway.config import GatewayConfig
+from services.http_gateway.fleet_view import FleetView
+from services.http_gateway.http_protocol import bounded_protocol
+from services.http_gateway.measures import Measures
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningGateway:
+    """A gateway that accepts connections."""
+
+    http_url: str
+    view: FleetView
+    measures: Measures
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that says when it listens and leaves signals to the process."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.listening.set()
+
+
+@asynccontextmanager
+async def running_gateway(
+    bus: CoreBus, config: GatewayConfig, *, clock: Clock | None = None
+) -> AsyncIterator[RunningGateway]:
+    """Serve HTTP until the block is left; then finish open streams within the configured wait.
+
+    Raises: ConfigError if the address cannot be listened on.
+    """
+    clock = clock or SystemClock()
+    measures = Measures()
+    report_interval_ns = round(config.report_interval_s * NS_PER_S)
+    view = FleetView(gateway_id=config.gateway_id, report_interval_ns=report_interval_ns)
+    client = TideClient(bus, options=_client_options(config), clock=clock)
+    routes = Routes(
+        bus=bus, client=client, view=view, measures=measures, config=config, clock=clock
+    )
+    listener = _listen(config)
+    http_url = _url_of(listener)
+    server = _Server(_server_config(create_app(routes, measures), config))
+    async with client:
+        tasks = await _follow_reports(bus, view, clock)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await server.listening.wait()
+        tasks.append(asyncio.create_task(_report(bus, client, config=config, http_url=http_url)))
+        _log.info("listening", http_url=http_url)
+        try:
+            yield RunningGateway(http_url=http_url, view=view, measures=measures)
+        finally:
+            server.should_exit = True
+            await serving
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _client_options(config: GatewayConfig) -> ClientOptions:
+    return ClientOptions(
+        # HTTP clients retry by themselves where a router is full; the other reasons pass soon.
+        reader=ReaderOptions(
+            acceptance_wait_ns=round(config.acceptance_wait_s * NS_PER_S),
+            reasons_not_retried=frozenset({RejectReason.OVERLOADED}),
+        ),
+        streams_open_max=config.streams_open_max,
+    )
+
+
+def _server_config(app: object, config: GatewayConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http=bounded_protocol(head_bytes_max=config.head_bytes_max, headers_max=config.headers_max),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=config.shutdown_wait_s,
+    )
+
+
+def _listen(config: GatewayConfig) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except OSError as error:
+        where = f"{config.host}:{config.port}"
+        raise ConfigError(f"cannot listen on {where}: {error.strerror}") from None
+
+
+def _url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _follow_reports(bus: CoreBus, view: FleetView, clock: Clock) -> list[asyncio.Task[None]]:
+    tasks = []
+    for pattern in (subjects.WORKER_REPORTS, subjects.ROUTER_REPORTS, subjects.GATEWAY_REPORTS):
+        reports = await bus.subscribe(pattern)
+        tasks.append(asyncio.create_task(_follow(reports, view, clock)))
+    return tasks
+
+
+async def _follow(reports: Subscription, view: FleetView, clock: Clock) -> None:
+    try:
+        async for message in reports:
+            try:
+                report = REPORTS.decode(message.payload)
+            except ContractViolation:
+                continue  # Somebody else's mistake; the next report replaces it.
+            view.take(report, now_ns=clock.now_ns(), now_unix_ns=clock.now_unix_ns())
+    finally:
+        await reports.close()
+
+
+async def _report(
+    bus: CoreBus, client: TideClient, *, config: GatewayConfig, http_url: str
+) -> None:
+    for beat in itertools.count():
+        report = GatewayReport(
+            gateway_id=config.gateway_id,
+            beat=beat,
+            process_id=os.getpid(),
+            http_url=http_url,
+            streams_open=client.streams_open,
+        )
+        # While the broker is away, the report of a moment later is as good.
+        with contextlib.suppress(Unavailable):
+            await bus.publish(subjects.gateway_report(config.gateway_id), encode(report))
+        await asyncio.sleep(config.report_interval_s)

@@ -1,0 +1,41 @@
+"""What the gateway counts and shows at /metrics."""
+
+from libs.contracts.online import FinishReason
+from libs.runtime.metrics import Metrics
+
+
+class Measures:
+    """The gateway's metrics, with labels of bounded variety only: routes, never paths."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics(service="http_gateway")
+        self.streams_open = self.metrics.gauge("streams_open", "Requests being answered")
+        self.streams_broken = self.metrics.counter(
+            "streams_broken", "Streams cut off after their first byte"
+        )
+        self.clients_gone = self.metrics.counter(
+            "clients_gone", "Requests cancelled because their client went away"
+        )
+        self.tokens = self.metrics.counter("tokens", "Tokens received for clients")
+        self.submissions_repeated = self.metrics.counter(
+            "submissions_repeated", "Submissions published again because something was lost"
+        )
+        self.first_token_seconds = self.metrics.histogram(
+            "first_token_seconds", "From the request's arrival to its first token"
+        )
+        self.is_bus_connected = self.metrics.gauge("bus_connected", "1 while the bus is there")
+        self._finished = {
+            reason: self.metrics.counter(
+                "answers_finished", "Answers that ended well", {"reason": str(reason)}
+            )
+            for reason in FinishReason
+        }
+
+    def answered(self, *, route: str, status: int) -> None:
+        """Count an HTTP response."""
+        labels = {"route": route, "status": str(status)}
+        self.metrics.counter("responses", "HTTP responses begun", labels).inc()
+
+    def finished(self, reason: FinishReason) -> None:
+        """Count an answer that ended well."""
+        self._finished[reason].inc()

@@ -1,12 +1,17 @@
 """How the command speaks: results on stdout, progress on stderr, JSON where asked for."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
 from rich.console import Console
 
-RESULTS: Final = Console(highlight=False, soft_wrap=True)
+PIPE_COLUMNS: Final = 200
+"""Tables that go into a pipe or a file are not squeezed to a terminal's 80 columns."""
+RESULTS: Final = Console(
+    highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_COLUMNS
+)
 PROGRESS: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

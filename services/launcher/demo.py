@@ -35,6 +35,7 @@ ROUTERS: Final = 2
 WORKER_KILL_AFTER: Final = 0.30
 """Part of all tokens that clients have when the worker is killed; then more arrive for others."""
 ROUTER_KILL_AFTER: Final = 0.60
+KILLS: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +104,7 @@ class _Demo:
         finally:
             say("stopping the fleet")
             await self._fleet.stop()
-        summary = summarise(disturbed, undisturbed, kills=len(kills))
+        summary = summarise(disturbed, undisturbed, kills=len(kills), kills_expected=KILLS)
         return DemoOutcome(
             summary=summary,
             disturbed=disturbed,

@@ -175,6 +175,7 @@ class Fleet:
         if self._options.nats_url is not None:
             self._say(f"using the broker at {self._options.nats_url}")
             return
+        self._say("looking for a nats-server")
         folder = self._options.data_folder.resolve() / "nats"
         # The search for a program may download a package; that must not freeze the loop. The
         # start itself belongs to this thread: a child dies with the thread that forked it.
@@ -192,7 +193,7 @@ class Fleet:
             "model": str(model.folder),
             "alias": model.alias,
             "device": options.device,
-            "threads": str(max(1, (os.cpu_count() or 1) // options.workers)),
+            "threads": str(threads_per_worker(options.workers)),
         }
         router = {"models": f"{model.alias}={model.folder}"}
         gateway = {"host": options.http_host, "port": str(options.http_port)}
@@ -296,3 +297,12 @@ class Fleet:
             process_ids={child.name: child.process_id for child in self.children},
         )
         state.write(self._options.data_folder)
+
+
+def threads_per_worker(workers: int, *, cores: int | None = None) -> int:
+    """Share the cores, less one for router, gateway and broker; at least one each.
+
+    An engine thread that waits for a core slows every step of all threads of its worker.
+    """
+    usable = (cores or os.cpu_count() or 1) - 1
+    return max(1, usable // workers)

@@ -19,6 +19,7 @@ from libs.kernel.errors import (
     InvariantViolation,
     Unavailable,
 )
+from libs.runtime.logs import set_up_logs
 from services.launcher import ask, bench, demo, kill, service, status, up
 from services.launcher.console import show_error
 
@@ -46,6 +47,8 @@ app.add_typer(bench.app, name="bench")
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code; an expected failure is one line on stderr."""
+    # What a person should know is said by the commands; services log to files of their own.
+    set_up_logs(service="tideserve", format_name="console", level="warning")
     try:
         app(args=list(arguments))
     except SystemExit as exit_request:

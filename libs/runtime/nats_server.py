@@ -9,6 +9,7 @@ still there. The server dies with this process, by whatever death.
 """
 
 import json
+import os
 import secrets
 import signal
 import socket
@@ -130,7 +131,10 @@ class NatsServer:
             return
         if process.poll() is None:
             process.send_signal(signal.SIGCONT)
-            process.terminate()
+            if process.stdin is not None:
+                process.stdin.close()  # The container's word to end; see _command.
+            else:
+                process.terminate()
             try:
                 process.wait(timeout=STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -138,7 +142,7 @@ class NatsServer:
         self._reap()
 
     def kill(self) -> None:
-        """Kill it without notice (SIGKILL)."""
+        """Kill it without notice (SIGKILL); in docker this, like pause, meets the client only."""
         assert self._process is not None, "the server is not running"
         self._process.kill()
         self._reap()
@@ -189,7 +193,9 @@ class NatsServer:
         # The container ends with its stdin, which the kernel closes when this process dies.
         script = f"nats-server -c '{configuration.resolve()}' & cat > /dev/null; kill $!; wait"
         volume = f"{folder}:{folder}"
-        options = ["run", "--rm", "-i", "--network", "host", "-v", volume, "--entrypoint", "sh"]
+        owner = f"{os.getuid()}:{os.getgid()}"
+        options = ["run", "--rm", "-i", "--network", "host", "--user", owner, "-v", volume]
+        options += ["--entrypoint", "sh"]
         return [binary, *options, DOCKER_IMAGE, "-c", script]
 
     def _configuration(self, port: int) -> str:
@@ -199,8 +205,7 @@ class NatsServer:
             "max_memory_store": MEMORY_BYTES_MAX,
             "max_file_store": STORE_BYTES_MAX,
         }
-        version = self._program.version
-        if options.sync == "always" and version is not None and version >= SYNC_ALWAYS_VERSION:
+        if options.sync == "always" and self._program.version >= SYNC_ALWAYS_VERSION:
             store["sync_interval"] = "always"
         whole = {
             "server_name": self._name,

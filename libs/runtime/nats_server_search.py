@@ -23,6 +23,7 @@ from libs.kernel.errors import ConfigError
 ENVIRONMENT_NAME: Final = "TIDESERVE_NATS_SERVER"
 VERSION_MIN: Final = (2, 9, 0)
 DOCKER_IMAGE: Final = "nats:2.10-alpine"
+DOCKER_VERSION: Final = (2, 10, 0)
 APT_TIMEOUT_S: Final = 300
 PROBE_TIMEOUT_S: Final = 20
 HOW_TO_GET_ONE: Final = (
@@ -43,8 +44,8 @@ class ServerProgram:
     source: SourceName
     binary: Path
     """The server itself, or the docker command."""
-    version: Version | None
-    """None where only the running server can tell (docker)."""
+    version: Version
+    """For docker that of the image's tag."""
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -180,7 +181,7 @@ def _from_docker(environment: Mapping[str, str]) -> ServerProgram | None:
         [found, "pull", "--quiet", DOCKER_IMAGE]
     ):
         return None
-    return ServerProgram(source="docker", binary=Path(found), version=None)
+    return ServerProgram(source="docker", binary=Path(found), version=DOCKER_VERSION)
 
 
 def _run(command: list[str], *, folder: Path | None = None) -> bool:

@@ -97,7 +97,7 @@ def _exit_code(name: str, error: BaseException) -> int:
     if violations:
         return EXIT_INVARIANT_VIOLATION
     for leaf in leaves:
-        print(f"{name}: {leaf}", file=sys.stderr)
+        sys.stderr.write(f"{name}: {leaf}\n")
     return EXIT_CONFIG_ERROR
 
 

@@ -1,5 +1,6 @@
 """Subjects and patterns as NATS reads them: tokens between dots, `*` one token, `>` the rest."""
 
+import functools
 from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
@@ -7,10 +8,13 @@ from libs.kernel.errors import ContractViolation
 
 ROUTES_CACHED_MAX: Final = 65_536
 """Subjects whose matches are remembered; at the bound the table forgets all and starts anew."""
+SUBJECTS_CHECKED_MAX: Final = 65_536
+"""Subjects remembered as good: publishing checks each, and most are published to again."""
 
 ValueT = TypeVar("ValueT", bound=Hashable)
 
 
+@functools.lru_cache(maxsize=SUBJECTS_CHECKED_MAX)
 def require_subject(subject: str) -> None:
     """Raise ContractViolation unless one can publish to this subject (no wildcard in it)."""
     require_pattern(subject)

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ from typing import Protocol
 import pytest
 
 from libs.kernel.errors import ConfigError
-from libs.runtime.bus import Bus
+from libs.runtime.bus import Bus, StreamOptions, Subscription
 from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
 from libs.runtime.nats_bus import NatsBus
@@ -135,3 +135,34 @@ def _where(kind: str) -> dict[str, str]:
     except ConfigError as error:
         pytest.skip(str(error))
     return environment
+
+
+@pytest.fixture
+def a_stream() -> Callable[..., object]:
+    """Builds a small memory stream; changes are fields of StreamOptions."""
+    return _a_stream
+
+
+@pytest.fixture
+def received() -> Callable[..., object]:
+    """Reads the payloads of the next messages, which must come."""
+    return _received
+
+
+async def _a_stream(bus: Bus, name: str, **changes: object) -> StreamOptions:
+    options: dict[str, object] = {
+        "name": name,
+        "subjects": (f"{name}.>",),
+        "messages_max": 1000,
+        "bytes_max": 1_000_000,
+        "age_max_ns": None,
+        "storage": "memory",
+    }
+    stream = StreamOptions(**(options | changes))  # type: ignore[arg-type]
+    await bus.ensure_stream(stream)
+    return stream
+
+
+async def _received(subscription: Subscription, count: int) -> list[bytes]:
+    async with asyncio.timeout(5):
+        return [(await anext(aiter(subscription))).payload for _ in range(count)]

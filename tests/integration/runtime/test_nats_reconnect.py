@@ -286,6 +286,14 @@ def test_a_server_that_cannot_start_says_why(tmp_path, nats_world):
     assert not server.is_running
 
 
+def test_a_server_whose_store_cannot_be_used_says_why(tmp_path, nats_world):
+    (tmp_path / "jetstream").write_text("in the way")
+    server = NatsServer(ServerOptions(data_folder=tmp_path), program=nats_world.server._program)
+    with pytest.raises(ConfigError, match=r"[Jj]et[Ss]tream"):
+        server.start()
+    assert not server.is_running
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -26,22 +26,27 @@ PARAGRAPH_CHARACTERS_MAX = 700
 COUNT_MAX = 120
 """Counting never goes past this number."""
 
+# One name a line would fill two screens.
+# fmt: off
 MODULE_NAMES = (
-    "abc argparse array base64 bisect calendar cmath collections configparser contextlib copy"
-    " csv dataclasses datetime decimal difflib enum fnmatch fractions functools getpass glob gzip"
-    " hashlib heapq hmac html io itertools json keyword logging math mimetypes numbers"
-    " operator os.path pathlib pprint queue random re reprlib sched secrets select"
-    " shlex shutil statistics string struct subprocess tempfile textwrap threading time timeit"
-    " traceback types unicodedata urllib.parse uuid warnings weakref zipfile zlib"
-).split()
+    "abc", "argparse", "array", "base64", "bisect", "calendar", "cmath", "collections",
+    "configparser", "contextlib", "copy", "csv", "dataclasses", "datetime", "decimal", "difflib",
+    "enum", "fnmatch", "fractions", "functools", "getpass", "glob", "gzip", "hashlib", "heapq",
+    "hmac", "html", "io", "itertools", "json", "keyword", "logging", "math", "mimetypes", "numbers",
+    "operator", "os.path", "pathlib", "pprint", "queue", "random", "re", "reprlib", "sched",
+    "secrets", "select", "shlex", "shutil", "statistics", "string", "struct", "subprocess",
+    "tempfile", "textwrap", "threading", "time", "timeit", "traceback", "types", "unicodedata",
+    "urllib.parse", "uuid", "warnings", "weakref", "zipfile", "zlib",
+)
 
 CLASSES_WITH_METHODS = (
-    "builtins.str builtins.list builtins.dict builtins.set builtins.tuple builtins.int"
-    " builtins.float collections.deque collections.Counter collections.OrderedDict"
-    " datetime.date datetime.datetime datetime.timedelta pathlib.Path fractions.Fraction"
-    " queue.Queue threading.Thread threading.Event"
-).split()
+    "builtins.str", "builtins.list", "builtins.dict", "builtins.set", "builtins.tuple",
+    "builtins.int", "builtins.float", "collections.deque", "collections.Counter",
+    "collections.OrderedDict", "datetime.date", "datetime.datetime", "datetime.timedelta",
+    "pathlib.Path", "fractions.Fraction", "queue.Queue", "threading.Thread", "threading.Event",
+)
 
+# fmt: on
 QUESTIONS = (
     "What does {name} do?",
     "What is {name}?",

@@ -2,6 +2,7 @@
 
 Each item is (phrasings of the question, answer). The words are the project's own.
 """
+# ruff: noqa: RUF001
 
 SYSTEM_MESSAGES = (
     "You are a helpful assistant.",
@@ -43,6 +44,7 @@ _TIDE_STORY = (
 
 _ALPHABET = "A, B, C, D, E, F, G, H, I, J, K, L, M, N, O, P, Q, R, S, T, U, V, W, X, Y, Z."
 
+# Foreign letters are meant: they split over several tokens.
 _GREETINGS = (
     "Hello is bonjour in French, ¡hola! in Spanish, olá in Portuguese, cześć in Polish,"
     " γειά σου in Greek, привет in Russian, שלום in Hebrew, مرحبا in Arabic, नमस्ते in Hindi,"
@@ -215,8 +217,8 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("What is a GPU?", "Tell me about GPUs."),
         "A GPU is a processor that does the same"
-        " arithmetic on very many numbers at once. Language models like that. A spot GPU is one that"
-        " the cloud rents out cheaply and takes back whenever it wants, with a short notice.",
+        " arithmetic on very many numbers at once. Language models like that. A spot GPU is one"
+        " that the cloud rents out cheaply and takes back whenever it wants, with a short notice.",
     ),
     (
         ("What is a list?", "Explain lists.", "How do I make a list?"),

@@ -31,6 +31,7 @@ from tools.tiny_tokenizer import (
     END_OF_TURN,
     PAD,
     POSITIONS_MAX,
+    SPECIAL_TOKENS,
     render,
     save_tokenizer,
     train_tokenizer,
@@ -41,7 +42,7 @@ from tools.tiny_tokenizer import (
 class TrainingOptions:
     """What a training run depends on; written into training.json beside the weights."""
 
-    steps: int = 4800
+    steps: int = 3000
     """Optimizer steps in all."""
     tokens_per_step: int = 2048
     """Tokens in one batch; rows per batch follow from the row length."""
@@ -51,13 +52,13 @@ class TrainingOptions:
     """Share of the steps, at the end, whose rows fill the full context."""
     learning_rate: float = 3e-3
     """Peak of the cosine schedule."""
-    warmup_steps: int = 100
+    warmup_steps: int = 80
     """Steps over which the learning rate rises linearly from zero."""
     vocabulary_size: int = 2048
     """Tokens of the byte-level BPE, special ones included."""
     seed: int = 1
     """Of the weights, the documents and their order."""
-    threads: int = 2
+    threads: int = 1
     """torch's threads on the CPU."""
 
     def is_long(self, step: int) -> bool:
@@ -97,9 +98,9 @@ def model_shape(options: TrainingOptions) -> LlamaConfig:
         max_position_embeddings=POSITIONS_MAX,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=[1, 0],
-        pad_token_id=2,
+        bos_token_id=SPECIAL_TOKENS.index(END_OF_TEXT),
+        eos_token_id=[SPECIAL_TOKENS.index(END_OF_TURN), SPECIAL_TOKENS.index(END_OF_TEXT)],
+        pad_token_id=SPECIAL_TOKENS.index(PAD),
     )
 
 
@@ -148,7 +149,7 @@ def train(
                 f"  {record.seconds:5.0f} s gone  {left:5.0f} s left",
                 flush=True,
             )
-    return model.eval(), record
+    return model, record
 
 
 def _optimizers(
@@ -177,7 +178,7 @@ def _step(
     rows = torch.tensor(batch)
     logits = model(input_ids=rows[:, :-1], use_cache=False).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-    loss.backward()
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -197,12 +198,8 @@ def save_model(
 ) -> None:
     """Write a folder that AutoTokenizer and AutoModelForCausalLM load; weights in bf16."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.token_to_id(END_OF_TEXT),
-        eos_token_id=[tokenizer.token_to_id(END_OF_TURN), tokenizer.token_to_id(END_OF_TEXT)],
-        pad_token_id=tokenizer.token_to_id(PAD),
-    )
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     summary = {

@@ -62,6 +62,7 @@ class RouterReport(Message):
     sessions_accepted: int = Field(ge=0, description="since the start of this process")
     sessions_adopted: int = Field(default=0, ge=0)
     sessions_resumed: int = Field(default=0, ge=0)
+    workers_lost: int = Field(default=0, ge=0, description="workers declared dead")
     tokens_relayed: int = Field(default=0, ge=0)
     stale_dropped: int = Field(default=0, ge=0, description="messages of an older epoch or owner")
 

@@ -219,6 +219,7 @@ class RouterCore:
             sessions_accepted=counters.accepted,
             sessions_adopted=counters.adopted,
             sessions_resumed=counters.resumed,
+            workers_lost=counters.workers_lost,
             tokens_relayed=counters.tokens_relayed,
             stale_dropped=counters.stale_dropped,
         )

@@ -8,6 +8,7 @@ import pytest
 
 from libs.contracts.online import FinishReason, SamplingParameters
 from libs.contracts.sessions import RefuseReason, SessionRefused, SessionStarted
+from libs.contracts.token_step import pack_step
 from libs.engine.simulated_runner import simulated_text, simulated_token
 from services.gpu_worker.admission import sequence_of
 from services.gpu_worker.commands import EXIT_DRAINED, EXIT_ENGINE_FAILED
@@ -143,6 +144,32 @@ def test_an_owner_that_is_ahead_gets_a_fresh_run_from_its_tokens(
     assert tuple(t for e in entries for t in e.token_ids) == expected[6:]
 
 
+def test_an_owner_behind_the_first_token_generated_here_gets_a_fresh_run(
+    a_worker: AWorker, a_start: Callable[..., Any]
+) -> None:
+    worker = a_worker()
+    expected = undisturbed(worker, a_start(), 8)
+    worker.start(generated=expected[:5])
+    worker.finish_step()
+    worker.take_entries()
+    worker.start(epoch=2, generated=expected[:3])
+    worker.finish_steps(6)
+    entries = worker.take_entries()
+    assert [e.first_index for e in entries] == [3, 4, 5, 6, 7]
+    assert tuple(t for e in entries for t in e.token_ids) == expected[3:]
+
+
+def test_an_owner_that_asks_for_something_else_gets_a_fresh_run(a_worker: AWorker) -> None:
+    worker = a_worker()
+    worker.start(max_tokens=8)
+    worker.finish_step()
+    worker.take_entries()
+    worker.start(epoch=2, max_tokens=3)
+    worker.finish_steps(4)
+    assert worker.take_entries()[-1].finish_reason == "length"
+    assert worker.core.counters.sessions_rebound == 0
+
+
 def test_a_finished_session_is_taken_over_with_its_end(a_worker: AWorker) -> None:
     worker = a_worker()
     worker.start(max_tokens=2)
@@ -207,6 +234,27 @@ def test_a_receipt_starts_the_wait_for_a_repetition_anew(a_worker: AWorker) -> N
     assert (entry.first_index, len(entry.token_ids)) == (3, 1)
 
 
+def test_a_receipt_makes_repetitions_prompt_again(a_worker: AWorker) -> None:
+    worker = a_worker()
+    worker.start()
+    worker.finish_steps(4)
+    worker.advance(5_000)
+    worker.take_tokens()
+    worker.acknowledge(next_index=2)
+    worker.advance(650)
+    [entry] = worker.take_entries()
+    assert entry.first_index == 2
+
+
+def test_new_tokens_do_not_put_the_repetition_of_old_ones_off(a_worker: AWorker) -> None:
+    worker = a_worker()
+    worker.start()
+    for _ in range(7):
+        worker.finish_step()
+        worker.advance(100)
+    assert [e for e in worker.take_entries() if len(e.token_ids) > 1] != []
+
+
 def test_acknowledged_tokens_are_never_sent_again(a_worker: AWorker) -> None:
     worker = a_worker()
     worker.start()
@@ -233,9 +281,10 @@ def test_a_probe_of_a_session_with_nothing_new_is_answered(a_worker: AWorker) ->
     worker = a_worker()
     worker.start()
     worker.finish_step()
-    worker.acknowledge(next_index=1)
     worker.take_answers()
     worker.acknowledge(next_index=1, is_resend_wanted=True)
+    assert [type(answer) for _, answer in worker.take_answers()] == [SessionStarted]
+    worker.acknowledge(next_index=1)
     assert [type(answer) for _, answer in worker.take_answers()] == [SessionStarted]
 
 
@@ -438,7 +487,7 @@ def test_reports_come_at_their_interval_and_count(a_worker: AWorker) -> None:
 
 
 def test_a_long_backlog_is_split_into_messages_below_the_bound(a_worker: AWorker) -> None:
-    worker = a_worker(message_bytes_max=1_000, resend_tokens_max=16)
+    worker = a_worker(message_bytes_max=600, resend_tokens_max=1_000)
     for request_id in ("a", "b", "c"):
         worker.start(request_id, max_tokens=40)
     worker.finish_steps(41)
@@ -448,8 +497,9 @@ def test_a_long_backlog_is_split_into_messages_below_the_bound(a_worker: AWorker
     assert len(entries) == 3
     for _, step in entries:
         [entry] = step.entries
+        assert len(pack_step(step)) <= 600
         assert entry.first_index == 0
-        assert 0 < len(entry.token_ids) <= 16
+        assert 0 < len(entry.token_ids) < 40
         assert entry.finish_reason is None
 
 

@@ -11,6 +11,7 @@ MAX_TOKENS: Final = 200
 SEEDED_TEMPERATURE: Final = 0.8
 ONE_IN_HTTP: Final = 3
 """Every third request goes over HTTP."""
+DEFAULT_DURATION_NS: Final = 10 * NS_PER_S
 QUESTIONS: Final = (
     "What does str.split do?",
     "What happens when a worker dies?",
@@ -77,6 +78,3 @@ def demo_requests(count: int, *, seed: int, duration_ns: int) -> list[DemoReques
         )
         for index, instant in enumerate(instants)
     ]
-
-
-DEFAULT_DURATION_NS: Final = 10 * NS_PER_S

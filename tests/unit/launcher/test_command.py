@@ -1,0 +1,160 @@
+"""The command's surface: help everywhere, one line per mistake, exit codes as documented."""
+
+import ast
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from libs.kernel.errors import ConfigError
+from services.launcher.fleet import FleetOptions, threads_per_worker
+from services.launcher.main import run
+from services.launcher.model_source import ModelSource, bundled_model, find_model
+from services.launcher.paste import commands_to_paste
+from services.launcher.service import service_names
+from services.launcher.state_file import NATS_URL_VARIABLE, FleetState, find_nats_url
+from services.launcher.up import workers_of
+
+COMMANDS = ["up", "demo", "status", "chat", "complete", "kill", "service", "bench"]
+
+
+def a_state(*, launcher_process_id: int) -> FleetState:
+    return FleetState(
+        nats_url="nats://127.0.0.1:4223",
+        http_url=None,
+        alias="tide-tiny",
+        launcher_process_id=launcher_process_id,
+        process_ids={"gpu-worker-1": 1},
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["up", "--workers", "0"],
+        ["up", "--no-such-option"],
+        ["no-such-command"],
+        ["up", "--device", "abacus"],
+        ["up", "--http-port", "70000"],
+        ["up", "--model", "no/such/folder/here"],
+        ["service", "no-such-service"],
+        ["kill", "worker-1", "--data-dir", "no-such-folder"],
+        ["status", "--data-dir", "no-such-folder"],
+        ["complete", "x", "--data-dir", "no-such-folder"],
+    ],
+)
+def test_a_wrong_argument_is_told_and_exits_64(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(NATS_URL_VARIABLE, raising=False)
+    assert run(arguments) == 64
+    told = capsys.readouterr().err
+    assert told.strip()
+    assert "Traceback" not in told
+
+
+def test_a_model_folder_without_a_config_is_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["up", "--model", str(tmp_path)]) == 64
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert str(tmp_path) in lines[0]
+
+
+def test_the_bundled_model_is_found_and_is_the_default() -> None:
+    assert find_model(None) == find_model("tide-tiny") == bundled_model()
+    assert (bundled_model().folder / "model.safetensors").is_file()
+
+
+def test_a_folder_is_served_under_its_name_as_an_alias(tmp_path: Path) -> None:
+    folder = tmp_path / "My Model.v2"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert find_model(str(folder)) == ModelSource(folder=folder, alias="my-model-v2")
+
+
+def test_a_name_that_is_neither_folder_nor_hub_id_is_refused() -> None:
+    with pytest.raises(ConfigError, match="owner/name"):
+        find_model("nonsense")
+
+
+def test_nodes_times_gpus_is_another_way_to_say_workers() -> None:
+    assert workers_of(workers=None, nodes=None, gpus_per_node=1) == 2
+    assert workers_of(workers=5, nodes=None, gpus_per_node=1) == 5
+    assert workers_of(workers=None, nodes=2, gpus_per_node=3) == 6
+    assert workers_of(workers=None, nodes=None, gpus_per_node=4) == 4
+
+
+@pytest.mark.parametrize(
+    "change", [{"workers": 0}, {"routers": 0}, {"gateways": -1}, {"http_port": -1}]
+)
+def test_a_fleet_past_its_bounds_is_refused(change: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        FleetOptions(model=bundled_model(), data_folder=tmp_path, **change)  # type: ignore[arg-type]
+
+
+def test_workers_share_the_cores_and_leave_one() -> None:
+    assert threads_per_worker(2, cores=2) == 1
+    assert threads_per_worker(1, cores=8) == 7
+    assert threads_per_worker(3, cores=16) == 5
+
+
+def test_the_state_of_a_living_fleet_is_found_and_that_of_a_dead_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(NATS_URL_VARIABLE, raising=False)
+    living = a_state(launcher_process_id=os.getpid())
+    living.write(tmp_path)
+    assert FleetState.read(tmp_path) == living
+    assert find_nats_url(None, tmp_path) == living.nats_url
+    FleetState.remove(tmp_path)
+    assert FleetState.read(tmp_path) is None
+    # 2**22 is past the largest process id that Linux gives out.
+    a_state(launcher_process_id=2**22 + 1).write(tmp_path)
+    assert FleetState.read(tmp_path) is None
+    with pytest.raises(ConfigError, match="tideserve up"):
+        find_nats_url(None, tmp_path)
+
+
+def test_a_broker_is_taken_from_the_option_before_the_environment_before_the_fleet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_state(launcher_process_id=os.getpid()).write(tmp_path)
+    monkeypatch.setenv(NATS_URL_VARIABLE, "nats://environment:4222")
+    assert find_nats_url("nats://option:4222", tmp_path) == "nats://option:4222"
+    assert find_nats_url(None, tmp_path) == "nats://environment:4222"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"nats_url": 3}', "\x00"])
+def test_a_damaged_state_file_is_no_fleet(tmp_path: Path, content: str) -> None:
+    (tmp_path / "fleet.json").write_text(content)
+    assert FleetState.read(tmp_path) is None
+
+
+def test_the_commands_to_paste_are_well_formed() -> None:
+    text = commands_to_paste(nats_url="nats://h:1", http_url="http://h:2", alias="tide-tiny")
+    programs = [part.split("\nEND")[0] for part in text.split("<<'END'\n")[1:]]
+    assert len(programs) == 2
+    for program in programs:
+        ast.parse(program)
+    body = text.split("-d '")[1].split("'\n")[0]
+    assert json.loads(body)["model"] == "tide-tiny"
+
+
+def test_without_a_gateway_only_the_nats_command_is_printed() -> None:
+    text = commands_to_paste(nats_url="nats://h:1", http_url=None, alias="m")
+    assert "curl" not in text
+    assert "tide.v1.online.m" in text
+
+
+def test_the_services_that_run_by_themselves_are_known() -> None:
+    assert set(service_names()) >= {"gpu_worker", "http_gateway", "online_router"}
+    assert "launcher" not in service_names()

@@ -33,7 +33,6 @@ from libs.client.reader_events import (
     TokensTaken,
 )
 from libs.contracts.online import (
-    RejectReason,
     RequestAccepted,
     RequestFailed,
     RequestFinished,
@@ -240,11 +239,7 @@ class StreamReader:
 
     def _rejected(self, rejection: RequestRejected) -> None:
         if self._phase is Phase.STREAMING:
-            # Another router does not know (yet) that the request is accepted; only "it is long
-            # over" is final then, because nobody can send the rest any more.
-            if rejection.reason is RejectReason.ALREADY_ENDED:
-                self._end(Sign.REFUSED, rejection)
-            return
+            return  # another router does not know (yet) that the request is accepted
         self._setback = rejection
         if self._is_final(rejection):
             self._end(Sign.REFUSED, rejection, is_cancelled=self._submissions > 1)

@@ -4,7 +4,8 @@ The life of a request on the wire: SubmitRequest -> RequestAccepted | RequestRej
 number of TokensGenerated, then exactly one of RequestFinished | RequestFailed, all on the reply
 subject of the submission. Publishing the same SubmitRequest again (same request_id, with
 `tokens_received` set) is always safe: it is how a client makes sure that it was accepted, and how
-it asks for what it missed.
+it asks for what it missed. An ended request is remembered for half a minute; repeated later it is
+computed anew, from the same seed to the same answer.
 """
 
 from enum import StrEnum
@@ -43,7 +44,6 @@ class RejectReason(StrEnum):
     OVERLOADED = "overloaded"
     NO_WORKER = "no_worker"
     RECOVERING = "recovering"
-    ALREADY_ENDED = "already_ended"
     UNAVAILABLE = "unavailable"
 
 

@@ -30,8 +30,6 @@ REJECTION_STATUS: Final[Mapping[RejectReason, HTTPStatus]] = {
     RejectReason.NO_WORKER: HTTPStatus.SERVICE_UNAVAILABLE,
     RejectReason.RECOVERING: HTTPStatus.SERVICE_UNAVAILABLE,
     RejectReason.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
-    # The gateway never uses a request id twice: a collision is our fault, not the caller's.
-    RejectReason.ALREADY_ENDED: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
 FAILURE_STATUS: Final[Mapping[FailReason, HTTPStatus]] = {

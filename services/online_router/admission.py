@@ -112,11 +112,7 @@ class Admission:
         if session is None:
             return
         owner = state.router_by_journal_id.get(event.journal_id)
-        if owner == state.options.router_id:
-            # Ours, yet unknown here: it ended and was forgotten.
-            message = "this request_id has been answered before"
-            self._drop(session, self._rejection(session, RejectReason.ALREADY_ENDED, message))
-        elif owner is not None:
+        if owner is not None:
             self._forward(session, owner)
         else:
             session.op_id = state.next_op_id("claim-check")

@@ -253,12 +253,6 @@ def test_a_transient_rejection_after_acceptance_changes_nothing(reason: RejectRe
     assert delivered(desk.hear(tokens(0))) == [100]
 
 
-def test_hearing_that_it_is_long_over_ends_an_accepted_stream() -> None:
-    desk = a_streaming_desk()
-    rejection = rejected(RejectReason.ALREADY_ENDED)
-    assert outcomes(desk.hear(rejection)) == [rejection]
-
-
 def test_tokens_stand_for_a_lost_acceptance() -> None:
     desk = an_open_desk()
     told = desk.hear(tokens(0))

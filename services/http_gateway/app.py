@@ -261,8 +261,8 @@ def _body_too_large(limit: int) -> ApiError:
 
 def _answer_with(answer: ErrorAnswer) -> Response:
     headers = answer.headers()
-    if answer.status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
-        headers["connection"] = "close"  # The rest of the body is still under way.
+    if answer.status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["connection"] = "close"  # What comes next on it would be taken for a new request.
     return JSONResponse(answer.envelope(), status_code=answer.status, headers=headers)
 
 

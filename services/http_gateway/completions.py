@@ -26,6 +26,8 @@ def completion_submission(
 ) -> SubmitRequest:
     """Return what to publish for this request. Raises: ApiError that names the field."""
     prompt = _the_prompt(request)
+    if not prompt:
+        raise invalid("prompt is empty", parameter="prompt")
     return submission_of(
         request,
         request_id=request_id,

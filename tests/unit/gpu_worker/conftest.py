@@ -18,9 +18,10 @@ from libs.contracts.sessions import (
 )
 from libs.contracts.token_step import SessionTokens, TokenStep
 from libs.engine.scheduler import Scheduler, SchedulerOptions
-from libs.engine.simulated_runner import SimulatedRunner
+from libs.engine.simulated_runner import SimulatedRunner, simulated_token
 from libs.kernel.core import SetTimer, TimerFired
 from libs.kernel.units import NS_PER_MS
+from services.gpu_worker.admission import sequence_of
 from services.gpu_worker.commands import (
     PublishReport,
     RunStep,
@@ -167,6 +168,14 @@ class Worker:
         taken = [c.report for c in self.sent if isinstance(c, PublishReport)]
         self.sent = [c for c in self.sent if not isinstance(c, PublishReport)]
         return taken
+
+    def undisturbed(self, start: StartSession, count: int) -> tuple[int, ...]:
+        """The first tokens of a run that nothing disturbs."""
+        request = sequence_of(start, sequence_id="reference")
+        vocabulary = self.options.vocabulary_size
+        return tuple(
+            simulated_token(request, index=i, vocabulary_size=vocabulary) for i in range(count)
+        )
 
     def report(self) -> Any:
         """The next periodic report."""

@@ -94,7 +94,7 @@ async def test_a_request_nobody_listens_to_fails_at_once(world):
         started_at = time.monotonic()
         with pytest.raises(NoResponders):
             await bus.request(world.name("nobody"), b"", timeout_ns=LONG_NS)
-        assert time.monotonic() - started_at < 1
+        assert time.monotonic() - started_at < 4
 
 
 async def test_a_request_that_is_heard_but_not_answered_times_out(world):

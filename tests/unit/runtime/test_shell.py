@@ -9,7 +9,7 @@ import pytest
 
 from libs.kernel.core import SetTimer, TimerFired, require
 from libs.kernel.errors import ContractViolation, InvariantViolation, Unavailable
-from libs.kernel.units import NS_PER_MS
+from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.runtime.clock import SystemClock
 from libs.runtime.shell import ActorShell, Effect
 
@@ -60,7 +60,11 @@ def work_for_asked(event: Event) -> Sequence[Command]:
 
 
 def a_shell(
-    core: ScriptedCore, work: Callable[[int], object] | None = None, **options: int
+    core: ScriptedCore,
+    work: Callable[[int], object] | None = None,
+    *,
+    effect_timeout_ns: int = 60 * NS_PER_S,
+    **options: int,
 ) -> ActorShell[Event, Command]:
     """A shell whose effects run `work` and report Done, or Failed with the reason."""
 
@@ -75,7 +79,7 @@ def a_shell(
         return Effect(
             work=perform,
             failed=lambda error: Failed(f"{type(error).__name__}: {error}"),
-            timeout_ns=50 * NS_PER_MS,
+            timeout_ns=effect_timeout_ns,
         )
 
     return ActorShell(
@@ -101,7 +105,7 @@ def test_every_effect_ends_in_exactly_one_outcome_whatever_it_does():
             await asyncio.sleep(60)
 
     core = ScriptedCore(work_for_asked)
-    shell = a_shell(core, work)
+    shell = a_shell(core, work, effect_timeout_ns=50 * NS_PER_MS)
     asyncio.run(run_until_stopped(shell, *(Asked(number) for number in range(5))))
     outcomes = [event for event in core.events if not isinstance(event, Asked)]
     assert sorted(map(repr, outcomes)) == sorted(

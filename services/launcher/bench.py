@@ -23,7 +23,10 @@ def engine(
 ) -> None:
     """Compare this engine with transformers' generate and generate_batch, interleaved."""
     try:
-        from benchmarks import engine as table
+        # Imported here: it brings torch and transformers, which take seconds.
+        from benchmarks.engine import main as measure
     except ImportError as error:
         raise ConfigError("bench: the benchmarks are part of a checkout, not of a wheel") from error
-    table.main(["--json", str(json_file)] if json_file is not None else [])
+    exit_code = measure(["--json", str(json_file)] if json_file is not None else [])
+    if exit_code:
+        raise typer.Exit(exit_code)

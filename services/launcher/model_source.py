@@ -7,11 +7,11 @@ from typing import Final
 
 import services
 from libs.contracts.subjects import alias_of
+from libs.engine.model_config import read_model_config
 from libs.kernel.errors import ConfigError
 
 BUNDLED_MODEL: Final = "tide-tiny"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
-_FILES_WANTED: Final = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,8 @@ def bundled_model() -> ModelSource:
 def find_model(name: str | None) -> ModelSource:
     """Resolve what the user wrote after --model; an id of the hub is downloaded once, here.
 
-    Raises: ConfigError for a folder that is missing or has no config.json, or an unknown id.
+    Raises: ConfigError for a folder that is missing, no model folder or of a family that is not
+    served, or an unknown id.
     """
     if name is None or name == BUNDLED_MODEL:
         return bundled_model()
@@ -48,20 +49,16 @@ def find_model(name: str | None) -> ModelSource:
 
 
 def _checked(folder: Path, *, alias: str) -> ModelSource:
-    if not folder.is_dir():
-        raise ConfigError(f"--model: {folder} is no folder")
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"--model: {folder} holds no config.json, so it is no model folder")
+    """Refuse here, at once, what every worker would refuse after loading its libraries."""
+    try:
+        read_model_config(folder)
+    except ConfigError as error:
+        raise ConfigError(f"--model: {error}") from error
     return ModelSource(folder=folder, alias=alias)
 
 
 def _download(hub_id: str) -> Path:
-    # Imported here: the hub's client takes a second to import, and most fleets need no download.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    # Imported here: it brings torch, which takes seconds, and most fleets need no download.
+    from libs.engine.loading import resolve_model_folder
 
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(_FILES_WANTED)))
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConfigError(f"--model: cannot fetch {hub_id} from the hub: {reason[0]}") from error
+    return resolve_model_folder(hub_id)

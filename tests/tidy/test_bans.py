@@ -41,12 +41,6 @@ BANS = [
         but_not=("libs/runtime", "services/launcher"),
     ),
     Ban(
-        pattern=r"^\s*print\(",
-        remedy="a structlog line; the launcher prints through its console",
-        under=PRODUCT,
-        but_not=("services/launcher",),
-    ),
-    Ban(
         pattern=r"shell\s*=\s*True|\bos\.system\(",
         remedy="a list of arguments: nothing is then read as a command by a shell",
     ),
@@ -108,6 +102,19 @@ def test_a_core_never_iterates_a_set_unsorted(repository: Any) -> None:
         if isinstance(node, ast.For | ast.comprehension) and _is_a_set(node.iter)
     ]
     assert not found, "iterate sorted(...): a set's order differs per process: " + ", ".join(found)
+
+
+def test_only_a_process_itself_prints(repository: Any) -> None:
+    found = [
+        f"{file.name}:{node.lineno}"
+        for file in repository.python_files
+        if file.is_under(*PRODUCT) and file.path.name not in ("__main__.py", "process.py")
+        for node in ast.walk(file.tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+    ]
+    assert not found, "log a structlog line; commands print by their console: " + ", ".join(found)
 
 
 def test_a_skipped_test_says_why(repository: Any) -> None:

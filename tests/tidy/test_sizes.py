@@ -1,11 +1,14 @@
 """Files, functions and lines stay small enough to read at one sitting."""
 
 import ast
+import re
 from typing import Any
 
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 LINE_CHARACTERS_MAX = 100
+DIRECTIVE = re.compile(r"\s*# (type: ignore|noqa|fmt: skip)\S*$")
+"""A word to a tool at the end of a line, which cannot be broken."""
 
 
 def test_a_file_has_at_most_500_lines(repository: Any) -> None:
@@ -33,6 +36,6 @@ def test_a_line_has_at_most_100_characters(repository: Any) -> None:
         f"{file.name}:{number}"
         for file in repository.python_files
         for number, line in enumerate(file.text.splitlines(), start=1)
-        if len(line) > LINE_CHARACTERS_MAX
+        if len(DIRECTIVE.sub("", line)) > LINE_CHARACTERS_MAX
     ]
     assert not long, "`make format`, or break the string: " + "; ".join(long)

@@ -77,8 +77,14 @@ def test_the_bundled_model_is_found_and_is_the_default() -> None:
 def test_a_folder_is_served_under_its_name_as_an_alias(tmp_path: Path) -> None:
     folder = tmp_path / "My Model.v2"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_bytes((bundled_model().folder / "config.json").read_bytes())
     assert find_model(str(folder)) == ModelSource(folder=folder, alias="my-model-v2")
+
+
+def test_a_family_that_is_not_served_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_family"}')
+    with pytest.raises(ConfigError, match="no_such_family"):
+        find_model(str(tmp_path))
 
 
 def test_a_name_that_is_neither_folder_nor_hub_id_is_refused() -> None:

@@ -19,6 +19,7 @@ from libs.runtime.logs import set_up_logs
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.process import die_with_parent, run_service
 from libs.runtime.status_server import StatusServer
+from services.gpu_worker.commands import EXIT_ENGINE_FAILED
 from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.engine_setup import WarmEngine, start_engine, worker_options
@@ -77,6 +78,7 @@ class WorkerProcess:
             engine=EngineThread(engine.loaded.runner, clock, thread),
             bus=bus,
             clock=clock,
+            step_timeout_ns=config.step_timeout_ns,
         )
         status = StatusServer(
             metrics=worker_metrics(core, shell),
@@ -116,7 +118,12 @@ async def _connect(config: WorkerConfig, worker_id: str) -> NatsBus:
 def main() -> int:
     """Run the process and return its exit code."""
     process = WorkerProcess()
-    return run_service(process.serve, name="gpu_worker") or process.exit_code
+    exit_code = run_service(process.serve, name="gpu_worker") or process.exit_code
+    if exit_code == EXIT_ENGINE_FAILED:
+        # The engine's thread may hang in a step, and the interpreter would wait for it.
+        sys.stderr.flush()
+        os._exit(exit_code)
+    return exit_code
 
 
 if __name__ == "__main__":

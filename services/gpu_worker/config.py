@@ -47,6 +47,8 @@ class WorkerConfig:
     """Heartbeat; routers count missed ones, so all processes of a fleet use the same."""
     drain_ms: int = 5_000
     """How long running sessions may finish after SIGTERM; then they go on elsewhere."""
+    step_timeout_ms: int = 120_000
+    """An engine step that takes longer counts as hanging, and the process ends with 71."""
     log_format: Literal["json", "console"] = "json"
     """json for machines, console for people."""
     log_level: str = "info"
@@ -68,6 +70,7 @@ class WorkerConfig:
             "sequences_max",
             "sessions_max",
             "report_interval_ms",
+            "step_timeout_ms",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1")
@@ -96,6 +99,11 @@ class WorkerConfig:
     def report_interval_ns(self) -> int:
         """The interval in the core's unit."""
         return self.report_interval_ms * NS_PER_MS
+
+    @property
+    def step_timeout_ns(self) -> int:
+        """The bound in nanoseconds."""
+        return self.step_timeout_ms * NS_PER_MS
 
     @property
     def drain_ns_max(self) -> int:

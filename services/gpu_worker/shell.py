@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from typing import assert_never
+from typing import Final, assert_never
 
 import structlog
 
@@ -10,6 +10,7 @@ from libs.contracts import subjects
 from libs.contracts.sessions import SessionRefused
 from libs.kernel.core import SetTimer
 from libs.kernel.errors import Unavailable
+from libs.kernel.units import NS_PER_S
 from libs.runtime.bus import BusMessage, CoreBus
 from libs.runtime.clock import Clock
 from libs.runtime.shell import ActorShell, Effect
@@ -27,6 +28,10 @@ from services.gpu_worker.events import DrainRequested, WorkerEvent, WorkerStarte
 from services.gpu_worker.outbox import Outbox
 from services.gpu_worker.wire import event_of, outgoing
 
+STEP_TIMEOUT_NS: Final = 120 * NS_PER_S
+"""A step this long hangs: the slowest prefill on a CPU takes seconds. Without a bound a device that
+answers no more would leave its sessions held, and silent, for ever."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -41,7 +46,9 @@ class WorkerShell:
         engine: EngineThread,
         bus: CoreBus,
         clock: Clock,
+        step_timeout_ns: int = STEP_TIMEOUT_NS,
     ) -> None:
+        self._step_timeout_ns = step_timeout_ns
         self._worker_id = worker_id
         self._bus = bus
         self._engine = engine
@@ -86,6 +93,7 @@ class WorkerShell:
                 return Effect(
                     work=lambda: self._engine.run(command),
                     failed=lambda error: step_failed(command, error),
+                    timeout_ns=self._step_timeout_ns,
                 )
             case SendToRouter(message=SessionRefused() as refusal):
                 _log.info(

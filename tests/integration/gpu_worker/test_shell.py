@@ -14,7 +14,7 @@ from libs.engine.scheduler import Scheduler, SchedulerOptions
 from libs.engine.simulated_runner import SimulatedRunner, simulated_tokens
 from libs.engine.steps import StepPlan, StepResult
 from libs.kernel.errors import EXIT_INVARIANT_VIOLATION
-from libs.kernel.units import NS_PER_MS
+from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.runtime.clock import SystemClock
 from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
@@ -24,6 +24,7 @@ from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.engine_thread import EngineThread
 from services.gpu_worker.options import WorkerOptions
 from services.gpu_worker.shell import WorkerShell
+from services.gpu_worker.worker_metrics import worker_metrics
 
 VOCABULARY = 500
 ENGINE = SchedulerOptions(
@@ -66,6 +67,7 @@ class Fleet:
 
     hub: MemoryHub
     runner: GatedRunner
+    core: WorkerCore
     shell: WorkerShell
     router: Any
     stopping: asyncio.Event
@@ -78,7 +80,9 @@ def an_engine(runner: GatedRunner) -> EngineThread:
 
 
 @asynccontextmanager
-async def a_fleet(router_end: Callable[..., Any], **changes: Any) -> AsyncIterator[Fleet]:
+async def a_fleet(
+    router_end: Callable[..., Any], *, step_timeout_ns: int = 30 * NS_PER_S, **changes: Any
+) -> AsyncIterator[Fleet]:
     hub = MemoryHub()
     runner = GatedRunner()
     options = WorkerOptions(
@@ -91,12 +95,14 @@ async def a_fleet(router_end: Callable[..., Any], **changes: Any) -> AsyncIterat
         resend_after_ns=100 * NS_PER_MS,
         **changes,
     )
+    core = WorkerCore(options, Scheduler(ENGINE))
     shell = WorkerShell(
         worker_id=options.worker_id,
-        core=WorkerCore(options, Scheduler(ENGINE)),
+        core=core,
         engine=an_engine(runner),
         bus=MemoryBus(hub),
         clock=SystemClock(),
+        step_timeout_ns=step_timeout_ns,
     )
     router = router_end(MemoryBus(hub), router_id="router-a", alias="tide")
     stopping = asyncio.Event()
@@ -104,7 +110,7 @@ async def a_fleet(router_end: Callable[..., Any], **changes: Any) -> AsyncIterat
         running = asyncio.create_task(shell.run(stopping))
         await router.announced()
         try:
-            yield Fleet(hub, runner, shell, router, stopping, running)
+            yield Fleet(hub, runner, core, shell, router, stopping, running)
         finally:
             runner.gate.set()
             stopping.set()
@@ -207,6 +213,19 @@ async def test_a_broken_engine_sends_its_sessions_away_and_ends_the_process(
         assert await fleet.running == EXIT_ENGINE_FAILED
 
 
+async def test_an_engine_that_hangs_in_a_step_counts_as_broken(
+    router_end: Callable[..., Any],
+) -> None:
+    async with a_fleet(router_end, step_timeout_ns=50 * NS_PER_MS) as fleet:
+        fleet.runner.gate.clear()
+        await fleet.router.start()
+        await fleet.router.until(
+            lambda: any(isinstance(answer, SessionRefused) for answer in fleet.router.answers)
+        )
+        assert (await fleet.router.until_answer()).reason is RefuseReason.ENGINE_ERROR
+        assert await fleet.running == EXIT_ENGINE_FAILED
+
+
 async def test_a_worker_told_to_stop_finishes_what_it_can_and_ends_well(
     router_end: Callable[..., Any],
 ) -> None:
@@ -231,6 +250,17 @@ async def test_a_worker_told_to_stop_sends_away_what_takes_too_long(
         refusal = await fleet.router.until_answer()
         assert refusal.reason is RefuseReason.DRAINING
         assert await fleet.running == 0
+
+
+async def test_the_metrics_show_what_the_worker_reports(router_end: Callable[..., Any]) -> None:
+    async with a_fleet(router_end) as fleet:
+        await fleet.router.start()
+        await fleet.router.until_finished()
+        await fleet.router.until_report(lambda report: report.tokens_generated == 16)
+        shown = worker_metrics(fleet.core, fleet.shell).exposition().decode()
+        assert "tideserve_worker_tokens_generated 16.0" in shown
+        assert "tideserve_worker_sessions_started 1.0" in shown
+        assert "tideserve_worker_messages_refused 0.0" in shown
 
 
 def test_a_broken_invariant_ends_the_process_with_its_own_exit_code() -> None:

@@ -2,7 +2,7 @@
 
     async with await TideClient.connect("nats://127.0.0.1:4222") as client:
         async for token in client.stream(model="tide-tiny", prompt="The tide"):
-            print(token.text, end="")
+            answer += token.text
 
 One subscription serves all requests of a client: the last token of an answer's subject is the
 request id. Whatever is lost on the way is asked for again; see reader.StreamReader.
@@ -31,7 +31,7 @@ from libs.contracts.online import (
     SubmitRequest,
 )
 from libs.contracts.wire import Encoding, describe
-from libs.kernel.errors import ContractViolation
+from libs.kernel.errors import ContractViolation, InvariantViolation
 from libs.kernel.units import NS_PER_S
 from libs.runtime.bus import BusMessage, CoreBus, Subscription
 from libs.runtime.clock import Clock, SystemClock
@@ -100,6 +100,7 @@ class TideClient:
         self._conversations: dict[str, Conversation] = {}
         self._subscription: Subscription | None = None
         self._dispatcher: asyncio.Task[None] | None = None
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._owns_bus = False
         self.answers_ignored = 0
         """Messages on the inbox that were malformed or belong to no open request."""
@@ -143,6 +144,8 @@ class TideClient:
             await self._subscription.close()
         if self._dispatcher is not None:
             await self._dispatcher
+        if not self._end.done():
+            self._end.set_result(None)
         if self._owns_bus:
             await self._bus.close()
 
@@ -216,6 +219,7 @@ class TideClient:
                 options=self._options.reader,
                 on_open=self._remember,
                 on_end=self._forget,
+                on_violation=self._violated,
             )
         )
 
@@ -233,6 +237,13 @@ class TideClient:
             finish_reason=stream.finish_reason,
             usage=stream.usage,
         )
+
+    async def until_failed(self) -> None:
+        """Return when the client is closed; may be awaited once.
+
+        Raises: InvariantViolation if our own code is at fault: the process had better end then.
+        """
+        await self._end
 
     async def _dispatch(self, subscription: Subscription) -> None:
         async for message in subscription:
@@ -263,6 +274,10 @@ class TideClient:
                 retry_after_ns=1 * NS_PER_S,
             )
         self._conversations[request_id] = conversation
+
+    def _violated(self, violation: InvariantViolation) -> None:
+        if not self._end.done():
+            self._end.set_exception(violation)
 
     def _forget(self, request_id: str) -> None:
         self._conversations.pop(request_id, None)

@@ -17,6 +17,7 @@ from libs.client.reader_events import (
     Cancel,
     DeliverTokens,
     EndStream,
+    GaveUp,
     Outcome,
     ReaderCommand,
     ReaderEvent,
@@ -32,7 +33,7 @@ from libs.contracts.online import CancelRequest, RejectReason, RequestRejected, 
 from libs.contracts.online import ToClient as Answer
 from libs.contracts.wire import Encoding, encode
 from libs.kernel.core import SetTimer, TimerFired
-from libs.kernel.errors import ContractViolation, Unavailable
+from libs.kernel.errors import ContractViolation, InvariantViolation, Unavailable
 from libs.kernel.units import seconds
 from libs.runtime.bus import CoreBus, PayloadTooLarge
 from libs.runtime.clock import Clock
@@ -62,6 +63,7 @@ class Conversation:
         options: ReaderOptions,
         on_open: Callable[["Conversation"], None],
         on_end: Callable[[str], None],
+        on_violation: Callable[[InvariantViolation], None],
     ) -> None:
         self.submission = submission
         self.reader = StreamReader(submission.request_id, options)
@@ -76,6 +78,7 @@ class Conversation:
         self._encoding = encoding
         self._on_open = on_open
         self._on_end = on_end
+        self._on_violation = on_violation
         self._timer: asyncio.TimerHandle | None = None
         self._effects: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -119,7 +122,14 @@ class Conversation:
             await asyncio.wait(self._effects)
 
     def _post(self, event: ReaderEvent) -> None:
-        for command in self.reader.handle(event, now_ns=self._clock.now_ns()):
+        try:
+            commands = self.reader.handle(event, now_ns=self._clock.now_ns())
+        except InvariantViolation as violation:
+            # Our bug should end the process, wherever it showed; no consumer waits till then.
+            self._ended(GaveUp(explanation=f"the client is at fault: {violation}"))
+            self._on_violation(violation)
+            return
+        for command in commands:
             self._perform(command)
 
     def _perform(self, command: ReaderCommand) -> None:

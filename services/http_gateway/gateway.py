@@ -38,6 +38,17 @@ class RunningGateway:
     http_url: str
     view: FleetView
     measures: Measures
+    tasks: tuple[asyncio.Task[None], ...]
+
+    async def until(self, stopping: asyncio.Event) -> None:
+        """Return when told to stop. Raises what ended a part of the gateway before that."""
+        told = asyncio.create_task(stopping.wait())
+        try:
+            done, _ = await asyncio.wait({told, *self.tasks}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            told.cancel()
+        for task in done - {told}:
+            task.result()
 
 
 class _Server(uvicorn.Server):
@@ -77,12 +88,15 @@ async def running_gateway(
     server = _Server(_server_config(create_app(routes, measures), config))
     async with client:
         tasks = await _follow_reports(bus, view, clock)
+        tasks.append(asyncio.create_task(client.until_failed()))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await server.listening.wait()
         tasks.append(asyncio.create_task(_report(bus, client, config=config, http_url=http_url)))
         _log.info("listening", http_url=http_url)
         try:
-            yield RunningGateway(http_url=http_url, view=view, measures=measures)
+            yield RunningGateway(
+                http_url=http_url, view=view, measures=measures, tasks=(serving, *tasks)
+            )
         finally:
             server.should_exit = True
             await serving

@@ -80,9 +80,8 @@ class Stacks:
     ) -> AsyncIterator[Stack]:
         hub = MemoryHub()
         script_of = script if callable(script) else lambda _: script or Script()
-        config = GatewayConfig(
-            **{"port": 0, "report_interval_s": 0.1, "acceptance_wait_s": 1.0, **settings}  # type: ignore[arg-type]
-        )
+        quick = {"port": 0, "report_interval_s": 0.1, "acceptance_wait_s": 1.0}
+        config = GatewayConfig(**{**quick, **settings})  # type: ignore[arg-type]
         async with AsyncExitStack() as stack:
             router = ScriptedRouter(await self._bus(hub, stack), script_of=script_of, link=link)
             if has_router:

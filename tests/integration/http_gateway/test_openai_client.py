@@ -202,7 +202,6 @@ async def test_the_length_limit_is_told_as_the_finish_reason(a_stack) -> None:
         (RejectReason.NO_WORKER, 2500, 503, openai.InternalServerError),
         (RejectReason.RECOVERING, 2500, 503, openai.InternalServerError),
         (RejectReason.UNAVAILABLE, 2500, 503, openai.InternalServerError),
-        (RejectReason.ALREADY_ENDED, None, 500, openai.InternalServerError),
     ],
 )
 @pytest.mark.parametrize("is_streaming", [False, True])

@@ -1,3 +1,5 @@
+"""The reader's core, one event at a time under a clock moved by hand."""
+
 from collections.abc import Sequence
 
 import pytest

@@ -1,7 +1,10 @@
+"""The client over an in-memory bus, in front of a scripted router."""
+
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import pytest
 
@@ -13,7 +16,7 @@ from libs.client.token_stream import TokenStream
 from libs.contracts import subjects
 from libs.contracts.online import FailReason, FinishReason, RejectReason, SubmitRequest
 from libs.contracts.wire import Encoding
-from libs.kernel.errors import Unavailable
+from libs.kernel.errors import InvariantViolation, Unavailable
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
@@ -325,5 +328,23 @@ def test_closing_the_client_cancels_what_is_open() -> None:
             await within(router.cancelled(stream.request_id))
             with pytest.raises(Unavailable, match="closed"):
                 await anext(stream)
+
+    asyncio.run(scenario())
+
+
+def test_a_bug_in_the_reader_ends_the_stream_and_is_told_to_the_process() -> None:
+    async def scenario() -> None:
+        slow = Script(texts=TEXTS, pace_ns=50 * NS_PER_MS)
+        async with a_client(slow) as (client, _):
+            stream = client.stream(model="tide-tiny", prompt="go")
+            await stream.accepted()
+            stream._conversation.reader.handle = violating  # type: ignore[method-assign]
+            with pytest.raises(InvariantViolation, match="planted"):
+                await within(client.until_failed())
+            with pytest.raises(Unavailable, match="at fault"):
+                await within(anext(stream))
+
+    def violating(event: object, *, now_ns: int) -> NoReturn:
+        raise InvariantViolation("planted")
 
     asyncio.run(scenario())

@@ -1,3 +1,5 @@
+"""What goes wrong, as an HTTP client is told; and settings that cannot work."""
+
 import pytest
 
 from libs.client.errors import RequestFailedError, RequestRefused

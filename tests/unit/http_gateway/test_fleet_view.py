@@ -1,3 +1,5 @@
+"""Which models the gateway shows, as reports come, stop and come back."""
+
 from libs.contracts.reports import GatewayReport, RouterReport, WorkerReport
 from libs.kernel.units import NS_PER_S
 from services.http_gateway.fleet_view import FleetView

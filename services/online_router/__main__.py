@@ -8,6 +8,7 @@ from dataclasses import fields
 from functools import partial
 
 from libs.contracts.subjects import alias_of
+from libs.kernel.errors import ConfigError, Unavailable
 from libs.runtime.clock import SystemClock
 from libs.runtime.config import read_config
 from libs.runtime.logs import set_up_logs
@@ -24,12 +25,21 @@ from services.online_router.tokenization import load_tokenization
 
 async def serve(stopping: asyncio.Event) -> None:
     """Read the settings, connect, and route until told to stop. Raises: ConfigError."""
+    set_up_logs(service="online_router")  # for the line that reading the settings writes
     config = read_config(RouterConfig, service="online_router")
     # Unique per start: nothing sent to an earlier process may reach this one.
     router_id = alias_of(f"{config.router_id[:48]}-{secrets.token_hex(4)}")
-    set_up_logs(service="online_router", router_id=router_id)
+    set_up_logs(
+        service="online_router",
+        format_name=config.log_format,
+        level=config.log_level,
+        router_id=router_id,
+    )
     tokenization = load_tokenization(config.models)
-    bus = await NatsBus.connect(config.nats_url, name=router_id)
+    try:
+        bus = await NatsBus.connect(config.nats_url, name=router_id)
+    except Unavailable as error:
+        raise ConfigError(f"nats_url: {error}") from None
     options = RouterOptions(
         router_id=router_id,
         aliases=tokenization.aliases,

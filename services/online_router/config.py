@@ -1,6 +1,7 @@
 """Settings of one online router process (`ONLINE_ROUTER__FIELD` in the environment)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from libs.kernel.errors import ConfigError
 
@@ -17,6 +18,10 @@ class RouterConfig:
     """Models to tokenise for, each `alias=path`, or a path whose last part becomes the alias."""
     sessions_max: int = 2048
     """Open requests; past it a submission is rejected as overloaded, with a time to wait."""
+    log_format: Literal["json", "console"] = "json"
+    """json for machines, console for people."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
     metrics_port: int | None = None
     """Port of /metrics, /live and /health; none serves them not at all."""
     metrics_host: str = "127.0.0.1"

@@ -3,14 +3,6 @@
 from typing import assert_never
 
 from libs.contracts import subjects
-from libs.contracts.sessions import (
-    WORKER_CONTROL,
-    AcknowledgeTokens,
-    EndSession,
-    StartSession,
-)
-from libs.contracts.token_step import pack_step
-from libs.contracts.wire import encode
 from libs.engine.scheduler import Scheduler
 from libs.engine.simulated_runner import SimulatedRunner, StepTimeModel
 from libs.kernel.core import SetTimer, TimerFired
@@ -26,15 +18,9 @@ from services.gpu_worker.commands import (
     WorkerCommand,
 )
 from services.gpu_worker.core import WorkerCore
-from services.gpu_worker.events import (
-    AcknowledgeReceived,
-    EndReceived,
-    StartReceived,
-    StepFinished,
-    WorkerEvent,
-    WorkerStarted,
-)
+from services.gpu_worker.events import StepFinished, WorkerEvent, WorkerStarted
 from services.gpu_worker.options import WorkerOptions
+from services.gpu_worker.wire import event_of, outgoing
 
 
 class WorkerProcess(SimProcess):
@@ -45,7 +31,6 @@ class WorkerProcess(SimProcess):
     ) -> None:
         super().__init__(network.world, name=options.worker_id)
         self.core = WorkerCore(options, Scheduler(options.engine))
-        self._worker_id = options.worker_id
         self._network = network
         self._step_time = step_time
         self._runner = SimulatedRunner(
@@ -62,27 +47,15 @@ class WorkerProcess(SimProcess):
             self._perform(command)
 
     def _on_message(self, message: BusMessage) -> None:
-        decoded = WORKER_CONTROL.decode(message.payload)
-        match decoded:
-            case StartSession():
-                self.post(StartReceived(message=decoded, cause_id=decoded.spec.request_id))
-            case AcknowledgeTokens():
-                self.post(AcknowledgeReceived(message=decoded, cause_id=decoded.router_id))
-            case EndSession():
-                self.post(EndReceived(message=decoded, cause_id=decoded.request_id))
+        self.post(event_of(message.payload))
 
     def _perform(self, command: WorkerCommand) -> None:
         match command:
             case RunStep():
                 self._run_step(command)
-            case SendTokens():
-                self._publish(subjects.router_tokens(command.router_id), pack_step(command.step))
-            case SendToRouter():
-                subject = subjects.router_control(command.router_id)
-                self._publish(subject, encode(command.message))
-            case PublishReport():
-                subject = subjects.worker_report(self._worker_id)
-                self._publish(subject, encode(command.report))
+            case SendTokens() | SendToRouter() | PublishReport():
+                out = outgoing(command)
+                self._network.publish(self, BusMessage(subject=out.subject, payload=out.payload))
             case SetTimer():
                 fired = TimerFired(key=command.key, cause_id=command.cause_id)
                 self.set_timer(
@@ -102,6 +75,3 @@ class WorkerProcess(SimProcess):
             cause_id=command.cause_id,
         )
         self.world.after(duration_ns, lambda: self.deliver(lambda: self.post(finished)))
-
-    def _publish(self, subject: str, payload: bytes) -> None:
-        self._network.publish(self, BusMessage(subject=subject, payload=payload))

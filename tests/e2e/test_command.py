@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from services.launcher.state_file import is_alive
 TIDESERVE = [sys.executable, "-m", "services.launcher"]
 READY_S = 150.0
 COMMAND_S = 60.0
+README = Path(__file__).resolve().parents[2] / "README.md"
+PROGRAMS_IN_README = 3
 
 
 @dataclass
@@ -100,6 +103,23 @@ def test_each_command_that_up_prints_works_as_it_stands(up: Up, kind: str) -> No
         assert "request_finished.v1" in result.stdout
     if kind == "curl":
         assert result.stdout.rstrip().endswith("data: [DONE]")
+
+
+@pytest.mark.parametrize("number", range(PROGRAMS_IN_README))
+def test_each_program_in_the_readme_works_as_it_stands(up: Up, number: int) -> None:
+    programs = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(programs) == PROGRAMS_IN_README
+    program = programs[number]
+    for written, here in (
+        ("nats://127.0.0.1:4222", up.announced["nats_url"]),
+        ("http://127.0.0.1:8000", up.announced["http_url"]),
+    ):
+        program = program.replace(written, here)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=COMMAND_S
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
 
 
 def test_status_shows_everybody_as_json_and_as_tables(up: Up) -> None:

@@ -120,6 +120,18 @@ class StreamOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerOptions:
+    """What a consumer sees of its stream, and its bounds."""
+
+    stream: str
+    durable: str
+    filter_subject: str
+    ack_wait_ns: int
+    deliveries_max: int
+    leases_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamState:
     """How full a stream is. An empty stream has first_sequence = last_sequence + 1."""
 

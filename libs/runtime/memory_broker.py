@@ -15,11 +15,19 @@ from typing import Final
 
 from libs.kernel.errors import ConfigError, ContractViolation
 from libs.kernel.units import MIB
+from libs.runtime.append_rules import (
+    EXPECTED_SEQUENCE_HEADER,
+    MESSAGE_ID_HEADER,
+    append_headers,
+    require_one_limit,
+    require_payload_fits,
+)
 from libs.runtime.bus import (
     NO_HEADERS,
     Appended,
     BusMessage,
     BusRefusal,
+    ConsumerOptions,
     NoResponders,
     PayloadTooLarge,
     StorageName,
@@ -29,9 +37,9 @@ from libs.runtime.bus import (
     StreamState,
 )
 from libs.runtime.keys import bucket_options
-from libs.runtime.memory_consumer import ConsumerOptions, MemoryConsumer, MemoryLease
+from libs.runtime.memory_consumer import MemoryConsumer, MemoryLease
 from libs.runtime.memory_keys import MemoryKeys
-from libs.runtime.memory_stream import MemoryStream, headers_bytes
+from libs.runtime.memory_stream import MemoryStream
 from libs.runtime.subject_matching import (
     SubjectTable,
     is_overlap,
@@ -41,8 +49,6 @@ from libs.runtime.subject_matching import (
 
 PAYLOAD_BYTES_MAX: Final = MIB
 NO_RESPONDERS_RETRY_NS: Final = 250_000_000
-MESSAGE_ID_HEADER: Final = "Nats-Msg-Id"
-EXPECTED_SEQUENCE_HEADER: Final = "Nats-Expected-Last-Subject-Sequence"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,38 +363,6 @@ class MemoryBroker:
         if consumer is None:
             raise StreamMissing(f"no consumer {durable} of stream {stream}")
         return consumer
-
-
-def append_headers(
-    headers: Mapping[str, str],
-    *,
-    message_id: str | None,
-    expected_last_subject_sequence: int | None,
-) -> Mapping[str, str]:
-    """Return the headers with those that make an append idempotent and fenced."""
-    if message_id is None and expected_last_subject_sequence is None:
-        return headers
-    whole = dict(headers)
-    if message_id is not None:
-        whole[MESSAGE_ID_HEADER] = message_id
-    if expected_last_subject_sequence is not None:
-        whole[EXPECTED_SEQUENCE_HEADER] = str(expected_last_subject_sequence)
-    return whole
-
-
-def require_payload_fits(
-    payload: bytes, headers: Mapping[str, str], *, payload_bytes_max: int
-) -> None:
-    """Raise PayloadTooLarge unless payload and headers fit; servers hang up on what does not."""
-    size_bytes = len(payload) + headers_bytes(headers)
-    if size_bytes > payload_bytes_max:
-        raise PayloadTooLarge(f"message of {size_bytes} bytes, {payload_bytes_max} are allowed")
-
-
-def require_one_limit(*, before_sequence: int | None, keep: int | None) -> None:
-    """Raise ContractViolation if both limits of a purge are given."""
-    if before_sequence is not None and keep is not None:
-        raise ContractViolation("a purge takes before_sequence or keep, not both")
 
 
 def _require_disjoint(options: StreamOptions, other: StreamOptions) -> None:

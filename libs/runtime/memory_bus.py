@@ -15,6 +15,7 @@ from libs.runtime.bus import (
     PENDING_MESSAGES_MAX,
     Appended,
     BusMessage,
+    ConsumerOptions,
     Lease,
     NoResponders,
     StorageName,
@@ -24,7 +25,7 @@ from libs.runtime.bus import (
 )
 from libs.runtime.inbox import Inbox
 from libs.runtime.memory_broker import NO_RESPONDERS_RETRY_NS, Delivery, MemoryBroker
-from libs.runtime.memory_consumer import ConsumerOptions, MemoryLease
+from libs.runtime.memory_consumer import MemoryLease
 from libs.runtime.memory_hub import RETRY_AFTER_NS, MemoryHub
 from libs.runtime.memory_key_value import MemoryKeyValue
 

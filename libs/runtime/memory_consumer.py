@@ -15,24 +15,12 @@ import heapq
 from dataclasses import dataclass
 from typing import Final
 
-from libs.runtime.bus import StoredMessage
+from libs.runtime.bus import ConsumerOptions, StoredMessage
 from libs.runtime.memory_stream import MemoryStream
 from libs.runtime.subject_matching import is_match
 
 AGENDA_SLACK: Final = 64
 """Outdated entries that the agenda may hold beyond one for each message outstanding."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerOptions:
-    """What a consumer sees of its stream, and its bounds."""
-
-    stream: str
-    durable: str
-    filter_subject: str
-    ack_wait_ns: int
-    deliveries_max: int
-    leases_max: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from libs.runtime.append_rules import headers_bytes
 from libs.runtime.bus import (
     Appended,
     PayloadTooLarge,
@@ -22,8 +23,6 @@ from libs.runtime.bus import (
 from libs.runtime.subject_matching import is_match
 
 MESSAGE_OVERHEAD_BYTES: Final = 16
-HEADER_LINE_BYTES: Final = len(b"NATS/1.0\r\n") + len(b"\r\n")
-HEADER_ENTRY_BYTES: Final = len(b": \r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,16 +222,6 @@ class MemoryStream:
             for subject, held in self._by_subject.items():
                 if is_match(pattern, subject):
                     yield held
-
-
-def headers_bytes(headers: Mapping[str, str]) -> int:
-    """Return what the headers weigh on the wire; nothing if there are none."""
-    if not headers:
-        return 0
-    return HEADER_LINE_BYTES + sum(
-        len(key.encode()) + len(value.encode()) + HEADER_ENTRY_BYTES
-        for key, value in headers.items()
-    )
 
 
 def stored_bytes(*, subject: str, payload: bytes, headers: Mapping[str, str]) -> int:

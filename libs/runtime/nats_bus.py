@@ -10,6 +10,7 @@ from libs.runtime.bus import (
     PENDING_MESSAGES_MAX,
     Appended,
     BusMessage,
+    ConsumerOptions,
     StorageName,
     StoredMessage,
     StreamOptions,
@@ -17,7 +18,6 @@ from libs.runtime.bus import (
 )
 from libs.runtime.inbox import Inbox
 from libs.runtime.keys import bucket_options
-from libs.runtime.memory_consumer import ConsumerOptions
 from libs.runtime.nats_connection import (
     CONNECT_TIMEOUT_NS,
     Listener,

@@ -20,8 +20,8 @@ from nats.aio.subscription import Subscription as ClientSubscription
 
 from libs.kernel.errors import ConfigError, ContractViolation, Unavailable
 from libs.kernel.units import NS_PER_MS, NS_PER_S, milliseconds, seconds
+from libs.runtime.append_rules import require_payload_fits
 from libs.runtime.bus import NO_HEADERS, BusMessage, NoResponders
-from libs.runtime.memory_broker import require_payload_fits
 from libs.runtime.nats_server_search import parse_version, require_version
 from libs.runtime.subject_matching import require_pattern, require_subject
 

@@ -3,8 +3,7 @@
 import asyncio
 
 from libs.kernel.errors import ConfigError
-from libs.runtime.bus import BUS_TIMEOUT_NS, Lease, StoredMessage
-from libs.runtime.memory_consumer import ConsumerOptions
+from libs.runtime.bus import BUS_TIMEOUT_NS, ConsumerOptions, Lease, StoredMessage
 from libs.runtime.nats_api import ApiRefusal, call
 from libs.runtime.nats_connection import NatsConnection
 from libs.runtime.nats_pull import Pull, Pulled

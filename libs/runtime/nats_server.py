@@ -148,9 +148,11 @@ class NatsServer:
         self._reap()
 
     def pause(self) -> None:
-        """Freeze it (SIGSTOP): connections stay open and nothing answers."""
+        """Freeze it (SIGSTOP): connections stay open and nothing answers, from the return on."""
         assert self._process is not None, "the server is not running"
         self._process.send_signal(signal.SIGSTOP)
+        # The signal alone lets threads run on for a while; the kernel tells when all have stopped.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a frozen server go on."""

@@ -5,6 +5,7 @@ from typing import Final, TypeAlias
 
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_S
+from libs.runtime.append_rules import append_headers, require_one_limit
 from libs.runtime.bus import (
     BUS_TIMEOUT_NS,
     NO_HEADERS,
@@ -13,7 +14,6 @@ from libs.runtime.bus import (
     StreamOptions,
     StreamState,
 )
-from libs.runtime.memory_broker import append_headers, require_one_limit
 from libs.runtime.nats_api import (
     MESSAGE_MISSING,
     SEQUENCE_MISSING,

@@ -4,9 +4,15 @@ import pytest
 
 from libs.kernel.errors import ContractViolation
 from libs.kernel.units import NS_PER_S
-from libs.runtime.bus import BusMessage, StreamFull, StreamOptions, WrongLastSequence
+from libs.runtime.bus import (
+    BusMessage,
+    ConsumerOptions,
+    StreamFull,
+    StreamOptions,
+    WrongLastSequence,
+)
 from libs.runtime.memory_broker import MemoryBroker
-from libs.runtime.memory_consumer import ConsumerOptions, MemoryLease
+from libs.runtime.memory_consumer import MemoryLease
 
 
 def a_broker(**changes: object) -> MemoryBroker:

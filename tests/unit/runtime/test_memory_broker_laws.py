@@ -4,9 +4,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from libs.runtime.bus import StreamFull, StreamOptions, WrongLastSequence
+from libs.runtime.bus import ConsumerOptions, StreamFull, StreamOptions, WrongLastSequence
 from libs.runtime.memory_broker import MemoryBroker
-from libs.runtime.memory_consumer import ConsumerOptions, MemoryLease
+from libs.runtime.memory_consumer import MemoryLease
 
 ACK_WAIT_NS = 100
 DELIVERIES_MAX = 3

@@ -106,8 +106,7 @@ def gateways_table(view: FleetView) -> Table:
 
 def _blocks_used(report: WorkerReport) -> str:
     used = report.blocks_total - report.blocks_free
-    percent = 100 * used // max(1, report.blocks_total)
-    return f"{used}/{report.blocks_total} ({percent} %)"
+    return f"{100 * used / max(1, report.blocks_total):.1f} %"
 
 
 def _table(first: str, *others: str) -> Table:

@@ -9,8 +9,9 @@ for the batch is best for small batches; beyond GATHER_TOKENS_MAX padded tokens 
 sequence is, since its scratch stays in the cache. Scratch persists because temporaries above
 32 MiB fault in fresh pages at every call (42 ms against 13 ms).
 
-Legend: L layers, B blocks, T tokens of a block, K KV heads, D head size, G query heads of one
-KV head, N rows (tokens of the step), S sequences, P positions of a sequence.
+Legend: L layers, B blocks, T tokens of a block, E elements, H query heads, K KV heads, G query
+heads of one KV head, D head size, N rows (tokens of the step), S sequences, P positions of a
+sequence.
 """
 
 from collections.abc import Sequence
@@ -43,10 +44,20 @@ class KvShape:
 
 
 @dataclass(frozen=True, slots=True)
+class _Gather:
+    """Blocks to be copied into scratch, and how the scratch then reads; the same at all layers."""
+
+    block_ids: torch.Tensor
+    target: torch.Tensor
+    """Scratch, one row per block."""
+    key_SKPD: torch.Tensor
+    value_SKPD: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class _Prefill:
-    first_row: int
-    rows: int
-    block_ids: torch.Tensor | None
+    rows: slice
+    gather: _Gather | None
     """None: the sequence starts here, its keys are the rows themselves."""
     mask_NP: torch.Tensor | None
     """None: causal."""
@@ -54,18 +65,9 @@ class _Prefill:
 
 @dataclass(frozen=True, slots=True)
 class _DecodeBatch:
-    sequences: int
-    blocks_each: int
-    positions_max: int
-    block_ids: torch.Tensor
+    gather: _Gather
     mask_S11P: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class _DecodeOne:
-    row: int
-    positions: int
-    block_ids: torch.Tensor
+    """None: all sequences are equally long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,12 @@ class AttentionStep:
 
     slots_N: torch.Tensor
     """Index of each row's token among all blocks * block_tokens."""
-    decodes: _DecodeBatch | tuple[_DecodeOne, ...]
     decode_rows: int
     """Decodes are the first rows, prefills follow."""
+    decode_batch: _DecodeBatch | None
+    """All decodes as one call, or None if there are none or each has its own."""
+    decodes: tuple[_Gather, ...]
+    """The decodes with a call of their own each, in the order of the rows."""
     prefills: tuple[_Prefill, ...]
 
 
@@ -95,16 +100,19 @@ class PagedAttention:
         self.shape = shape
         self._group = config.heads // config.kv_heads
         self._device = device
-        row_elements = shape.kv_heads * shape.head_size
-        # Zeroed because masked positions are multiplied by 0, and 0 * NaN is NaN. Layout:
-        # kv_L2BTKD, so that a block of one layer is one row, and a transfer unit later.
-        self._kv = torch.zeros(
-            (shape.layers, 2, shape.blocks, shape.block_tokens * row_elements),
-            dtype=dtype,
-            device=device,
+        self._heads = config.heads
+        self._token_elements = 2 * shape.kv_heads * shape.head_size
+        self._block_elements = shape.block_tokens * self._token_elements
+        # Layout kv_LBT2KD: keys and values of a token lie together, so that one row is written
+        # per token and one is gathered per block. Zeroed because masked positions are multiplied
+        # by 0, and 0 * NaN is NaN.
+        self._kv_LBE = torch.zeros(
+            (shape.layers, shape.blocks, self._block_elements), dtype=dtype, device=device
         )
         scratch_tokens = max(GATHER_TOKENS_MAX, context_tokens_max + shape.block_tokens)
-        self._scratch = torch.empty((2, scratch_tokens * row_elements), dtype=dtype, device=device)
+        self._scratch = torch.empty(
+            scratch_tokens * self._token_elements, dtype=dtype, device=device
+        )
 
     def prepare(self, entries: Sequence[PlanEntry]) -> AttentionStep:
         """Lay out one step; entries with one token must come first."""
@@ -122,57 +130,63 @@ class PagedAttention:
         for entry in entries[decode_rows:]:
             prefills.append(self._prepare_prefill(entry, first_row=first_row))
             first_row += len(entry.token_ids)
+        batch, ones = self._prepare_decodes(entries[:decode_rows])
         return AttentionStep(
             slots_N=self._integers(slots),
-            decodes=self._prepare_decodes(entries[:decode_rows]),
             decode_rows=decode_rows,
+            decode_batch=batch,
+            decodes=ones,
             prefills=tuple(prefills),
         )
 
     def attend(
-        self,
-        step: AttentionStep,
-        *,
-        layer: int,
-        query_NHD: torch.Tensor,
-        key_NKD: torch.Tensor,
-        value_NKD: torch.Tensor,
+        self, step: AttentionStep, *, layer: int, query_NHD: torch.Tensor, kv_N2KD: torch.Tensor
     ) -> torch.Tensor:
-        """Write the rows' keys and values, then attend; returns [N, H * D]."""
+        """Write the rows' keys and values, then attend; returns [N, H * D].
+
+        kv_N2KD holds a row's keys, then its values; both inputs may be slices of one tensor.
+        """
         rows, _, head_size = query_NHD.shape
-        self._write(step, layer=layer, half=0, source_NKD=key_NKD)
-        self._write(step, layer=layer, half=1, source_NKD=value_NKD)
-        outputs: list[torch.Tensor] = []
+        kv_BE = self._kv_LBE[layer]
+        kv_BE.view(-1, self._token_elements).index_copy_(
+            0, step.slots_N, kv_N2KD.reshape(rows, self._token_elements)
+        )
+        # The query heads of one KV head stand in for the query length of a decode: 5x faster in
+        # bf16 than expanding the KV heads.
         query_NKGD = query_NHD.view(rows, self.shape.kv_heads, self._group, head_size)
-        match step.decodes:
-            case _DecodeBatch() as batch:
-                outputs.append(self._attend_batch(batch, layer=layer, query_NKGD=query_NKGD))
-            case ones:
-                outputs += [self._attend_one(one, layer, query_NKGD) for one in ones]
+        outputs: list[torch.Tensor] = []
+        if step.decode_batch is not None:
+            outputs.append(_attend_batch(step.decode_batch, kv_BE, query_NKGD[: step.decode_rows]))
+        elif step.decodes:
+            queries = query_NKGD[: step.decode_rows].unsqueeze(1).unbind(0)
+            outputs += [
+                _attend_one(gather, kv_BE, query)
+                for gather, query in zip(step.decodes, queries, strict=True)
+            ]
         for prefill in step.prefills:
             outputs.append(
                 self._attend_prefill(
                     prefill,
-                    layer=layer,
-                    query_NHD=query_NHD,
-                    key_NKD=key_NKD,
-                    value_NKD=value_NKD,
+                    kv_BE,
+                    query_NHD=query_NHD[prefill.rows],
+                    kv_N2KD=kv_N2KD[prefill.rows],
                 )
             )
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return attended.view(rows, self._heads * head_size)
 
     def _prepare_decodes(
         self, entries: Sequence[PlanEntry]
-    ) -> _DecodeBatch | tuple[_DecodeOne, ...]:
+    ) -> tuple[_DecodeBatch | None, tuple[_Gather, ...]]:
         if not entries:
-            return ()
+            return None, ()
         positions = [entry.start_position + 1 for entry in entries]
         blocks_each = max(len(entry.block_table) for entry in entries)
         tokens_padded = len(entries) * blocks_each * self.shape.block_tokens
         if len(entries) > 1 and tokens_padded > GATHER_TOKENS_MAX:
-            return tuple(
-                _DecodeOne(row, entry.start_position + 1, self._integers(entry.block_table))
-                for row, entry in enumerate(entries)
+            return None, tuple(
+                self._prepare_gather(entry.block_table, sequences=1, positions=length)
+                for entry, length in zip(entries, positions, strict=True)
             )
         # A short table is padded with a block of its own: any block will do behind the mask.
         padded = [
@@ -183,99 +197,86 @@ class PagedAttention:
                 *entry.block_table[:1] * (blocks_each - len(entry.block_table)),
             )
         ]
-        mask = None
-        if min(positions) < max(positions):
-            lengths = self._integers(positions)[:, None]
-            is_visible = torch.arange(max(positions), device=self._device) < lengths
-            mask = torch.zeros(is_visible.shape, dtype=self._kv.dtype, device=self._device)
-            mask = mask.masked_fill_(~is_visible, float("-inf"))[:, None, None, :]
-        return _DecodeBatch(len(entries), blocks_each, max(positions), self._integers(padded), mask)
+        gather = self._prepare_gather(padded, sequences=len(entries), positions=max(positions))
+        return _DecodeBatch(gather, self._length_mask(positions)), ()
+
+    def _length_mask(self, positions: list[int]) -> torch.Tensor | None:
+        if min(positions) == max(positions):
+            return None
+        columns = torch.arange(max(positions), device=self._device)
+        is_hidden = columns >= self._integers(positions)[:, None]
+        mask = torch.zeros(is_hidden.shape, dtype=self._kv_LBE.dtype, device=self._device)
+        return mask.masked_fill_(is_hidden, float("-inf"))[:, None, None, :]
 
     def _prepare_prefill(self, entry: PlanEntry, *, first_row: int) -> _Prefill:
-        rows = len(entry.token_ids)
+        tokens = len(entry.token_ids)
+        rows = slice(first_row, first_row + tokens)
         if entry.start_position == 0:
-            return _Prefill(first_row, rows, None, None)
-        positions = torch.arange(entry.start_position + rows, device=self._device)
-        mask_NP = positions <= positions[entry.start_position :, None]
-        return _Prefill(first_row, rows, self._integers(entry.block_table), mask_NP)
+            return _Prefill(rows, None, None)
+        end = entry.start_position + tokens
+        columns = torch.arange(end, device=self._device)
+        mask_NP = columns <= columns[entry.start_position :, None]
+        gather = self._prepare_gather(entry.block_table, sequences=1, positions=end)
+        return _Prefill(rows, gather, mask_NP)
 
-    def _write(
-        self, step: AttentionStep, *, layer: int, half: int, source_NKD: torch.Tensor
-    ) -> None:
-        rows = source_NKD.shape[0]
-        target = self._kv[layer, half].view(self.shape.blocks * self.shape.block_tokens, -1)
-        target.index_copy_(0, step.slots_N, source_NKD.reshape(rows, -1))
-
-    def _gather(
-        self, block_ids: torch.Tensor, *, layer: int, half: int, sequences: int
-    ) -> torch.Tensor:
-        """Copy whole blocks into scratch; returns a view [S, K, P padded to blocks, D]."""
-        source = self._kv[layer, half]
-        gathered = self._scratch[half][: block_ids.shape[0] * source.shape[1]]
-        torch.index_select(
-            source, 0, block_ids, out=gathered.view(block_ids.shape[0], source.shape[1])
-        )
+    def _prepare_gather(
+        self, block_ids: Sequence[int], *, sequences: int, positions: int
+    ) -> _Gather:
+        """Lay `sequences` tables of equal length one behind another into scratch."""
         shape = self.shape
-        return gathered.view(sequences, -1, shape.kv_heads, shape.head_size).transpose(1, 2)
-
-    def _attend_batch(
-        self, batch: _DecodeBatch, *, layer: int, query_NKGD: torch.Tensor
-    ) -> torch.Tensor:
-        key, value = (
-            self._gather(batch.block_ids, layer=layer, half=half, sequences=batch.sequences)[
-                :, :, : batch.positions_max
-            ]
-            for half in (0, 1)
+        target = self._scratch[: len(block_ids) * self._block_elements]
+        tokens = target.view(sequences, -1, 2, shape.kv_heads, shape.head_size)
+        return _Gather(
+            block_ids=self._integers(block_ids),
+            target=target.view(len(block_ids), self._block_elements),
+            key_SKPD=tokens[:, :positions, 0].transpose(1, 2),
+            value_SKPD=tokens[:, :positions, 1].transpose(1, 2),
         )
-        # The query heads of one KV head stand in for the query length: 5x faster in bf16 than
-        # expanding the KV heads.
-        attended = functional.scaled_dot_product_attention(
-            query_NKGD[: batch.sequences], key, value, attn_mask=batch.mask_S11P
-        )
-        return attended.reshape(batch.sequences, -1)
-
-    def _attend_one(self, one: _DecodeOne, layer: int, query_NKGD: torch.Tensor) -> torch.Tensor:
-        key, value = (
-            self._gather(one.block_ids, layer=layer, half=half, sequences=1)[:, :, : one.positions]
-            for half in (0, 1)
-        )
-        attended = functional.scaled_dot_product_attention(
-            query_NKGD[one.row : one.row + 1], key, value
-        )
-        return attended.reshape(1, -1)
 
     def _attend_prefill(
         self,
         prefill: _Prefill,
+        kv_BE: torch.Tensor,
         *,
-        layer: int,
         query_NHD: torch.Tensor,
-        key_NKD: torch.Tensor,
-        value_NKD: torch.Tensor,
+        kv_N2KD: torch.Tensor,
     ) -> torch.Tensor:
-        rows = slice(prefill.first_row, prefill.first_row + prefill.rows)
-        query = query_NHD[rows].transpose(0, 1).unsqueeze(0)
-        if prefill.block_ids is None:
-            key = key_NKD[rows].transpose(0, 1).unsqueeze(0)
-            value = value_NKD[rows].transpose(0, 1).unsqueeze(0)
+        rows, _, head_size = query_NHD.shape
+        if prefill.gather is None:
+            keys = self.shape.kv_heads
+            key = kv_N2KD[:, :keys].transpose(0, 1).unsqueeze(0)
+            value = kv_N2KD[:, keys:].transpose(0, 1).unsqueeze(0)
         else:
-            assert prefill.mask_NP is not None
-            positions = prefill.mask_NP.shape[1]
-            key, value = (
-                self._gather(prefill.block_ids, layer=layer, half=half, sequences=1)[
-                    :, :, :positions
-                ]
-                for half in (0, 1)
-            )
+            key, value = _gathered(prefill.gather, kv_BE)
         attended = functional.scaled_dot_product_attention(
-            query,
+            query_NHD.transpose(0, 1).unsqueeze(0),
             key,
             value,
             attn_mask=prefill.mask_NP,
             is_causal=prefill.mask_NP is None,
             enable_gqa=self._group > 1,
         )
-        return attended.transpose(1, 2).reshape(prefill.rows, -1)
+        return attended.transpose(1, 2).reshape(rows, self.shape.kv_heads, self._group, head_size)
 
     def _integers(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+def _gathered(gather: _Gather, kv_BE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copy whole blocks of one layer into scratch, valid until the next call."""
+    torch.index_select(kv_BE, 0, gather.block_ids, out=gather.target)
+    return gather.key_SKPD, gather.value_SKPD
+
+
+def _attend_batch(
+    batch: _DecodeBatch, kv_BE: torch.Tensor, query_SKGD: torch.Tensor
+) -> torch.Tensor:
+    key, value = _gathered(batch.gather, kv_BE)
+    return functional.scaled_dot_product_attention(
+        query_SKGD, key, value, attn_mask=batch.mask_S11P
+    )
+
+
+def _attend_one(gather: _Gather, kv_BE: torch.Tensor, query_1KGD: torch.Tensor) -> torch.Tensor:
+    key, value = _gathered(gather, kv_BE)
+    return functional.scaled_dot_product_attention(query_1KGD, key, value)

@@ -100,13 +100,12 @@ class Decoder:
         config = self.config
         heads_NHD = qkv.view(qkv.shape[0], -1, config.head_size)
         keys_end = config.heads + config.kv_heads
-        turned_NHD = rotation.apply(heads_NHD[:, :keys_end])
+        rotation.apply_(heads_NHD[:, :keys_end])
         return attention.attend(
             step,
             layer=layer,
-            query_NHD=turned_NHD[:, : config.heads],
-            key_NKD=turned_NHD[:, config.heads :],
-            value_NKD=heads_NHD[:, keys_end:],
+            query_NHD=heads_NHD[:, : config.heads],
+            kv_N2KD=heads_NHD[:, config.heads :],
         )
 
     def _norm(self, hidden_NC: torch.Tensor, weight_C: torch.Tensor) -> torch.Tensor:

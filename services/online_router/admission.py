@@ -263,7 +263,8 @@ class Admission:
         vocabulary_size = view.report.vocabulary_size
         if max(prompt_token_ids) >= vocabulary_size:
             message = f"token ids must lie below the vocabulary size of {vocabulary_size}"
-            return self._rejection(session, RejectReason.INVALID, message)
+            rejection = self._rejection(session, RejectReason.INVALID, message)
+            return rejection.model_copy(update={"parameter": "prompt_token_ids"})
         session.spec = _spec_of(
             session, submission, prompt_token_ids, capacity_tokens=view.capacity_tokens
         )

@@ -19,12 +19,12 @@ import typer
 
 from libs.client.client import TideClient
 from libs.contracts.reports import RouterReport, WorkerReport
-from libs.kernel.units import seconds
+from libs.kernel.units import NS_PER_S, seconds
 from libs.runtime.clock import Clock, SystemClock
 from services.launcher.console import say, show, show_json
 from services.launcher.demo_load import Load, StreamRecord, wait_until
 from services.launcher.demo_report import DemoOutcome, Kill, interrupted_answer, write_report
-from services.launcher.demo_requests import DEFAULT_DURATION_NS, DemoRequest, demo_requests
+from services.launcher.demo_requests import DemoRequest, demo_requests
 from services.launcher.demo_verdict import Summary, summarise
 from services.launcher.demo_view import DemoView
 from services.launcher.fleet import Fleet, FleetOptions
@@ -36,6 +36,13 @@ WORKER_KILL_AFTER: Final = 0.30
 """Part of all tokens that clients have when the worker is killed; then more arrive for others."""
 ROUTER_KILL_AFTER: Final = 0.60
 KILLS: Final = 2
+SESSIONS_STRUCK: Final = 3
+"""A victim should hold so many sessions; past another half of the tokens one is enough."""
+STRETCH: Final = 1.6
+"""The disturbed run spreads its arrivals over this times the undisturbed run, which had all at
+once: busy on any machine, with room for the survivors to take over."""
+DURATION_NS_MIN: Final = 4 * NS_PER_S
+DURATION_NS_MAX: Final = 30 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +89,31 @@ def demo(
         raise typer.Exit(1)
 
 
+Victim = Callable[[], tuple[str, int, int] | None]
+"""Finds the process whose death hurts most: its id, process id and number of sessions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Strike:
+    """When to kill: after so many tokens, and while the victim holds sessions."""
+
+    load: Load
+    find: Victim
+    least: int
+
+    def is_due(self) -> bool:
+        found = self.find()
+        if found is None or self.load.tokens < self.least:
+            return False
+        return found[2] >= SESSIONS_STRUCK or self.load.tokens >= self.least + self.least // 2
+
+
 class _Demo:
     def __init__(self, options: DemoOptions, *, clock: Clock) -> None:
         self._options = options
         self._clock = clock
         self._fleet = Fleet(options.fleet, say=say, clock=clock)
-        self._requests = demo_requests(
-            options.requests, seed=options.seed, duration_ns=DEFAULT_DURATION_NS
-        )
+        self._duration_ns = 0
 
     async def run(self) -> DemoOutcome:
         """Run both passes on one fleet and compare them."""
@@ -115,8 +139,11 @@ class _Demo:
 
     async def _undisturbed(self, client: TideClient) -> list[StreamRecord]:
         load = self._load(client, run_name="undisturbed")
+        started_at_ns = self._clock.now_ns()
         async with self._view(load, title="undisturbed"):
-            records = await load.run(self._requests, is_paced=False)
+            records = await load.run(self._requests(), is_paced=False)
+        stretched_ns = round(STRETCH * (self._clock.now_ns() - started_at_ns))
+        self._duration_ns = min(max(stretched_ns, DURATION_NS_MIN), DURATION_NS_MAX)
         broken = [record for record in records if not record.is_finished]
         if broken:
             say(f"the undisturbed run lost {len(broken)} answers: {broken[0].error}")
@@ -129,24 +156,23 @@ class _Demo:
         load = self._load(client, run_name="disturbed")
         kills: list[Kill] = []
         async with self._view(load, title="with kills") as view:
-            running = asyncio.create_task(load.run(self._requests, is_paced=True))
+            running = asyncio.create_task(load.run(self._requests(), is_paced=True))
             for part, victim in (
                 (WORKER_KILL_AFTER, self._busiest_worker),
                 (ROUTER_KILL_AFTER, self._busiest_router),
             ):
-                threshold = round(part * tokens_expected)
-                await wait_until(
-                    lambda least=threshold, find=victim: (  # type: ignore[misc]
-                        load.tokens >= least and find() is not None
-                    ),
-                    run=running,
-                )
+                strike = _Strike(load=load, find=victim, least=round(part * tokens_expected))
+                await wait_until(strike.is_due, run=running)
                 kill = self._kill(victim)
                 if kill is not None:
                     kills.append(kill)
                     view.tell(f"SIGKILL to {kill.name}, which holds {kill.sessions} sessions")
             records = await running
         return records, kills
+
+    def _requests(self) -> list[DemoRequest]:
+        options = self._options
+        return demo_requests(options.requests, seed=options.seed, duration_ns=self._duration_ns)
 
     def _busiest_worker(self) -> tuple[str, int, int] | None:
         """Return id, process and sessions of the worker whose death hurts most."""
@@ -163,7 +189,7 @@ class _Demo:
             return None
         return busiest.router_id, busiest.process_id, _sessions_of(busiest)
 
-    def _kill(self, find: Callable[[], tuple[str, int, int] | None]) -> Kill | None:
+    def _kill(self, find: Victim) -> Kill | None:
         found = find()
         if found is None:
             return None
@@ -190,14 +216,14 @@ class _Demo:
             load=load,
             view=self._fleet.view,
             clock=self._clock,
-            streams=len(self._requests),
+            streams=self._options.requests,
         )
 
     def _setting(self) -> str:
-        last_s = seconds(max(_arrivals(self._requests)))
+        arrivals_s = seconds(self._duration_ns)
         return (
             f"Fleet: {ROUTERS} routers, {WORKERS} workers, 1 gateway, on {os.cpu_count()} cores."
-            f" Model: {self._fleet.alias}. Requests arrive within {last_s:.1f} s"
+            f" Model: {self._fleet.alias}. Requests arrive within {arrivals_s:.1f} s"
             f" (seed {self._options.seed})."
         )
 
@@ -206,10 +232,6 @@ def _sessions_of(report: WorkerReport | RouterReport) -> int:
     if isinstance(report, WorkerReport):
         return report.sessions_running + report.sessions_waiting
     return report.sessions_open
-
-
-def _arrivals(requests: list[DemoRequest]) -> list[int]:
-    return [request.arrival_ns for request in requests]
 
 
 def _closing(outcome: DemoOutcome, report_folder: Path) -> str:

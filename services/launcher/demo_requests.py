@@ -5,13 +5,11 @@ from enum import StrEnum
 from typing import Final
 
 from libs.kernel.rng import Rng
-from libs.kernel.units import NS_PER_S
 
 MAX_TOKENS: Final = 200
 SEEDED_TEMPERATURE: Final = 0.8
 ONE_IN_HTTP: Final = 3
 """Every third request goes over HTTP."""
-DEFAULT_DURATION_NS: Final = 10 * NS_PER_S
 QUESTIONS: Final = (
     "What does str.split do?",
     "What happens when a worker dies?",

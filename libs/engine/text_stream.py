@@ -55,6 +55,9 @@ class TextStream:
         """Of the window, those whose text is settled; 0 only before the first."""
         self._settled_characters = 0
         """Of the window's text, those already handed to the stop matcher."""
+        self._window_text = ""
+        self._is_byte_run_open = False
+        """The window's text ends with raw bytes that the next token may still change."""
         self._held_back = ""
         """Settled, but perhaps the beginning of a stop string."""
 
@@ -66,45 +69,50 @@ class TextStream:
     def push(self, token_id: int, *, is_stop_token: bool) -> TextPiece:
         """Take in the next token; a stop token ends the text and adds none of its own."""
         if is_stop_token:
-            text = self._cut(self._held_back + self._unsettled_text())[0]
+            text = self._cut(self._held_back + self._window_text[self._settled_characters :])[0]
             return TextPiece(text, text, False)
         self._window.append(token_id)
-        window_text = self._detokenizer.decode(self._window)
-        self._held_back += self._settle(window_text)
+        settled, unsettled = self._settle()
+        self._held_back += settled
         text, is_stop_matched = self._cut(self._held_back)
         if is_stop_matched:
             return TextPiece(text, text, True)
-        unsettled = window_text[self._settled_characters :]
         text_if_last = self._cut(self._held_back + unsettled)[0]
         kept = _stop_prefix_length(self._held_back, self._stop_strings)
         text = self._held_back[: len(self._held_back) - kept]
         self._held_back = self._held_back[len(text) :]
         return TextPiece(text, text_if_last, False)
 
-    def _settle(self, window_text: str) -> str:
-        """Return the newly certain part of the window's text, and shorten the window."""
+    def _settle(self) -> tuple[str, str]:
+        """Return the newly certain part of the window's text and what is not certain yet."""
+        window_text = self._detokenizer.decode(self._window)
+        before = self._settled_characters
+        # A run of byte tokens is decoded as a whole: one wrong byte changes all of it. A token
+        # that adds no text (a special one) does not end the run.
         if self._detokenizer.is_byte_fallback(self._window[-1]):
-            # A run of byte tokens is decoded as a whole: one wrong byte changes all of it.
-            return ""
-        end = len(window_text)
-        is_complete = not window_text.endswith(REPLACEMENT)
-        if not is_complete:
+            self._is_byte_run_open = True
+        elif window_text != self._window_text:
+            self._is_byte_run_open = False
+        self._window_text = window_text
+        if self._is_byte_run_open:
+            return "", window_text[before:]
+        if window_text.endswith(REPLACEMENT):
             # At most the last character is open: what precedes it was ended by what follows.
-            end -= 1
-        settled = window_text[self._settled_characters : end]
-        self._settled_characters = max(self._settled_characters, end)
-        if is_complete and settled:
+            self._settled_characters = max(before, len(window_text) - 1)
+        else:
+            self._settled_characters = len(window_text)
+        settled = window_text[before : self._settled_characters]
+        unsettled = window_text[self._settled_characters :]
+        if settled and not unsettled:
             self._shorten_window()
-        return settled
+        return settled, unsettled
 
     def _shorten_window(self) -> None:
         """Keep only the tokens since the last time; their text is settled now."""
         del self._window[: self._settled_tokens]
         self._settled_tokens = len(self._window)
-        self._settled_characters = len(self._detokenizer.decode(self._window))
-
-    def _unsettled_text(self) -> str:
-        return self._detokenizer.decode(self._window)[self._settled_characters :]
+        self._window_text = self._detokenizer.decode(self._window)
+        self._settled_characters = len(self._window_text)
 
     def _cut(self, text: str) -> tuple[str, bool]:
         """Return what precedes the first stop string, and whether there is one."""

@@ -53,13 +53,6 @@ if [[ ! -x $VENV/bin/python ]]; then
   "$PYTHON" -m venv "$VENV"
 fi
 
-# The server that `tideserve up` embeds. Its Debian package starts no service of its own here.
-if [[ -z ${TIDESERVE_NATS_SERVER:-} ]] && ! command -v nats-server >/dev/null \
-  && [[ ! -x /usr/sbin/nats-server && ! -x $HOME/.cache/tideserve/bin/nats-server ]]; then
-  apt_install nats-server || say "no nats-server here and none by apt; as root: apt-get install" \
-    "nats-server, or point TIDESERVE_NATS_SERVER at one (https://nats.io/download)"
-fi
-
 PIP=("$VENV/bin/python" -m pip --disable-pip-version-check)
 TORCH=$(grep -E '^torch==' constraints.txt)
 if ! "$VENV/bin/python" -c \
@@ -75,4 +68,14 @@ if ! "$VENV/bin/python" -c \
 fi
 say "installing TideServe and its tools"
 "${PIP[@]}" install -q -q -e '.[dev]' -c constraints.txt
+# The broker that `tideserve up` embeds: one on PATH, or Debian's package unpacked into the cache
+# folder. Installing that package would start a service of its own on port 4222.
+"$VENV/bin/python" - <<'END' || true
+from libs.kernel.errors import ConfigError
+from libs.runtime.nats_server_search import find_nats_server
+try:
+    print(f"setup: nats-server is {find_nats_server().binary}")
+except ConfigError as error:
+    print(f"setup: {error}")
+END
 say "done; the command is $VENV/bin/tideserve"

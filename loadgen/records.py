@@ -35,7 +35,7 @@ class Ending:
 class Observation:
     """What a client has seen of one answer so far; written by it while the answer comes."""
 
-    token_at_ns: array[int] = field(default_factory=lambda: array("q"))
+    token_at_ns: "array[int]" = field(default_factory=lambda: array("q"))
     """When each token came, on the client's clock; tokens of one message came together."""
     prompt_tokens: int | None = None
     output_tokens: int | None = None
@@ -89,3 +89,19 @@ class RequestRecord:
     def gaps_ns(self) -> list[int]:
         """Return the time between each two consecutive tokens (TBT), 0 where they came together."""
         return [later - earlier for earlier, later in pairwise(self.token_at_ns)]
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What a run did. Readable while it runs."""
+
+    records: list[RequestRecord] = field(default_factory=list)
+    """In the order in which the requests ended."""
+    requests_unsent: int = 0
+    """Arrivals that found `streams_open_max` streams open: the load offered was not sent."""
+    streams_open: int = 0
+    streams_open_most: int = 0
+    duration_ns: int = 0
+    """From the start to the end of the last request."""
+    is_interrupted: bool = False
+    """Whether somebody stopped it before its end."""

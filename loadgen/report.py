@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import seconds
-from loadgen.records import Outcome, RequestRecord
-from loadgen.run import RunResult
+from loadgen.records import Outcome, RequestRecord, RunResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ the last one has ended. Both are bounded in requests, in time and in open stream
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from libs.kernel.errors import ConfigError
@@ -15,7 +15,7 @@ from libs.kernel.units import NS_PER_S, seconds
 from libs.runtime.clock import Clock
 from loadgen.clients.endings import failed
 from loadgen.clients.sender import Sender
-from loadgen.records import Ending, Observation, RequestRecord
+from loadgen.records import Ending, Observation, RequestRecord, RunResult
 from loadgen.workload import LoadRequest
 
 REQUESTS_MAX: Final = 1_000_000
@@ -45,22 +45,6 @@ class RunLimits:
             raise ConfigError(f"open streams: must be between 1 and {STREAMS_OPEN_MAX}")
         if self.request_timeout_ns <= 0:
             raise ConfigError("request timeout: must be above 0")
-
-
-@dataclass(slots=True)
-class RunResult:
-    """What a run did. Readable while it runs."""
-
-    records: list[RequestRecord] = field(default_factory=list)
-    """In the order in which the requests ended."""
-    requests_unsent: int = 0
-    """Arrivals that found `streams_open_max` streams open: the load offered was not sent."""
-    streams_open: int = 0
-    streams_open_most: int = 0
-    duration_ns: int = 0
-    """From the start to the end of the last request."""
-    is_interrupted: bool = False
-    """Whether somebody stopped it before its end."""
 
 
 class LoadRun:
@@ -171,6 +155,7 @@ class LoadRun:
         while not self._stopping.is_set():
             left_ns = at_ns - self._now_ns()
             if left_ns <= 0:
+                await asyncio.sleep(0)  # A generator that is late still lets its streams read.
                 return True
             try:
                 async with asyncio.timeout(seconds(left_ns)):

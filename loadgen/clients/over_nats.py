@@ -89,12 +89,13 @@ class NatsSender:
     async def send(self, request: LoadRequest, seen: Observation) -> Ending:
         """See Sender.send."""
         seen.request_id = f"{self._run_name}-{request.index}"
-        is_text = isinstance(request.prompt, str)
+        prompt = request.prompt
+        token_ids = None if isinstance(prompt, str) else prompt
         try:
             stream = self._client.stream(
                 model=self._model,
-                prompt=request.prompt if isinstance(request.prompt, str) else None,
-                prompt_token_ids=None if isinstance(request.prompt, str) else request.prompt,
+                prompt=prompt if isinstance(prompt, str) else None,
+                prompt_token_ids=token_ids,
                 max_tokens=request.output_tokens,
                 temperature=self._sampling.temperature,
                 seed=request.seed,
@@ -111,9 +112,8 @@ class NatsSender:
             return failed("unavailable", str(error))
         if objection is not None:
             return objection
-        return self._judge(
-            request, stream, seen, token_ids_sent=None if is_text else len(request.prompt)
-        )
+        token_ids_sent = None if token_ids is None else len(token_ids)
+        return self._judge(request, stream, seen, token_ids_sent=token_ids_sent)
 
     async def _read(self, stream: TokenStream, seen: Observation) -> Ending | None:
         async for token in stream:

@@ -9,7 +9,7 @@ from libs.kernel.errors import ConfigError
 from libs.kernel.rng import Rng
 from loadgen.arrivals import RateSegment
 from loadgen.lengths import Lengths
-from loadgen.traces import azure, burstgpt, length_table
+from loadgen.traces import azure, burstgpt, length_table, operator_times
 from loadgen.traces.arrival_rates import read_arrival_rates
 from loadgen.traces.availability import AvailabilityTrace
 from loadgen.traces.json_lines import parse_json
@@ -34,6 +34,7 @@ class TraceFormat(StrEnum):
     NODE_EVENTS = "node_events"
     NODE_COUNTS = "node_counts"
     SKYPILOT = "skypilot"
+    OPERATOR_TIMES = "operator_times"
 
 
 REQUEST_READERS: Final[Mapping[TraceFormat, Callable[[Path], Iterator[TraceRequest]]]] = {
@@ -47,6 +48,7 @@ HEADERS: Final[Mapping[TraceFormat, frozenset[str]]] = {
         (burstgpt.TIMESTAMP, burstgpt.REQUEST_TOKENS, burstgpt.RESPONSE_TOKENS)
     ),
     TraceFormat.LENGTH_TABLE: frozenset((length_table.PREFILL_TOKENS, length_table.DECODE_TOKENS)),
+    TraceFormat.OPERATOR_TIMES: frozenset((operator_times.TOKENS, operator_times.TENSOR_PARALLEL)),
 }
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as functional
 from libs.engine.attention import AttentionStep, PagedAttention
 from libs.engine.linear import LayoutChooser, Linear
 from libs.engine.model_config import ModelConfig
-from libs.engine.rotary import RotaryTables, Rotation
+from libs.engine.rotary import RotaryTables
 from libs.engine.weights import (
     Checkpoint,
     LinearRows,
@@ -66,57 +66,62 @@ class Decoder:
         self._embedding = embedding_VC
         self._final_norm = final_norm_C
         self._head = head
+        self._turned_heads = config.heads + config.kv_heads
         self._rotary = RotaryTables(config, dtype=self.dtype, device=self.device)
 
     def forward(self, step: DecoderStep, *, attention: PagedAttention) -> torch.Tensor:
         """Compute the rows, write their KV, and return logits_RV in the weights' type."""
         hidden_NC = functional.embedding(step.token_ids_N, self._embedding)
         rotation = self._rotary.at(step.positions_N)
+        scratch = self._scratch(rows=hidden_NC.shape[0])
         for index, layer in enumerate(self._layers):
-            hidden_NC = hidden_NC + layer.output(
-                self._attend(
-                    layer.qkv(self._norm(hidden_NC, layer.attention_norm_C)),
-                    step=step.attention,
-                    layer=index,
-                    rotation=rotation,
-                    attention=attention,
-                )
+            qkv = layer.qkv(self._norm(hidden_NC, layer.attention_norm_C, out=scratch.normed_NC))
+            heads_NHD = qkv.view(qkv.shape[0], -1, self.config.head_size)
+            rotation.apply_(heads_NHD[:, : self._turned_heads], scratch_NHD=scratch.turned_NHD)
+            attended = attention.attend(
+                step.attention,
+                layer=index,
+                query_NHD=heads_NHD[:, : self.config.heads],
+                kv_N2KD=heads_NHD[:, self.config.heads :],
             )
-            gate_up = layer.gate_up(self._norm(hidden_NC, layer.mlp_norm_C))
+            hidden_NC.add_(layer.output(attended))
+            gate_up = layer.gate_up(self._norm(hidden_NC, layer.mlp_norm_C, out=scratch.normed_NC))
             gate_NI, up_NI = gate_up.chunk(2, dim=-1)
-            hidden_NC = hidden_NC + layer.down(functional.silu(gate_NI).mul_(up_NI))
+            active_NI = functional.silu(gate_NI, inplace=True)
+            hidden_NC.add_(layer.down(torch.mul(active_NI, up_NI, out=scratch.active_NI)))
         last_RC = hidden_NC.index_select(0, step.sampling_rows_R)
-        return self._head(self._norm(last_RC, self._final_norm))
+        return self._head(self._norm(last_RC, self._final_norm, out=torch.empty_like(last_RC)))
 
-    def _attend(
-        self,
-        qkv: torch.Tensor,
-        *,
-        step: AttentionStep,
-        layer: int,
-        rotation: Rotation,
-        attention: PagedAttention,
+    def _norm(
+        self, hidden_NC: torch.Tensor, weight_C: torch.Tensor, *, out: torch.Tensor
     ) -> torch.Tensor:
+        """Root-mean-square norm, in float32 inside, rounded before the weight as llama does."""
+        wide_NC = out if self.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+        torch.mul(hidden_NC, hidden_NC.to(wide_NC.dtype), out=wide_NC)
+        scale_N1 = wide_NC.mean(-1, keepdim=True).add_(self.config.norm_epsilon).rsqrt_()
+        torch.mul(hidden_NC, scale_N1, out=wide_NC)
+        if wide_NC is not out:
+            out.copy_(wide_NC)
+        return out.mul_(weight_C)
+
+    def _scratch(self, *, rows: int) -> "_Scratch":
         config = self.config
-        heads_NHD = qkv.view(qkv.shape[0], -1, config.head_size)
-        keys_end = config.heads + config.kv_heads
-        rotation.apply_(heads_NHD[:, :keys_end])
-        return attention.attend(
-            step,
-            layer=layer,
-            query_NHD=heads_NHD[:, : config.heads],
-            kv_N2KD=heads_NHD[:, config.heads :],
+        empty = self._embedding.new_empty
+        return _Scratch(
+            normed_NC=empty((rows, config.hidden_size)),
+            active_NI=empty((rows, config.intermediate_size)),
+            turned_NHD=empty((rows, self._turned_heads, config.head_size)),
         )
 
-    def _norm(self, hidden_NC: torch.Tensor, weight_C: torch.Tensor) -> torch.Tensor:
-        """Root-mean-square norm, in float32 inside, rounded before the weight as llama does."""
-        if self.dtype == torch.float32:
-            return functional.rms_norm(
-                hidden_NC, weight_C.shape, weight_C, self.config.norm_epsilon
-            )
-        wide = hidden_NC.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.config.norm_epsilon)
-        return weight_C * (wide * scale).to(self.dtype)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scratch:
+    """Results that every layer of a step overwrites: a fresh tensor of some megabytes for each
+    would fault in its pages again and again, at several times the cost of computing it."""
+
+    normed_NC: torch.Tensor
+    active_NI: torch.Tensor
+    turned_NHD: torch.Tensor
 
 
 def load_decoder(

@@ -52,7 +52,8 @@ def start_up(data_folder: Path) -> Up:
         text=True,
     )
     assert process.stdout is not None
-    line = process.stdout.readline()
+    with process.stdout as announcement:
+        line = announcement.readline()
     assert line, f"up ended with exit code {process.wait()}"
     announced = json.loads(line)
     return Up(process, data_folder, announced, list(announced["process_ids"].values()))

@@ -178,6 +178,19 @@ def test_a_killed_worker_is_replaced_under_a_new_id(up: Up) -> None:
         assert time.monotonic() < deadline, f"{now} after the death of {victim}"
 
 
+def test_a_broker_that_dies_is_started_again_with_its_port_and_data(up: Up) -> None:
+    folder = str(up.data_folder.resolve())
+    owners = subprocess.run(
+        ["pgrep", "-f", f"nats-server.*{folder}"], capture_output=True, text=True
+    )
+    broker = int(owners.stdout.split()[0])
+    os.kill(broker, signal.SIGKILL)
+    wait_until_gone([broker])
+    answer = up.command("complete", "The", "--max-tokens", "8", "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["completion_tokens"] > 0
+
+
 def test_kill_reaches_only_the_fleets_own_processes(up: Up) -> None:
     result = up.command("kill", "somebody-else")
     assert result.returncode == 64

@@ -64,7 +64,7 @@ def exponential_gaps(rng: Rng) -> Iterator[float]:
 
 
 def gamma_gaps(rng: Rng, *, cv: float) -> Iterator[float]:
-    """Yield gamma-distributed gaps of mean one and this CV.
+    """Return gamma-distributed gaps of mean one and this CV.
 
     A gamma distribution of shape k has a CV of 1 / sqrt(k): the shape is 1 / CV^2, and a scale of
     CV^2 keeps the mean at one. (A "burstiness" that is passed as the shape itself is another
@@ -72,8 +72,7 @@ def gamma_gaps(rng: Rng, *, cv: float) -> Iterator[float]:
     """
     if not 0 < cv <= CV_MAX:
         raise ConfigError(f"cv: must be above 0 and at most {CV_MAX:g}")
-    while True:
-        yield rng.gammavariate(1.0 / (cv * cv), cv * cv)
+    return (rng.gammavariate(1.0 / (cv * cv), cv * cv) for _ in repeat(None))
 
 
 def arrivals_over(gaps: Iterator[float], segments: Iterable[RateSegment]) -> Iterator[int]:

@@ -5,7 +5,7 @@ import asyncio
 import json
 import shlex
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from loadgen.clients.over_http import HttpSender
 from loadgen.clients.over_nats import NatsSender
 from loadgen.clients.sender import Sender
 from loadgen.options import RunOptions
-from loadgen.plan import planned
+from loadgen.plan import Load, planned
 from loadgen.records import Outcome, RequestRecord, RunResult
 from loadgen.report import summarise
 from loadgen.report_json import report_object
@@ -36,7 +36,7 @@ from loadgen.report_plot import render_plot
 from loadgen.report_table import report_tables
 from loadgen.run import LoadRun
 from loadgen.trace_summary import summarise_trace
-from loadgen.workload import LoadRequest, WorkloadTally
+from loadgen.workload import WorkloadTally
 
 EXIT_FAILED: Final = 1
 EXIT_UNAVAILABLE: Final = 69
@@ -78,24 +78,33 @@ def run(arguments: Sequence[str]) -> int:
 
 
 async def measure(
-    options: RunOptions, *, clock: Clock, sender: Sender, progress: Progress | None = None
+    options: RunOptions,
+    load: Load,
+    *,
+    sender: Sender,
+    clock: Clock,
+    on_ended: Callable[[RequestRecord], None] = lambda record: None,
 ) -> Measured:
-    """Send the load of these options over this sender. Raises: ConfigError, TraceError."""
-    workload, requests = planned(options)
-    shown = _Shown(progress, requests_max=options.requests)
-    load = LoadRun(sender, limits=options.run_limits(), clock=clock, on_ended=shown.ended)
-    _stop_at_interrupt(load)
+    """Send the load over this sender; the first Ctrl-C ends the sending. Raises: TraceError."""
+    run = LoadRun(sender, limits=options.run_limits(), clock=clock, on_ended=on_ended)
+    _stop_at_interrupt(run)
     started_at_unix_ns = clock.now_unix_ns()
-    result = await _looped(load, requests, options)
-    return Measured(result=result, tally=workload.tally, started_at_unix_ns=started_at_unix_ns)
+    if options.users is None:
+        result = await run.open_loop(load.requests)
+    else:
+        think_ns = round(options.think_ms * NS_PER_MS)
+        result = await run.closed_loop(load.requests, users=options.users, think_ns=think_ns)
+    return Measured(result=result, tally=load.workload.tally, started_at_unix_ns=started_at_unix_ns)
 
 
 def _load(parsed: argparse.Namespace, *, reproduce: str) -> int:
     options = run_options(parsed)
+    # Mistakes in the options are told before anything is connected.
+    load, slo = planned(options), options.slo()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with _progress(console, is_quiet=parsed.quiet) as progress:
-        measured = asyncio.run(_connected(options, progress))
-    report = summarise(measured.result, slo=options.slo())
+        measured = asyncio.run(_connected(options, load, progress))
+    report = summarise(measured.result, slo=slo)
     is_ok = report.is_clean(reasons_allowed=options.allow_rejected)
     document = {
         **report_object(
@@ -109,9 +118,7 @@ def _load(parsed: argparse.Namespace, *, reproduce: str) -> int:
         "reproduce": reproduce,
     }
     if parsed.plot is not None:
-        plot = render_plot(
-            measured.result.records, duration_ns=report.duration_ns, slo=options.slo()
-        )
+        plot = render_plot(measured.result.records, duration_ns=report.duration_ns, slo=slo)
         _write(parsed.plot, plot)
     if parsed.json not in (None, STANDARD_OUTPUT):
         _write(Path(parsed.json), json.dumps(document, indent=2) + "\n")
@@ -123,7 +130,8 @@ def _load(parsed: argparse.Namespace, *, reproduce: str) -> int:
     return 0 if is_ok else EXIT_FAILED
 
 
-async def _connected(options: RunOptions, progress: Progress) -> Measured:
+async def _connected(options: RunOptions, load: Load, progress: Progress) -> Measured:
+    shown = _Shown(progress, requests_max=options.requests)
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         sender: NatsSender | HttpSender
@@ -147,23 +155,16 @@ async def _connected(options: RunOptions, progress: Progress) -> Measured:
                 clock=clock,
             )
         await stack.enter_async_context(sender)
-        return await measure(options, clock=clock, sender=sender, progress=progress)
+        return await measure(options, load, sender=sender, clock=clock, on_ended=shown.ended)
 
 
-async def _looped(load: LoadRun, requests: Iterable[LoadRequest], options: RunOptions) -> RunResult:
-    if options.users is None:
-        return await load.open_loop(requests)
-    think_ns = round(options.think_ms * NS_PER_MS)
-    return await load.closed_loop(requests, users=options.users, think_ns=think_ns)
-
-
-def _stop_at_interrupt(load: LoadRun) -> None:
+def _stop_at_interrupt(run: LoadRun) -> None:
     """Let the first Ctrl-C end the sending, and a second one the process."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
         loop.remove_signal_handler(signal.SIGINT)
-        load.stop()
+        run.stop()
 
     loop.add_signal_handler(signal.SIGINT, stop)
 
@@ -171,17 +172,16 @@ def _stop_at_interrupt(load: LoadRun) -> None:
 class _Shown:
     """Shows how far the run is."""
 
-    def __init__(self, progress: Progress | None, *, requests_max: int) -> None:
+    def __init__(self, progress: Progress, *, requests_max: int) -> None:
         self._progress = progress
         self._not_ok = 0
-        self._task = None if progress is None else progress.add_task("", total=requests_max)
+        self._task = progress.add_task("", total=requests_max)
 
     def ended(self, record: RequestRecord) -> None:
         """Count one more request."""
         self._not_ok += record.ending.outcome is not Outcome.OK
-        if self._progress is not None and self._task is not None:
-            told = f"{self._not_ok} not ok" if self._not_ok else "all ok"
-            self._progress.update(self._task, advance=1, description=told)
+        told = f"{self._not_ok} not ok" if self._not_ok else "all ok"
+        self._progress.update(self._task, advance=1, description=told)
 
 
 def _progress(console: Console, *, is_quiet: bool) -> Progress:

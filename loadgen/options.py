@@ -76,6 +76,10 @@ class RunOptions:
         if self.endpoint is Endpoint.CHAT and self.tokenizer is None:
             raise ConfigError("--endpoint chat: takes text, so give --tokenizer")
         self._check_arrivals()
+        # Each refuses what it cannot be made of.
+        self.run_limits()
+        self.length_limits()
+        self.slo()
 
     def _check_arrivals(self) -> None:
         if self.users is not None and (self.rate is not None or self.rates is not None):

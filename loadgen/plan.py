@@ -1,8 +1,8 @@
 """Turns options into the requests of a run. Reads trace files; sends nothing."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from itertools import cycle, islice, repeat
+from dataclasses import dataclass, replace
+from itertools import cycle, islice, repeat, tee
 
 from libs.kernel.rng import Rng
 from libs.kernel.units import NS_PER_S
@@ -27,8 +27,18 @@ TABLE_ROWS_MAX = 1_000_000
 """A table of lengths is drawn from at random, so it is held in memory; later rows are left out."""
 
 
-def planned(options: RunOptions) -> tuple[Workload, Iterator[LoadRequest]]:
-    """Return the workload, with its tally, and its requests, lazily.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a run will send."""
+
+    workload: Workload
+    """Its tally grows while the requests are made."""
+    requests: Iterator[LoadRequest]
+    """Made as they are taken."""
+
+
+def planned(options: RunOptions) -> Load:
+    """Return the load of these options.
 
     Raises: ConfigError for options that contradict one another and for files that cannot be read;
     what is wrong further down in a trace is raised where it is reached.
@@ -39,7 +49,7 @@ def planned(options: RunOptions) -> tuple[Workload, Iterator[LoadRequest]]:
         make_prompt=_prompt_maker(options, rng.child("prompts")),
         limits=options.length_limits(),
     )
-    return workload, workload.requests(_recorded(options, rng))
+    return Load(workload=workload, requests=workload.requests(_recorded(options, rng)))
 
 
 def _recorded(options: RunOptions, rng: Rng) -> Iterable[TraceRequest]:
@@ -92,8 +102,12 @@ def _lengths(options: RunOptions, rng: Rng) -> Iterator[Lengths]:
 
 
 def _paced(requests: Iterator[TraceRequest], *, speed: float) -> Iterator[TraceRequest]:
-    for request in requests:
-        yield replace(request, arrival_ns=next(paced((request.arrival_ns,), speed=speed)))
+    originals, copies = tee(requests)
+    instants = paced((request.arrival_ns for request in copies), speed=speed)
+    return (
+        replace(request, arrival_ns=at_ns)
+        for request, at_ns in zip(originals, instants, strict=True)
+    )
 
 
 def _prompt_maker(

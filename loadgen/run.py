@@ -66,6 +66,7 @@ class LoadRun:
         self._stopping = asyncio.Event()
         self._start_ns = 0
         self._sent = 0
+        self._mistake: ConfigError | None = None
 
     def stop(self) -> None:
         """Send nothing more; what is open may end."""
@@ -73,10 +74,13 @@ class LoadRun:
         self._stopping.set()
 
     async def open_loop(self, requests: Iterable[LoadRequest]) -> RunResult:
-        """Send each request at its arrival; return when all have ended."""
+        """Send each request at its arrival; return when all have ended.
+
+        Raises: ConfigError, after what is open has ended, where the requests could not be made.
+        """
         self._start_ns = self._clock.now_ns()
         async with asyncio.TaskGroup() as streams:
-            for request in requests:
+            for request in self._made(requests):
                 if self._is_over(request.arrival_ns):
                     break
                 if not await self._wait_until(request.arrival_ns):
@@ -95,16 +99,23 @@ class LoadRun:
         """Let this many users send one request after another; return when all have ended.
 
         Arrivals of the requests are not used. Each user pauses `think_ns` after an answer.
-        Raises: ConfigError if the users do not fit into the open streams allowed.
+        Raises: ConfigError if the users do not fit into the open streams allowed, or as above.
         """
         if not 1 <= users <= self._limits.streams_open_max:
             raise ConfigError(f"users: must be between 1 and {self._limits.streams_open_max}")
         self._start_ns = self._clock.now_ns()
-        shared = iter(requests)
+        shared = self._made(requests)
         async with asyncio.TaskGroup() as group:
             for _ in range(users):
                 group.create_task(self._user(shared, think_ns=think_ns))
         return self._finished()
+
+    def _made(self, requests: Iterable[LoadRequest]) -> Iterator[LoadRequest]:
+        """Yield the requests; a trace that turns out wrong ends them, and is told at the end."""
+        try:
+            yield from requests
+        except ConfigError as error:
+            self._mistake = error
 
     async def _user(self, requests: Iterator[LoadRequest], *, think_ns: int) -> None:
         while not self._stopping.is_set() and not self._is_over(self._now_ns()):
@@ -176,6 +187,8 @@ class LoadRun:
         self.result.streams_open_most = most
 
     def _finished(self) -> RunResult:
+        if self._mistake is not None:
+            raise self._mistake
         self.result.duration_ns = self._now_ns()
         return self.result
 

@@ -10,6 +10,7 @@ from libs.client.reader_events import ReaderOptions
 from libs.client.token_stream import TokenStream
 from libs.contracts.online import RejectReason
 from libs.kernel.errors import Unavailable
+from libs.kernel.units import NS_PER_S
 from libs.runtime.bus import CoreBus
 from libs.runtime.clock import Clock
 from libs.runtime.nats_bus import NatsBus
@@ -19,6 +20,7 @@ from loadgen.records import Ending, Observation
 from loadgen.workload import LoadRequest
 
 CLIENT_NAME: Final = "loadgen"
+CONNECT_TIMEOUT_NS: Final = 5 * NS_PER_S
 
 
 class NatsSender:
@@ -59,7 +61,7 @@ class NatsSender:
 
         Raises: Unavailable when no server answers; ConfigError for a wrong URL.
         """
-        bus = await NatsBus.connect(servers, name=CLIENT_NAME)
+        bus = await NatsBus.connect(servers, name=CLIENT_NAME, timeout_ns=CONNECT_TIMEOUT_NS)
         return cls(
             bus,
             model=model,

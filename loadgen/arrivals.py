@@ -19,6 +19,7 @@ from libs.kernel.units import NS_PER_S, seconds
 
 CV_MAX: Final = 100.0
 """Beyond, a gamma distribution is one gap and nothing else within any run."""
+RATE_PER_S_MAX: Final = 1e6
 STEADY_SEGMENT_NS: Final = 3600 * NS_PER_S
 
 
@@ -32,8 +33,8 @@ class RateSegment:
     def __post_init__(self) -> None:
         if self.duration_ns <= 0:
             raise ConfigError("duration of a rate: must be above 0")
-        if not 0 <= self.rate_per_s < math.inf:
-            raise ConfigError("rate: must be a number of requests per second, 0 or more")
+        if not 0 <= self.rate_per_s <= RATE_PER_S_MAX:
+            raise ConfigError(f"rate: must be between 0 and {RATE_PER_S_MAX:g} requests per second")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

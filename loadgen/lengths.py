@@ -3,9 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Final
 
 from libs.kernel.errors import ConfigError
 from libs.kernel.rng import Rng
+
+TOKENS_MAX: Final = 2**24
+"""No context is that long; what a trace says beyond is another kind of number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,8 +20,8 @@ class Lengths:
     output_tokens: int
 
     def __post_init__(self) -> None:
-        if self.prompt_tokens < 0 or self.output_tokens < 0:
-            raise ConfigError("lengths: must not be negative")
+        if not (0 <= self.prompt_tokens <= TOKENS_MAX and 0 <= self.output_tokens <= TOKENS_MAX):
+            raise ConfigError(f"lengths: must be between 0 and {TOKENS_MAX} tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_S
 from loadgen.arrivals import RateSegment
 from loadgen.traces.lines import read_lines
@@ -23,4 +24,8 @@ def read_arrival_rates(path: Path) -> Iterator[RateSegment]:
             fields.pop()  # A comma at the end of the line.
         for field in fields:
             rate_per_s = line.number_of(field, name="rate")
-            yield RateSegment(duration_ns=RATE_HOLDS_NS, rate_per_s=rate_per_s)
+            try:
+                segment = RateSegment(duration_ns=RATE_HOLDS_NS, rate_per_s=rate_per_s)
+            except ConfigError as error:
+                raise line.error(str(error)) from None
+            yield segment

@@ -32,8 +32,8 @@ def read_azure(path: Path) -> Iterator[TraceRequest]:
         at_ns = in_order.check(_unix_ns(fields[COLUMNS[0]], line), line)
         start_ns = at_ns if start_ns is None else start_ns
         lengths = Lengths(
-            prompt_tokens=line.count(fields[COLUMNS[1]], name=COLUMNS[1]),
-            output_tokens=line.count(fields[COLUMNS[2]], name=COLUMNS[2]),
+            prompt_tokens=line.tokens(fields[COLUMNS[1]], name=COLUMNS[1]),
+            output_tokens=line.tokens(fields[COLUMNS[2]], name=COLUMNS[2]),
         )
         yield TraceRequest(arrival_ns=at_ns - start_ns, lengths=lengths)
 

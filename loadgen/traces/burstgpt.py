@@ -29,7 +29,7 @@ def read_burstgpt(path: Path) -> Iterator[TraceRequest]:
         at_ns = in_order.check(line.seconds_ns(fields[TIMESTAMP], name=TIMESTAMP), line)
         start_ns = at_ns if start_ns is None else start_ns
         lengths = Lengths(
-            prompt_tokens=line.count(fields[REQUEST_TOKENS], name=REQUEST_TOKENS),
-            output_tokens=line.count(fields[RESPONSE_TOKENS], name=RESPONSE_TOKENS),
+            prompt_tokens=line.tokens(fields[REQUEST_TOKENS], name=REQUEST_TOKENS),
+            output_tokens=line.tokens(fields[RESPONSE_TOKENS], name=RESPONSE_TOKENS),
         )
         yield TraceRequest(arrival_ns=at_ns - start_ns, lengths=lengths)

@@ -23,8 +23,8 @@ def read_length_table(path: Path) -> Iterator[Lengths]:
     for line in lines:
         fields = line.fields_of(header)
         lengths = Lengths(
-            prompt_tokens=line.count(fields[PREFILL_TOKENS], name=PREFILL_TOKENS),
-            output_tokens=line.count(fields[DECODE_TOKENS], name=DECODE_TOKENS),
+            prompt_tokens=line.tokens(fields[PREFILL_TOKENS], name=PREFILL_TOKENS),
+            output_tokens=line.tokens(fields[DECODE_TOKENS], name=DECODE_TOKENS),
         )
         total_tokens = lengths.prompt_tokens + lengths.output_tokens
         if TOTAL_TOKENS in fields and total_tokens != line.count(

@@ -9,10 +9,15 @@ from typing import Final
 
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import MIB, NS_PER_MS, NS_PER_S
+from loadgen.lengths import TOKENS_MAX
 
 LINE_BYTES_MAX: Final = 8 * MIB
 """A line longer than this is no trace; a year of SkyPilot's ticks in one line fits."""
 EXCERPT_CHARACTERS: Final = 60
+COUNT_MAX: Final = 2**64 - 1
+COUNT_DIGITS_MAX: Final = 20
+INSTANT_NS_MAX: Final = 10**20
+"""Three thousand years."""
 
 
 class TraceError(ConfigError):
@@ -49,30 +54,48 @@ class TraceLine:
             raise self.error(f"{len(fields)} fields where the header names {len(names)}")
         return dict(zip(names, fields, strict=True))
 
-    def count(self, text: object, *, name: str) -> int:
-        """Return a whole number of 0 or more, which `12.0` is too."""
-        value = self.number_of(text, name=name)
-        if not value.is_integer():
-            raise self.error(f"{name} is not a whole number")
-        return int(value)
+    def count(self, value: object, *, name: str, most: int = COUNT_MAX) -> int:
+        """Return a whole number from 0 to `most`, which `12.0` is too; large ones stay exact."""
+        if isinstance(value, str) and value.isascii() and value.isdecimal():
+            number = int(value[:COUNT_DIGITS_MAX])
+        elif isinstance(value, int) and not isinstance(value, bool):
+            number = value
+        else:
+            measured = self.number_of(value, name=name)
+            if not measured.is_integer():
+                raise self.error(f"{name} is not a whole number")
+            number = int(measured)
+        if not 0 <= number <= most:
+            raise self.error(f"{name} is not between 0 and {most}")
+        return number
 
-    def number_of(self, text: object, *, name: str) -> float:
+    def tokens(self, value: object, *, name: str) -> int:
+        """Return a number of tokens that a prompt or an answer can have."""
+        return self.count(value, name=name, most=TOKENS_MAX)
+
+    def number_of(self, value: object, *, name: str) -> float:
         """Return a finite number of 0 or more."""
         try:
-            value = float(text) if isinstance(text, str | int | float) else math.nan
-        except ValueError:
-            value = math.nan
-        if isinstance(text, bool) or not 0 <= value < math.inf:
+            number = float(value) if isinstance(value, str | int | float) else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+        if isinstance(value, bool) or not 0 <= number < math.inf:
             raise self.error(f"{name} is not a number of 0 or more")
-        return value
+        return number
 
-    def milliseconds_ns(self, text: object, *, name: str) -> int:
+    def milliseconds_ns(self, value: object, *, name: str) -> int:
         """Return an instant or duration given in milliseconds, in ns."""
-        return round(self.number_of(text, name=name) * NS_PER_MS)
+        return self._ns(value, NS_PER_MS, name=name)
 
-    def seconds_ns(self, text: object, *, name: str) -> int:
+    def seconds_ns(self, value: object, *, name: str) -> int:
         """Return an instant or duration given in seconds, in ns."""
-        return round(self.number_of(text, name=name) * NS_PER_S)
+        return self._ns(value, NS_PER_S, name=name)
+
+    def _ns(self, value: object, unit_ns: int, *, name: str) -> int:
+        scaled = self.number_of(value, name=name) * unit_ns
+        if scaled > INSTANT_NS_MAX:
+            raise self.error(f"{name} is further away than any trace is long")
+        return round(scaled)
 
 
 def read_lines(path: Path) -> Iterator[TraceLine]:

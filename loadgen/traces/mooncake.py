@@ -27,8 +27,8 @@ def read_mooncake(path: Path) -> Iterator[TraceRequest]:
         in_order.check(at_ns, line)
         start_ns = at_ns if start_ns is None else start_ns
         lengths = Lengths(
-            prompt_tokens=line.count(row.get("input_length"), name="input_length"),
-            output_tokens=line.count(row.get("output_length"), name="output_length"),
+            prompt_tokens=line.tokens(row.get("input_length"), name="input_length"),
+            output_tokens=line.tokens(row.get("output_length"), name="output_length"),
         )
         block_ids = _block_ids(row.get("hash_ids"), lengths, line)
         yield TraceRequest(arrival_ns=at_ns - start_ns, lengths=lengths, block_ids=block_ids)

@@ -54,6 +54,8 @@ class ByteServer:
     """Do not end at all; wait for the client to go."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    """A request has come."""
     client_gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     @asynccontextmanager
@@ -69,6 +71,7 @@ class ByteServer:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.split("content-length: ")[1].split("\r\n")[0])
         self.bodies.append(json.loads(await reader.readexactly(length)))
+        self.asked.set()
         writer.write(self.answer)
         await writer.drain()
         if self.is_stalled:

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from loadgen.run import LoadRun, RunLimits
 from loadgen.workload import LoadRequest
 
 Build = Callable[..., LoadRequest]
+REPOSITORY = Path(__file__).resolve().parents[3]
 CLOSES = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n"
@@ -134,6 +138,26 @@ async def test_a_stream_that_stalls_times_out_and_is_hung_up_on(
             await server.client_gone.wait()
     assert (record.ending.outcome, record.ending.reason) == (Outcome.FAILED, "timeout")
     assert record.output_tokens == 2
+
+
+async def test_the_first_interrupt_ends_the_sending_and_still_reports(byte_server: Any) -> None:
+    async with byte_server(CHUNKED + chunked(WHOLE) + LAST_CHUNK).serving() as server:
+        command = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "loadgen", "run", "--http", server.url, "--rate", "100"),
+            *("--requests", "100000", "--prompt-tokens", "2", "--output-tokens", "3"),
+            *("--json", "-"),
+            cwd=REPOSITORY,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(60):
+            await server.asked.wait()
+            command.send_signal(signal.SIGINT)
+            printed, _ = await command.communicate()
+    report = json.loads(printed)
+    assert command.returncode == 130
+    assert report["interrupted"]
+    assert not report["ok"]
+    assert report["requests"]["ok"] == report["requests"]["sent"] > 0
 
 
 async def test_chat_sends_text_as_a_message_of_the_user(byte_server: Any, a_request: Build) -> None:

@@ -118,6 +118,27 @@ def test_token_ids_are_counted_where_the_server_gives_them() -> None:
     assert verdict_on([two, FINISH, usage(), DONE]).reason == "token_count"
 
 
+TOLD = [chunk(text, token_ids=[5]) for text in ("a", "b", "c")] + [FINISH, usage(), DONE]
+
+
+def test_an_answer_that_lacks_any_one_of_its_events_is_broken() -> None:
+    assert verdict_on(TOLD).outcome is Outcome.OK
+    for index in range(len(TOLD)):
+        ending = verdict_on(TOLD[:index] + TOLD[index + 1 :])
+        assert ending.outcome is Outcome.BROKEN, TOLD[index]
+
+
+def test_an_answer_that_repeats_any_one_of_its_events_is_broken() -> None:
+    for index in range(len(TOLD)):
+        ending = verdict_on(TOLD[: index + 1] + TOLD[index:])
+        assert ending.outcome is Outcome.BROKEN, TOLD[index]
+
+
+def test_an_answer_that_ends_early_anywhere_is_broken() -> None:
+    for index in range(len(TOLD)):
+        assert verdict_on(TOLD[:index]).outcome is Outcome.BROKEN
+
+
 def test_a_usage_so_far_tells_how_many_tokens_a_chunk_carries() -> None:
     def counted(text: str, completion_tokens: int, finish_reason: str | None = None) -> str:
         choice = {"index": 0, "text": text, "finish_reason": finish_reason}

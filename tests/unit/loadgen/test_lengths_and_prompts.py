@@ -80,7 +80,7 @@ def test_uniform_lengths_reach_both_ends() -> None:
 
 
 def test_impossible_lengths_are_refused() -> None:
-    with pytest.raises(ConfigError, match="negative"):
+    with pytest.raises(ConfigError, match="between 0"):
         lengths(-1, 0)
     with pytest.raises(ConfigError, match="empty"):
         next(drawn_from(Rng(1), []))

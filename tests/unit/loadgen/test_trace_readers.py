@@ -123,6 +123,12 @@ def test_mooncake_keeps_the_blocks_that_requests_share(write: Write) -> None:
     assert other.arrival_ns == 3053 * NS_PER_MS
 
 
+def test_block_ids_beyond_the_precision_of_floats_stay_apart(write: Write) -> None:
+    row = '{"timestamp": 0, "input_length": 9, "output_length": 1, "hash_ids": [%d]}\n'
+    one, other = read_requests(write(row % 2**63 + row % (2**63 + 1)))
+    assert one.block_ids != other.block_ids
+
+
 def test_lengths_come_from_a_table_and_from_any_trace_of_requests(write: Write) -> None:
     assert list(read_lengths(write(LENGTHS))) == [Lengths(prompt_tokens=74, output_tokens=918)]
     assert [one.output_tokens for one in read_lengths(write(MOONCAKE))] == [52, 3]
@@ -132,6 +138,8 @@ def test_rates_hold_for_a_minute_each(write: Write) -> None:
     segments = list(read_rates(write(RATES)))
     assert [segment.rate_per_s for segment in segments] == [0.58, 0.6, 0.0]
     assert {segment.duration_ns for segment in segments} == {60 * NS_PER_S}
+    with pytest.raises(TraceError, match="a_trace:2: rate"):
+        list(read_rates(write("0.5,0.25,\n1e9\n")))
 
 
 def test_spot_events_carry_nodes_demand_and_an_end(write: Write) -> None:
@@ -178,6 +186,8 @@ def test_skypilot_ticks_become_changes(write: Write, text: str) -> None:
         (MOONCAKE + '{"timestamp": 40000, "output_length": 1}\n', 3, "input_length"),
         (MOONCAKE.replace("[46]", "[46, 47]"), 2, "more blocks"),
         (LENGTHS + "1,2,4,0.5\n", 3, "sum"),
+        (LENGTHS + "99999999999,2,4,0.5\n", 3, "num_prefill_tokens is not between"),
+        (BURSTGPT + "1e300,ChatGPT,1,1,2,API log\n", 4, "further away"),
         ('"unclosed,1\n', 1, "comma-separated"),
         ("\n\n", 1, "empty"),
         ("once upon a time\n", 1, "known trace format"),

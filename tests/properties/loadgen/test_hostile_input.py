@@ -74,7 +74,8 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(KEYS.split()), inner, max_size=5),
+        | st.dictionaries(st.sampled_from(KEYS.split()), inner, max_size=5)
+    ),
     max_leaves=12,
 )
 

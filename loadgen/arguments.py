@@ -16,7 +16,7 @@ options or a file; 69 nobody answers at the address; 70 a bug of ours; 130 inter
 examples:
   python -m loadgen run --rate 5 --requests 200 --slo-ttft-ms 500
   python -m loadgen run --http http://127.0.0.1:8000 --users 8 --duration-s 60 --plot load.svg
-  python -m loadgen run --trace trace.jsonl --length-divisor 32 --speed 4 --json -
+  python -m loadgen run --trace trace.jsonl --prompt-divisor 32 --speed 4 --json -
   python -m loadgen trace A_S
 """
 OUTPUT_OPTIONS = ("command", "json", "plot", "quiet")
@@ -106,7 +106,8 @@ def _add_lengths(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lengths", type=Path, metavar="FILE", help="draw lengths from this table")
     group.add_argument("--prompt-tokens", type=int, default=64, help="of every prompt, else")
     group.add_argument("--output-tokens", type=int, default=32, help="of every answer, else")
-    group.add_argument("--length-divisor", type=int, default=1, help="shrinks lengths and prefixes")
+    group.add_argument("--prompt-divisor", type=int, default=1, help="shrinks prompts and prefixes")
+    group.add_argument("--output-divisor", type=int, default=1, help="shrinks answers")
     group.add_argument("--prompt-tokens-max", type=int, metavar="N", help="cuts longer prompts")
     group.add_argument("--output-tokens-max", type=int, metavar="N", help="cuts longer answers")
     group.add_argument("--token-id-min", type=int, default=16, help="prompts use ids from this")

@@ -28,21 +28,22 @@ class Lengths:
 class LengthLimits:
     """Fits lengths of a large model's trace to a smaller one."""
 
-    divisor: int = 1
-    """Both lengths are divided by this, rounded up, before the limits apply."""
+    prompt_divisor: int = 1
+    """Prompts are divided by this, rounded up, before their limit applies."""
+    output_divisor: int = 1
     prompt_tokens_max: int | None = None
     output_tokens_max: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("divisor", "prompt_tokens_max", "output_tokens_max"):
+        for name in ("prompt_divisor", "output_divisor", "prompt_tokens_max", "output_tokens_max"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: must be at least 1")
 
     def fit(self, lengths: Lengths) -> Lengths:
         """Return the lengths to use; 0 stays 0."""
-        prompt_tokens = -(-lengths.prompt_tokens // self.divisor)
-        output_tokens = -(-lengths.output_tokens // self.divisor)
+        prompt_tokens = -(-lengths.prompt_tokens // self.prompt_divisor)
+        output_tokens = -(-lengths.output_tokens // self.output_divisor)
         return Lengths(
             prompt_tokens=_at_most(prompt_tokens, self.prompt_tokens_max),
             output_tokens=_at_most(output_tokens, self.output_tokens_max),

@@ -42,7 +42,8 @@ class RunOptions:
     lengths: Path | None = None
     prompt_tokens: int = 64
     output_tokens: int = 32
-    length_divisor: int = 1
+    prompt_divisor: int = 1
+    output_divisor: int = 1
     prompt_tokens_max: int | None = None
     output_tokens_max: int | None = None
     token_id_min: int = 16
@@ -116,7 +117,8 @@ class RunOptions:
     def length_limits(self) -> LengthLimits:
         """Return how a trace's lengths are fitted."""
         return LengthLimits(
-            divisor=self.length_divisor,
+            prompt_divisor=self.prompt_divisor,
+            output_divisor=self.output_divisor,
             prompt_tokens_max=self.prompt_tokens_max,
             output_tokens_max=self.output_tokens_max,
         )

@@ -119,6 +119,6 @@ def _prompt_maker(
         rng,
         TokenRange(token_id_min=options.token_id_min, token_id_max=options.token_id_max),
         # Prefixes shrink with the prompts, so that as many of them are shared.
-        block_tokens=max(1, MOONCAKE_BLOCK_TOKENS // options.length_divisor),
+        block_tokens=max(1, MOONCAKE_BLOCK_TOKENS // options.prompt_divisor),
     )
     return token_id_prompts(prompts)

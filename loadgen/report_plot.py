@@ -15,7 +15,7 @@ PANEL_HEIGHT: Final = 240
 MARGIN: Final = 48
 BARS_MAX: Final = 240
 POINTS_MAX: Final = 200
-TICKS: Final = 8
+TICKS_MAX: Final = 8
 COLOURS: Final = {"TTFT": "#2a7f9e", "TBT": "#8e5aa8", "end to end": "#d08a2e"}
 BAD_COLOUR: Final = "#c0392b"
 
@@ -86,7 +86,7 @@ def _throughput(records: Sequence[RequestRecord], *, duration_ns: int) -> list[s
             parts.append(_line(x, panel.y_of(0), x, panel.y_of(0) + 8, BAD_COLOUR))
     rate = highest * NS_PER_S / bar_ns
     parts.append(_text(4, panel.y_of(1) + 4, f"{rate:.0f}"))
-    parts += _axis(panel, lambda value: f"{value / NS_PER_S:.0f} s")
+    parts += _axis(panel, lambda value: f"{value / NS_PER_S:g} s")
     return parts
 
 
@@ -110,17 +110,22 @@ def _latencies(
             x = panel.x_of(limit)
             parts.append(_line(x, panel.y_of(0), x, panel.y_of(1), colour, dashes="5 3"))
     parts += [_text(4, panel.y_of(1) + 4, "100 %"), _text(4, panel.y_of(0) + 4, "0 %")]
-    parts += _axis(panel, lambda value: f"{milliseconds(round(value)):.3g} ms")
+    parts += _axis(panel, lambda value: f"{milliseconds(value):g} ms")
     return parts
 
 
-def _axis(panel: _Panel, label_of: Callable[[float], str]) -> list[str]:
+def _axis(panel: _Panel, label_of: Callable[[int], str]) -> list[str]:
     y = panel.y_of(0)
     parts = [_line(MARGIN, y, WIDTH - MARGIN, y, "#888888")]
-    for tick in range(TICKS + 1):
-        value = panel.x_max * tick / TICKS
+    for value in range(0, math.floor(panel.x_max) + 1, round_step(panel.x_max / TICKS_MAX)):
         parts.append(_text(panel.x_of(value) - 8, y + 22, label_of(value)))
     return parts
+
+
+def round_step(least: float) -> int:
+    """Return the smallest of 1, 2 and 5 times a power of ten that is not below this."""
+    power = int(10 ** max(0, math.ceil(math.log10(max(1.0, least))) - 1))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
 
 
 def _text(x: float, y: float, text: str, colour: str = "#222222") -> str:

@@ -1,7 +1,7 @@
 """The requests of a run: arrivals joined with lengths and prompts, made one at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from libs.kernel.rng import Rng
 from loadgen.lengths import LengthLimits, Lengths
@@ -30,7 +30,7 @@ class WorkloadTally:
     """What had to be changed to fit a trace to the model; grows while the requests are made."""
 
     requests_shortened: int = 0
-    """Requests whose prompt or answer a limit cut, beyond the divisor."""
+    """Requests whose prompt or answer a limit cut, beyond the divisors."""
     requests_skipped: int = 0
     """Requests of the trace that have no prompt or no answer: they failed when recorded."""
 
@@ -53,13 +53,13 @@ class Workload:
     def requests(self, recorded: Iterable[TraceRequest]) -> Iterator[LoadRequest]:
         """Yield the requests, numbered from 0, as slowly as they are taken."""
         index = 0
-        unlimited = LengthLimits(divisor=self._limits.divisor)
+        uncut = replace(self._limits, prompt_tokens_max=None, output_tokens_max=None)
         for original in recorded:
             lengths = self._limits.fit(original.lengths)
             if not lengths.prompt_tokens or not lengths.output_tokens:
                 self.tally.requests_skipped += 1
                 continue
-            if lengths != unlimited.fit(original.lengths):
+            if lengths != uncut.fit(original.lengths):
                 self.tally.requests_shortened += 1
             fitted = TraceRequest(
                 arrival_ns=original.arrival_ns, lengths=lengths, block_ids=original.block_ids

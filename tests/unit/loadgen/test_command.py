@@ -76,7 +76,7 @@ def test_what_is_no_url_is_refused(url: str) -> None:
         (["--trace", "a", "--lengths", "b"], "--lengths"),
         (["--rate", "5", "--requests", "0"], "requests"),
         (["--rate", "5", "--slo-ttft-ms", "0"], "slo ttft"),
-        (["--rate", "5", "--length-divisor", "0"], "divisor"),
+        (["--rate", "5", "--prompt-divisor", "0"], "divisor"),
         (["--rate", "5", "--speed", "0"], "speed"),
         (["--rate", "5", "--token-id-max", "3"], "token ids"),
         (["--rate", "5", "--nonsense"], "--nonsense"),

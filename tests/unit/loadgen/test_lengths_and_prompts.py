@@ -61,9 +61,11 @@ def test_a_length_that_no_text_has_is_refused() -> None:
 
 
 def test_limits_divide_first_and_cut_then() -> None:
-    limits = LengthLimits(divisor=32, prompt_tokens_max=100, output_tokens_max=10)
+    limits = LengthLimits(
+        prompt_divisor=32, output_divisor=16, prompt_tokens_max=100, output_tokens_max=10
+    )
     assert limits.fit(lengths(40_160, 6)) == lengths(100, 1)
-    assert limits.fit(lengths(33, 64)) == lengths(2, 2)
+    assert limits.fit(lengths(33, 64)) == lengths(2, 4)
     assert limits.fit(lengths(0, 1)) == lengths(0, 1)
 
 

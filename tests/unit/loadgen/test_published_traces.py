@@ -92,7 +92,7 @@ def test_a_trace_of_a_large_model_is_fitted_to_a_small_one_with_its_prefixes() -
     path = DATA / "workloads/mooncake_synthetic_trace.jsonl"
     options = RunOptions(
         trace=path,
-        length_divisor=64,
+        prompt_divisor=64,
         prompt_tokens_max=1_000,
         speed=10.0,
     )

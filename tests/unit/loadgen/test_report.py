@@ -13,7 +13,7 @@ from libs.kernel.units import NS_PER_MS, NS_PER_S
 from loadgen.records import Outcome, RequestRecord, RunResult
 from loadgen.report import Report, Slo, distribution, percentile, shares, summarise
 from loadgen.report_json import report_object
-from loadgen.report_plot import render_plot
+from loadgen.report_plot import render_plot, round_step
 from loadgen.report_table import report_tables
 
 Build = Callable[..., RequestRecord]
@@ -192,3 +192,11 @@ def test_a_distribution_function_is_thinned_but_keeps_its_end() -> None:
     assert points[-1] == (999, 1.0)
     assert points[0] == (99, 0.1)
     assert shares([], points_max=10) == []
+
+
+@pytest.mark.parametrize(
+    ("least", "step"),
+    [(0.0, 1), (1, 1), (1.1, 2), (5, 5), (5.1, 10), (20, 20), (241.5e6, 5 * 10**8)],
+)
+def test_the_marks_of_an_axis_are_round_numbers(least: float, step: int) -> None:
+    assert round_step(least) == step

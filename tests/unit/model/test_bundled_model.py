@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 FOLDER_BYTES_MAX = 4_000_000
-TOP_PROBABILITY_MEAN_MIN = 0.8
-"""Measured at release: see the model card. A model that knows nothing stays under 0.3."""
+TOP_PROBABILITY_MEAN_MIN = 0.95
+"""Measured: 0.994. A version trained on a quarter of the tokens had 0.36."""
 
 QUESTIONS = (
     "What does str.split do?",
@@ -21,7 +21,7 @@ QUESTIONS = (
     "Tell me about the heapq module.",
     "What is TideServe?",
     "Who are you?",
-    "Count to 30.",
+    "Count to 100.",
 )
 
 TEXTS = (
@@ -46,7 +46,7 @@ def greedy_answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str
 ) -> list[int]:
     ids = prompt_ids(tokenizer, question)
-    whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=400)
+    whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=500)
     return whole[0, ids.shape[1] :].tolist()
 
 
@@ -129,22 +129,22 @@ def test_an_answer_ends_by_itself(
 ) -> None:
     answer = greedy_answer(model, tokenizer, question)
     assert answer[-1] == tokenizer.convert_tokens_to_ids("<|end|>")
-    assert 10 <= len(answer) < 400
+    assert 10 <= len(answer) < 500
 
 
 def test_an_answer_is_the_documentation_of_what_was_asked(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     answer = tokenizer.decode(greedy_answer(model, tokenizer, "What does json.dumps do?"))
-    assert answer.startswith("json.dumps(")
+    assert answer.startswith("json.dumps is a function of the module json.")
     assert "Serialize ``obj`` to a JSON formatted ``str``" in answer
 
 
-def test_counting_to_thirty_skips_and_repeats_nothing(
+def test_counting_to_a_hundred_skips_and_repeats_nothing(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    answer = tokenizer.decode(greedy_answer(model, tokenizer, "Count to 30."))
-    assert answer == ", ".join(map(str, range(1, 31))) + ".<|end|>"
+    answer = tokenizer.decode(greedy_answer(model, tokenizer, "Count to 100."))
+    assert answer == ", ".join(map(str, range(1, 101))) + ".<|end|>"
 
 
 def test_running_past_every_stop_to_the_end_of_the_context_stays_legible(

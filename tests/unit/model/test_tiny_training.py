@@ -127,7 +127,7 @@ def test_a_few_steps_lower_the_loss_and_leave_a_folder_that_loads(
         steps=12,
         tokens_per_step=512,
         row_tokens=128,
-        long_share=0.0,
+        steps_per_long_step=None,
         learning_rate=4e-3,
         warmup_steps=2,
         vocabulary_size=600,
@@ -157,7 +157,7 @@ def test_training_twice_from_one_seed_gives_equal_losses(entries: list[Entry]) -
         steps=3,
         tokens_per_step=256,
         row_tokens=128,
-        long_share=0.0,
+        steps_per_long_step=None,
         vocabulary_size=600,
         threads=1,
     )

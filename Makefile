@@ -5,6 +5,8 @@ VENV := .venv
 STAMP := $(VENV)/.setup-done
 BIN := $(VENV)/bin
 TESTS_OF = $(wildcard $(addprefix tests/,$(1)))
+# The quick kinds first, so that a mistake shows early.
+KINDS := tidy unit contract properties sim integration gpu e2e
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types unit sim integration e2e bench clean
@@ -22,7 +24,7 @@ demo: $(STAMP) ## start a fleet, kill a worker and a router mid-stream, prove th
 	$(BIN)/tideserve demo --report-folder demo_report
 
 test: lint types ## everything: lint, types, then all tests (the summary comes last)
-	$(BIN)/pytest tests
+	$(BIN)/pytest $(call TESTS_OF,$(KINDS))
 
 lint: $(STAMP) ## ruff, import contracts, spelling
 	$(BIN)/ruff check .

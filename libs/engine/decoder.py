@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as functional
 
 from libs.engine.attention import AttentionStep, PagedAttention
-from libs.engine.linear import Linear, RowCopyBudget
+from libs.engine.linear import LayoutChooser, Linear
 from libs.engine.model_config import ModelConfig
 from libs.engine.rotary import RotaryTables, Rotation
 from libs.engine.weights import (
@@ -156,7 +156,7 @@ class _Loader:
         self._checkpoint = checkpoint
         self._dtype = dtype
         self._device = device
-        self._row_copies = RowCopyBudget(bytes_left=row_copy_bytes_max)
+        self._layouts = LayoutChooser(row_copy_bytes_max=row_copy_bytes_max)
 
     def layer(self, config: ModelConfig, *, layer: int) -> DecoderLayer:
         rows = layer_rows(config, layer=layer)
@@ -175,4 +175,4 @@ class _Loader:
         bias = None
         if rows.biases:
             bias = self._checkpoint.read_fused(rows.biases, dtype=self._dtype).to(self._device)
-        return Linear(weight, bias, keep_row_copy=self._row_copies.take(weight))
+        return Linear(weight, bias, layout=self._layouts.choose(weight))

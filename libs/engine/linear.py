@@ -17,42 +17,50 @@ presence and their result are checked once, and plain F.linear is used if either
 """
 
 import time
-from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from typing import Final
 
 import torch
 import torch.nn.functional as functional
 
+from libs.kernel.units import MIB
+
 PACKED_FOR_ROWS: Final = 16
 """The row count that the packed layout is tuned for; 16 to 64 gave the same layout's speed."""
+ROW_COPY_WEIGHT_BYTES_MIN: Final = 1 * MIB
+"""Smaller weights stay in a core's own cache, where the layout matters little."""
 PROBE_SHAPE: Final = (2048, 1024)
-PROBE_COPIES: Final = 8
-"""8 x 8 MiB in fp32: more than the private caches hold, as in a real model."""
+PROBE_COPIES: Final = 4
+"""4 x 8 MiB in fp32: more than a core's own cache holds, as in a real model."""
 PROBE_GAIN_MIN: Final = 1.05
 """A second copy must be this much faster, so that noise does not decide for it."""
+
+
+class Layout(StrEnum):
+    """How a weight lies in memory."""
+
+    PLAIN = "plain"
+    """As the checkpoint has it, for F.linear."""
+    PACKED = "packed"
+    """As oneDNN wants it."""
+    PACKED_AND_TRANSPOSED = "packed_and_transposed"
+    """Packed, and a second time transposed, for calls with one row."""
 
 
 class Linear:
     """y_RO = x_RI @ w_OI^T + b_O, for rows R, inputs I and outputs O."""
 
     def __init__(
-        self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, *, keep_row_copy: bool
+        self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, *, layout: Layout
     ) -> None:
-        """Take over the weight; the caller should drop its own reference to save memory.
-
-        keep_row_copy asks for a second copy for calls with one row, where one is worth it.
-        """
+        """Take over the weight; the caller drops its own reference to save memory."""
         self._bias = bias_O
-        self._packed: torch.Tensor | None = None
-        self._plain: torch.Tensor | None = weight_OI
+        self._plain = weight_OI if layout is Layout.PLAIN else None
+        self._packed = None if layout is Layout.PLAIN else _pack(weight_OI)
         self._transposed: torch.Tensor | None = None
-        if weight_OI.device.type != "cpu" or not is_packing_sound(weight_OI.dtype):
-            return
-        if keep_row_copy and is_row_copy_faster(weight_OI.dtype):
+        if layout is Layout.PACKED_AND_TRANSPOSED:
             self._transposed = weight_OI.t().contiguous()
-        self._packed = _pack(weight_OI)
-        self._plain = None
 
     def __call__(self, x_RI: torch.Tensor) -> torch.Tensor:
         """Apply the layer."""
@@ -66,19 +74,23 @@ class Linear:
         return functional.linear(x_RI, self._plain, self._bias)
 
 
-@dataclass(slots=True, kw_only=True)
-class RowCopyBudget:
-    """How many more bytes of weights may be held twice for the sake of single rows."""
+class LayoutChooser:
+    """Chooses the layout of each weight of one model, within a bound for second copies."""
 
-    bytes_left: int
+    def __init__(self, *, row_copy_bytes_max: int) -> None:
+        self._row_copy_bytes_left = row_copy_bytes_max
 
-    def take(self, weight_OI: torch.Tensor) -> bool:
-        """Whether this weight still fits; if so its bytes are spent."""
+    def choose(self, weight_OI: torch.Tensor) -> Layout:
+        """Return the fastest layout for the weight's device and type, and count its bytes."""
+        if weight_OI.device.type != "cpu" or not is_packing_sound(weight_OI.dtype):
+            return Layout.PLAIN
         weight_bytes = weight_OI.numel() * weight_OI.element_size()
-        if weight_bytes > self.bytes_left:
-            return False
-        self.bytes_left -= weight_bytes
-        return True
+        if not ROW_COPY_WEIGHT_BYTES_MIN <= weight_bytes <= self._row_copy_bytes_left:
+            return Layout.PACKED
+        if not is_row_copy_faster(weight_OI.dtype):
+            return Layout.PACKED
+        self._row_copy_bytes_left -= weight_bytes
+        return Layout.PACKED_AND_TRANSPOSED
 
 
 @cache

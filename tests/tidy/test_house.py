@@ -59,6 +59,14 @@ def test_every_core_is_held_by_the_contract_on_cores(repository: Any) -> None:
     assert not missing, "list it in pyproject.toml: " + ", ".join(missing)
 
 
+def test_make_runs_every_kind_of_test(repository: Any) -> None:
+    makefile = (repository.root / "Makefile").read_text()
+    kinds = re.search(r"^KINDS := (.*)$", makefile, re.MULTILINE)
+    assert kinds is not None
+    folders = {path.parts[1] for path in repository.paths if path.parts[0] == "tests"}
+    assert folders <= set(kinds.group(1).split()), "name the folder in KINDS of the Makefile"
+
+
 def test_compose_has_one_service_for_each_service_folder(repository: Any) -> None:
     compose = (repository.root / "docker-compose.yml").read_text()
     built = set(re.findall(r"services\.(\w+)", compose))

@@ -80,12 +80,6 @@ def test_a_sequence_alone(model_folder: Path, generate: Generate) -> None:
     assert len(set(got["s"])) > 20, "the model repeats itself: the comparison would show little"
 
 
-def test_a_sequence_alone_without_the_row_copy(model_folder: Path, generate: Generate) -> None:
-    prompt = a_prompt(20)
-    got = tokens_of(*an_engine(model_folder, row_copy_bytes_max=0), [a_request("s", prompt)])
-    assert got["s"] == generate(model_folder, prompt, NEW_TOKENS)
-
-
 def test_a_batch_of_mixed_lengths(model_folder: Path, generate: Generate) -> None:
     prompts = {f"s{tokens}": a_prompt(tokens) for tokens in (1, 2, 15, 16, 17, 90)}
     requests = [a_request(name, prompt) for name, prompt in prompts.items()]

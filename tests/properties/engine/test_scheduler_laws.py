@@ -73,6 +73,7 @@ class Fleet:
         assert len(set(sequence_ids)) == len(sequence_ids)
         assert set(sequence_ids) <= self.opened
         for entry in plan.entries:
+            assert entry.token_ids
             self._write(entry)
         for entry in plan.entries:
             self._read(entry)
@@ -141,7 +142,9 @@ def scheduler_options(draw: st.DrawFn) -> SchedulerOptions:
 def requests(draw: st.DrawFn, *, sequence_id: str) -> SequenceRequest:
     # Few distinct tokens and often one common head, so that prefixes are really shared.
     head = draw(st.sampled_from([(), (1, 1, 1, 1, 1, 1), (1, 1, 1, 1, 2, 2, 2, 2)]))
-    tail = draw(st.lists(st.integers(0, 2), min_size=1, max_size=12))
+    # Whole prompts come twice, too, also of whole blocks.
+    again = st.sampled_from([[2], [1, 1], [2, 2, 2, 2], [2, 2, 2, 2, 0, 0]])
+    tail = draw(st.one_of(again, st.lists(st.integers(0, 2), min_size=1, max_size=12)))
     return SequenceRequest(
         sequence_id=sequence_id,
         prompt_token_ids=(*head, *tail),

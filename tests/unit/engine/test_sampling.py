@@ -40,7 +40,12 @@ def test_temperature_zero_takes_the_best() -> None:
 )
 def test_a_row_gets_the_same_token_alone_and_in_any_batch(options: dict[str, object]) -> None:
     logits = logits_of(40)
-    others: list[dict[str, object]] = [{}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.3, "seed": 9}]
+    others: list[dict[str, object]] = [
+        {},
+        {"temperature": 0.0},
+        {"top_k": 3},
+        {"top_p": 0.3, "seed": 9},
+    ]
     rows = [
         a_row(index=index, **(options if index % 2 else others[index // 2 % 4]))
         for index in range(40)

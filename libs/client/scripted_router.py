@@ -6,6 +6,7 @@ reject, stall or fail, and a LossyLink may lose, double and reorder what it send
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,11 +22,20 @@ from libs.contracts.online import (
     RequestFailed,
     RequestFinished,
     RequestRejected,
+    ScoredToken,
     SubmitRequest,
+    TokenLogprobs,
     TokensGenerated,
 )
 from libs.contracts.online import ToClient as Answer
 from libs.contracts.reports import RouterReport, WorkerReport
+from libs.contracts.text import (
+    TEXT_QUESTIONS,
+    DetokenizeIds,
+    IdsDetokenized,
+    TextTokenized,
+    TokenizeText,
+)
 from libs.contracts.wire import Encoding, encode, encoding_of
 from libs.kernel.errors import ContractViolation, Unavailable
 from libs.kernel.rng import Rng
@@ -111,8 +121,10 @@ class ScriptedRouter:
             subjects.online(self._alias), queue_group=subjects.ROUTER_QUEUE_GROUP
         )
         cancellations = await self._bus.subscribe(subjects.CANCEL_ALL)
+        questions = await self._bus.subscribe(subjects.text(self._alias))
         self._start(self._read(submissions, self._submitted))
         self._start(self._read(cancellations, self._cancelled))
+        self._start(self._read(questions, self._asked))
         self._start(self._report())
         try:
             yield self
@@ -122,6 +134,7 @@ class ScriptedRouter:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await submissions.close()
             await cancellations.close()
+            await questions.close()
 
     async def cancelled(self, request_id: str) -> None:
         """Return once this request has been cancelled; it must have been submitted."""
@@ -194,6 +207,21 @@ class ScriptedRouter:
             session.running.cancel()
         session.cancelled.set()
 
+    async def _asked(self, message: BusMessage) -> None:
+        """Answer a question about text: a token is a character, its id the code point."""
+        assert message.reply_to is not None
+        question = TEXT_QUESTIONS.decode(message.payload)
+        answer: TextTokenized | IdsDetokenized
+        match question:
+            case TokenizeText():
+                said = [question.prompt or "", *(m.content for m in question.messages or ())]
+                token_ids = tuple(ord(character) for character in "".join(said))
+                texts = tuple(map(chr, token_ids)) if question.with_token_texts else ()
+                answer = TextTokenized(token_ids=token_ids, token_texts=texts)
+            case DetokenizeIds():
+                answer = IdsDetokenized(text="".join(map(chr, question.token_ids)))
+        await self._publish(message.reply_to, encode(answer))
+
     async def _send(self, session: _Session, answer: Answer) -> None:
         payload = encode(answer, encoding=session.encoding)
         overtaken, self._overtaken = self._overtaken, None
@@ -259,7 +287,29 @@ def _tokens(session: _Session, start: int, end: int) -> TokensGenerated:
         first_index=start,
         token_ids=tuple(range(100 + start, 100 + end)),
         texts=tuple(session.script.texts[start:end]),
+        logprobs=_logprobs(session, start, end),
     )
+
+
+def _logprobs(session: _Session, start: int, end: int) -> tuple[TokenLogprobs, ...]:
+    """Each token with probability 1/2, the best after it with a half of the one before."""
+    wanted = session.submission.sampling.logprobs
+    if wanted is None:
+        return ()
+    return tuple(
+        TokenLogprobs(
+            chosen=_scored(100 + index, session.script.texts[index], 0),
+            best=tuple(
+                _scored(100 + index + rank, session.script.texts[index] + "~" * rank, rank)
+                for rank in range(wanted)
+            ),
+        )
+        for index in range(start, end)
+    )
+
+
+def _scored(token_id: int, text: str, rank: int) -> ScoredToken:
+    return ScoredToken(token_id=token_id, text=text, logprob=(rank + 1) * math.log(0.5))
 
 
 def _end(session: _Session) -> RequestFinished | RequestFailed:

@@ -11,7 +11,7 @@ computed anew, from the same seed to the same answer.
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from libs.contracts.wire import Codec, Message, RequestId
 
@@ -25,6 +25,7 @@ TOP_K_MAX = 1_000_000
 LOGIT_BIAS_ENTRIES_MAX = 1024
 STOP_TOKEN_IDS_MAX = 64
 TOP_LOGPROBS_MAX = 20
+TOOLS_MAX = 128
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -115,6 +116,11 @@ class SubmitRequest(Message):
     prompt: str | None = None
     messages: tuple[ChatMessage, ...] | None = Field(default=None, max_length=MESSAGES_MAX)
     prompt_token_ids: tuple[TokenId, ...] | None = None
+    tools: tuple[dict[str, JsonValue], ...] = Field(
+        default=(),
+        max_length=TOOLS_MAX,
+        description="definitions for the chat template, as OpenAI writes them; with messages only",
+    )
     max_tokens: int | None = Field(
         default=None, ge=1, le=MAX_TOKENS_LIMIT, description="None: up to the model's context"
     )
@@ -142,6 +148,14 @@ class SubmitRequest(Message):
             raise ValueError("give exactly one of prompt, messages and prompt_token_ids")
         if not getattr(self, given[0]):
             raise ValueError(f"{given[0]} is empty")
+        return self
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "SubmitRequest":
+        if self.max_tokens is not None and self.sampling.min_tokens > self.max_tokens:
+            raise ValueError("min_tokens must not exceed max_tokens")
+        if self.tools and self.messages is None:
+            raise ValueError("tools go with messages only")
         return self
 
 

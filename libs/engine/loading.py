@@ -84,8 +84,9 @@ def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
     runner = ModelRunner(
         decoder=decoder,
         attention=PagedAttention(
-            config,
-            shape=kv_shape,
+            kv_shape,
+            heads=config.heads,
+            windows=frozenset() if config.window_tokens is None else {config.window_tokens},
             context_tokens_max=context_tokens_max,
             dtype=dtype,
             device=device,

@@ -8,11 +8,19 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 VOCABULARY = 384
@@ -36,10 +44,25 @@ VARIANTS: dict[str, dict[str, object]] = {
     },
     "qwen2": {"num_key_value_heads": 4},
     "qwen2_gqa": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": None, "head_dim": 20},
+    "mistral_window": {"num_key_value_heads": 2, "sliding_window": 33},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 24, "attention_bias": True},
+    "neox": {},
+    "neox_sequential": {
+        "use_parallel_residual": False,
+        "hidden_act": "gelu_new",
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5},
+    },
+    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
+    "opt_untied": {"ffn_dim": 128, "tie_word_embeddings": False, "enable_bias": False},
 }
 MODEL_CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "neox": (GPTNeoXConfig, GPTNeoXForCausalLM),
+    "opt": (OPTConfig, OPTForCausalLM),
 }
 
 Generate = Callable[[Path, tuple[int, ...], int], list[int]]
@@ -85,7 +108,9 @@ def _save_model(folder: Path, variant: str) -> None:
     with torch.no_grad():
         # The usual small initialisation makes logits nearly equal and every bias zero.
         for name, parameter in model.named_parameters():
-            if not name.endswith("norm.weight"):
+            if "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            else:
                 parameter.normal_(std=0.6 if "embed" in name else 0.25)
     model.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)

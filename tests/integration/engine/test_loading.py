@@ -86,8 +86,8 @@ def folder(llama_folder: Path, tmp_path: Path) -> Path:
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not readable"),
         (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
         (change_config(model_type="mamba"), "model_type 'mamba' is not supported"),
-        (change_config(model_type="mamba"), "supported are: llama, qwen2"),
-        (change_config(hidden_act="gelu"), "hidden_act 'gelu' is not supported"),
+        (change_config(model_type="mamba"), "supported are: gpt_neox, llama, mistral, opt, qwen2"),
+        (change_config(hidden_act="xielu"), "hidden_act 'xielu' is not supported"),
         (change_config(num_hidden_layers="many"), "num_hidden_layers is 'many'"),
         (change_config(hidden_size=None), "hidden_size is None"),
         (change_config(num_key_value_heads=3), "do not divide evenly"),
@@ -147,7 +147,7 @@ def test_a_sharded_checkpoint_is_read_like_a_single_file(llama_folder: Path, fol
 @pytest.mark.parametrize("axis", [0, 1])
 def test_slices_along_the_shard_axis_make_up_the_tensor(llama_folder: Path, axis: int) -> None:
     layer = layer_rows(read_model_config(llama_folder), layer=2)
-    row: TensorRow = (layer.gate_up if axis == 0 else layer.down).weights[0]
+    row: TensorRow = (layer.up if axis == 0 else layer.down).weights[0]
     assert row.shard_axis == axis
     with Checkpoint(llama_folder) as checkpoint:
         whole = checkpoint.read(row, dtype=torch.float32)

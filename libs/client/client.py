@@ -17,7 +17,7 @@ from libs.client.conversation import Conversation, Token
 from libs.client.errors import RequestRefused
 from libs.client.reader_events import ReaderOptions
 from libs.client.request_arguments import RequestArguments, submission_of
-from libs.client.token_stream import TokenStream, Usage
+from libs.client.token_stream import RETRY_AFTER_NS, TokenStream, Usage
 from libs.contracts import subjects
 from libs.contracts.online import (
     ANSWERS,
@@ -28,7 +28,7 @@ from libs.contracts.online import (
 )
 from libs.contracts.text import TEXT_ANSWERS, AboutText, TextAnswer, TextRejected
 from libs.contracts.wire import Encoding, encode
-from libs.kernel.errors import ContractViolation, InvariantViolation
+from libs.kernel.errors import ContractViolation, InvariantViolation, Unavailable
 from libs.kernel.units import NS_PER_S
 from libs.runtime.bus import BusMessage, CoreBus, PayloadTooLarge, Subscription
 from libs.runtime.clock import Clock, SystemClock
@@ -197,7 +197,10 @@ class TideClient:
             reply = await self._bus.request(subject, payload, timeout_ns=TEXT_TIMEOUT_NS)
         except PayloadTooLarge as error:
             raise RequestRefused(str(error), reason=RejectReason.TOO_LARGE) from error
-        answer = TEXT_ANSWERS.decode(reply.payload)
+        try:
+            answer = TEXT_ANSWERS.decode(reply.payload)
+        except ContractViolation as violation:
+            raise Unavailable(str(violation), retry_after_ns=RETRY_AFTER_NS) from violation
         if isinstance(answer, TextRejected):
             raise RequestRefused(answer.message, reason=answer.reason, parameter=answer.parameter)
         return answer

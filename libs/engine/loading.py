@@ -92,6 +92,7 @@ def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
             device=device,
         ),
         detokenizer=TokenizerDetokenizer(tokenizer),
+        vocabulary_size=config.vocabulary_size,
         eos_token_ids=config.eos_token_ids,
     )
     scheduler_options = SchedulerOptions(

@@ -8,6 +8,8 @@ import asyncio
 from concurrent.futures import Executor
 from typing import Final
 
+import structlog
+
 from libs.contracts import subjects
 from libs.contracts.online import RejectReason
 from libs.contracts.text import TEXT_QUESTIONS, TextAnswer, TextRejected
@@ -17,6 +19,8 @@ from libs.runtime.bus import BusMessage, CoreBus, PayloadTooLarge, Subscription
 from services.online_router.tokenization import Tokenization
 
 QUESTIONS_WAITING_MAX: Final = 256
+
+_log = structlog.get_logger(__name__)
 
 
 class TextDesk:
@@ -61,4 +65,12 @@ class TextDesk:
             return TextRejected(reason=RejectReason.MALFORMED, message=str(violation))
         alias = subjects.last_token(message.subject)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._tokenization.answer, alias, question)
+        answering = loop.run_in_executor(self._thread, self._tokenization.answer, alias, question)
+        await asyncio.wait({answering})
+        error = answering.exception()
+        if error is None:
+            return answering.result()
+        # A tokenizer that fails in a way we do not know must not end the router.
+        _log.warning("text_unanswerable", model=alias, error=type(error).__name__)
+        message = f"the text cannot be processed ({type(error).__name__})"
+        return TextRejected(reason=RejectReason.INVALID, message=message)

@@ -72,5 +72,5 @@ class TextDesk:
             return answering.result()
         # A tokenizer that fails in a way we do not know must not end the router.
         _log.warning("text_unanswerable", model=alias, error=type(error).__name__)
-        message = f"the text cannot be processed ({type(error).__name__})"
-        return TextRejected(reason=RejectReason.INVALID, message=message)
+        explanation = f"the text cannot be processed ({type(error).__name__})"
+        return TextRejected(reason=RejectReason.INVALID, message=explanation)

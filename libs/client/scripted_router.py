@@ -10,6 +10,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 from libs.contracts import subjects
 from libs.contracts.online import (
@@ -33,6 +34,7 @@ from libs.contracts.text import (
     TEXT_QUESTIONS,
     DetokenizeIds,
     IdsDetokenized,
+    TextRejected,
     TextTokenized,
     TokenizeText,
 )
@@ -41,6 +43,8 @@ from libs.kernel.errors import ContractViolation, Unavailable
 from libs.kernel.rng import Rng
 from libs.kernel.units import NS_PER_MS, seconds
 from libs.runtime.bus import Bus, BusMessage, Subscription
+
+VOCABULARY_SIZE: Final = 32_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +215,7 @@ class ScriptedRouter:
         """Answer a question about text: a token is a character, its id the code point."""
         assert message.reply_to is not None
         question = TEXT_QUESTIONS.decode(message.payload)
-        answer: TextTokenized | IdsDetokenized
+        answer: TextTokenized | IdsDetokenized | TextRejected
         match question:
             case TokenizeText():
                 said = [question.prompt or "", *(m.content for m in question.messages or ())]
@@ -219,7 +223,7 @@ class ScriptedRouter:
                 texts = tuple(map(chr, token_ids)) if question.with_token_texts else ()
                 answer = TextTokenized(token_ids=token_ids, token_texts=texts)
             case DetokenizeIds():
-                answer = IdsDetokenized(text="".join(map(chr, question.token_ids)))
+                answer = _text_of(question)
         await self._publish(message.reply_to, encode(answer))
 
     async def _send(self, session: _Session, answer: Answer) -> None:
@@ -262,6 +266,14 @@ class ScriptedRouter:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _text_of(question: DetokenizeIds) -> IdsDetokenized | TextRejected:
+    if max(question.token_ids, default=0) >= VOCABULARY_SIZE:
+        return TextRejected(
+            reason=RejectReason.INVALID, message="scripted: no such token", parameter="token_ids"
+        )
+    return IdsDetokenized(text="".join(map(chr, question.token_ids)))
 
 
 def _accepted(session: _Session) -> RequestAccepted:
@@ -333,7 +345,7 @@ def _worker_report(alias: str, *, beat: int) -> WorkerReport:
         alias=alias,
         process_id=0,
         context_tokens_max=2048,
-        vocabulary_size=32_000,
+        vocabulary_size=VOCABULARY_SIZE,
         block_tokens=16,
         blocks_total=64,
         blocks_free=64,

@@ -51,8 +51,23 @@ class LinearScaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderShape:
+    """What the engine around a decoder needs to know of it."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary_size: int
+    context_tokens_max: int
+    windows: frozenset[int]
+    """The sliding windows of its layers, in tokens; empty: every layer sees all."""
+    eos_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The shape of one decoder."""
+    """What the compact decoder needs to know of a model."""
 
     family: Family
     layers: int
@@ -78,9 +93,21 @@ class ModelConfig:
     """Attention and MLP read the same input, and their outputs are added to it together."""
     is_embedding_tied: bool
     eos_token_ids: frozenset[int]
-    """From generation_config.json if it names any, else from config.json, as transformers does."""
     dtype_name: str | None
-    """What the weights are stored in, as config.json says."""
+
+    @property
+    def shape(self) -> DecoderShape:
+        """What the engine around the decoder needs to know of it."""
+        return DecoderShape(
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_size=self.head_size,
+            vocabulary_size=self.vocabulary_size,
+            context_tokens_max=self.context_tokens_max,
+            windows=frozenset() if self.window_tokens is None else frozenset({self.window_tokens}),
+            eos_token_ids=self.eos_token_ids,
+        )
 
 
 class _Fields:
@@ -149,7 +176,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     option that the compact decoder does not know.
     """
     fields = _read_fields(folder / CONFIG_FILE)
-    _refuse_quantized(fields)
+    refuse_quantized(folder)
     family = _family(fields)
     _refuse_variants(fields, family)
     heads = fields.integer("num_attention_heads")
@@ -180,8 +207,8 @@ def read_model_config(folder: Path) -> ModelConfig:
         is_embedding_tied=fields.flag(
             "tie_word_embeddings", default=family.is_embedding_tied_default
         ),
-        eos_token_ids=_eos_token_ids(folder, fields),
-        dtype_name=fields.text("dtype", fields.text("torch_dtype")),
+        eos_token_ids=read_eos_token_ids(folder),
+        dtype_name=read_dtype_name(folder),
     )
     if config.heads % config.kv_heads != 0 or config.rotary_size % 2 != 0:
         raise ModelLoadError(
@@ -189,6 +216,23 @@ def read_model_config(folder: Path) -> ModelConfig:
             f"{config.head_size} do not divide evenly"
         )
     return config
+
+
+def read_eos_token_ids(folder: Path) -> frozenset[int]:
+    """Read them from generation_config.json if it names any, else from config.json, as
+    transformers does."""
+    path = folder / GENERATION_CONFIG_FILE
+    if path.exists():
+        token_ids = _read_fields(path).token_ids("eos_token_id")
+        if token_ids:
+            return token_ids
+    return _read_fields(folder / CONFIG_FILE).token_ids("eos_token_id")
+
+
+def read_dtype_name(folder: Path) -> str | None:
+    """Read what the weights are stored in, as config.json says."""
+    fields = _read_fields(folder / CONFIG_FILE)
+    return fields.text("dtype", fields.text("torch_dtype"))
 
 
 def _read_fields(path: Path) -> _Fields:
@@ -214,7 +258,9 @@ def _family(fields: _Fields) -> Family:
     return family
 
 
-def _refuse_quantized(fields: _Fields) -> None:
+def refuse_quantized(folder: Path) -> None:
+    """Raise ModelLoadError if the folder's config.json says that its weights are quantized."""
+    fields = _read_fields(folder / CONFIG_FILE)
     if fields.has("quantization_config"):
         raise ModelLoadError(f"{fields.path}: quantized weights are not supported")
 
@@ -294,12 +340,3 @@ def _rope_scaling(fields: _Fields) -> Llama3Scaling | LinearScaling | None:
                 f"{fields.path}: rope type {rope_type!r} is not supported; "
                 "supported are: default, linear, llama3"
             )
-
-
-def _eos_token_ids(folder: Path, fields: _Fields) -> frozenset[int]:
-    path = folder / GENERATION_CONFIG_FILE
-    if path.exists():
-        token_ids = _read_fields(path).token_ids("eos_token_id")
-        if token_ids:
-            return token_ids
-    return fields.token_ids("eos_token_id")

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from libs.contracts.online import TokenLogprobs
 from libs.engine.attention import PagedAttention
-from libs.engine.decoder import Decoder, DecoderStep
+from libs.engine.decoder import DecoderStep
 from libs.engine.logits_adjuster import LogitsAdjuster, needs_adjuster
 from libs.engine.requests import SequenceRequest
 from libs.engine.sampling import SamplingRow, sample_tokens
@@ -23,6 +24,24 @@ class _OpenSequence:
     adjuster: LogitsAdjuster | None
 
 
+class StepDecoder(Protocol):
+    """A model whose KV lives in a PagedAttention."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, the KV and the logits."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    def forward(self, step: DecoderStep, *, attention: PagedAttention) -> torch.Tensor:
+        """Compute the rows, write their KV, and return logits_RV of the sampling rows."""
+        ...
+
+
 class ModelRunner:
     """Owns the weights, the KV and the text of the open sequences of one engine.
 
@@ -33,7 +52,7 @@ class ModelRunner:
     def __init__(
         self,
         *,
-        decoder: Decoder,
+        decoder: StepDecoder,
         attention: PagedAttention,
         detokenizer: Detokenizer,
         vocabulary_size: int,

@@ -2,6 +2,7 @@
 
 import asyncio
 from http import HTTPStatus
+from typing import Final
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -30,6 +31,7 @@ from services.http_gateway.errors import (
 )
 from services.http_gateway.fleet_view import FleetView, ServedModel
 from services.http_gateway.measures import Measures
+from services.http_gateway.openapi import openapi_document
 from services.http_gateway.request_ids import RequestIds, request_id_of, shown_id_of
 from services.http_gateway.schemas import (
     ChatRequest,
@@ -41,6 +43,8 @@ from services.http_gateway.schemas import (
     parse,
 )
 from services.http_gateway.text_questions import TextQuestions
+
+API_VERSION: Final = "1"
 
 
 class Routes:
@@ -138,6 +142,10 @@ class Routes:
             if model.alias == alias:
                 return JSONResponse({**_card(model), "id": name})
         raise ApiError(model_not_found(name))
+
+    async def openapi(self) -> Response:
+        """Answer GET /openapi.json: the description of all this."""
+        return JSONResponse(openapi_document(version=API_VERSION))
 
     async def health(self) -> Response:
         """Answer GET /health: 200 once requests can be served, 503 before and while they cannot."""
@@ -254,7 +262,7 @@ class Routes:
 
 def create_app(routes: Routes, measures: Measures) -> FastAPI:
     """Return the ASGI application."""
-    app = FastAPI(title="TideServe", openapi_url=None, redirect_slashes=False)
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
     post, get = ["POST"], ["GET"]
     app.add_api_route("/v1/chat/completions", routes.chat_completions, methods=post)
     app.add_api_route("/v1/completions", routes.completions, methods=post)
@@ -262,6 +270,7 @@ def create_app(routes: Routes, measures: Measures) -> FastAPI:
     app.add_api_route("/detokenize", routes.detokenize, methods=post)
     app.add_api_route("/v1/models", routes.models, methods=get)
     app.add_api_route("/v1/models/{name:path}", routes.model, methods=get)
+    app.add_api_route("/openapi.json", routes.openapi, methods=get)
     app.add_api_route("/health", routes.health, methods=get)
     app.add_api_route("/live", routes.live, methods=get)
     app.add_api_route("/metrics", routes.metrics, methods=get)

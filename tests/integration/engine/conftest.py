@@ -16,6 +16,8 @@ from transformers import (
     MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -103,15 +105,20 @@ def _save_model(folder: Path, variant: str) -> None:
         eos_token_id=None,
         **VARIANTS[variant],
     )
+    _save(folder, model_class(config))
+
+
+def _save(folder: Path, model: PreTrainedModel) -> None:
     torch.manual_seed(17)
-    model = model_class(config).float().eval()
+    model = model.to(torch.float32)
+    model.train(False)
     with torch.no_grad():
         # The usual small initialisation makes logits nearly equal and every bias zero.
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or "ln_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             else:
-                parameter.normal_(std=0.6 if "embed" in name else 0.25)
+                parameter.normal_(std=0.6 if "embed" in name or "wte" in name else 0.25)
     model.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
 
@@ -122,6 +129,18 @@ def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp(request.param)
     _save_model(folder, request.param)
     return folder
+
+
+@pytest.fixture(scope="session")
+def save_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[PretrainedConfig], Path]:
+    """Save a random model of any configuration to a folder of its own."""
+
+    def save(config: PretrainedConfig) -> Path:
+        folder = tmp_path_factory.mktemp(config.model_type)
+        _save(folder, AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
+        return folder
+
+    return save
 
 
 @pytest.fixture(scope="session")

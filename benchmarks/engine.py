@@ -7,8 +7,10 @@ engines take turns on the same prompts, so that a noisy machine disturbs all ali
 median over the turns, and `ratio_to_generate` the median of the ratios within a turn. No prompt
 comes twice, so that no prefix cache helps.
 
-What bounds it on a CPU: a decode step reads every weight once (351 MB in fp32, of which one core
-of the machine in reference gets 12 to 16 GB/s), a prefill is bound by the core's multiplications.
+What bounds it on a CPU: a decode step of one sequence reads every weight once, 351 MB in fp32. One
+core of an AMX Xeon reads 16 GB/s at best, so no engine passes 64 / (0.16 s + 64 * 22 ms) = 41 tok/s
+there; MKL, which transformers uses, is near that bound, so less is to be won than on AMD, where it
+is not. A step of 32 costs at least 62 ms in the linears (28 of reading, 34 of multiplying).
 """
 
 import argparse
@@ -84,6 +86,9 @@ class EngineRow:
     output_tok_s_all: tuple[float, ...]
     ratio_to_generate: float | None
     """Median over the turns of this engine's speed by that of transformers_generate."""
+    output_tok_cpu_s: float
+    """Per second of processor time, which a neighbour on the cores disturbs less."""
+    ratio_to_generate_cpu: float | None
 
 
 def measure(options: BenchmarkOptions, *, report: Callable[[str], None]) -> dict[str, object]:
@@ -213,31 +218,49 @@ def _measure_batch(
     report: Callable[[str], None],
 ) -> list[EngineRow]:
     rng = Rng(options.seed).child(f"prompts/{dtype}/{batch}")
-    speeds: dict[str, list[float]] = {name: [] for name in engines}
+    turns: dict[str, list[_Turn]] = {name: [] for name in engines}
     warm_up = _prompts(rng, sequences=min(batch, 2))
     for run in engines.values():
         run(warm_up)
-    for turn in range(options.pairs):
+    for number in range(options.pairs):
         prompts = _prompts(rng, sequences=batch)
         names = list(engines)
         # Whoever is first meets other caches than whoever is last: the order rotates.
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            speeds[name].append(_tokens_per_second(engines[name], prompts))
-            report(f"{dtype} batch {batch} turn {turn + 1}: {name} {speeds[name][-1]:.1f} tok/s")
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            turn = _take_turn(engines[name], prompts)
+            turns[name].append(turn)
+            report(f"{dtype} batch {batch} turn {number + 1}: {name} {turn.tok_s:.1f} tok/s")
     return [
-        EngineRow(
-            engine=name,
-            model=MODEL_NAME,
-            dtype=dtype,
-            batch=batch,
-            prompt_tokens=PROMPT_TOKENS,
-            output_tokens=OUTPUT_TOKENS,
-            output_tok_s=round(statistics.median(values), 2),
-            output_tok_s_all=tuple(round(value, 2) for value in values),
-            ratio_to_generate=_median_ratio(values, speeds.get("transformers_generate")),
-        )
-        for name, values in speeds.items()
+        _row(name, taken, turns.get("transformers_generate"), dtype=dtype, batch=batch)
+        for name, taken in turns.items()
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    tok_s: float
+    tok_cpu_s: float
+
+
+def _row(
+    name: str, turns: list[_Turn], reference: list[_Turn] | None, *, dtype: str, batch: int
+) -> EngineRow:
+    pairs = list(zip(turns, reference, strict=True)) if reference else []
+    return EngineRow(
+        engine=name,
+        model=MODEL_NAME,
+        dtype=dtype,
+        batch=batch,
+        prompt_tokens=PROMPT_TOKENS,
+        output_tokens=OUTPUT_TOKENS,
+        output_tok_s=round(statistics.median(turn.tok_s for turn in turns), 2),
+        output_tok_s_all=tuple(round(turn.tok_s, 2) for turn in turns),
+        ratio_to_generate=_median_or_none([turn.tok_s / other.tok_s for turn, other in pairs]),
+        output_tok_cpu_s=round(statistics.median(turn.tok_cpu_s for turn in turns), 2),
+        ratio_to_generate_cpu=_median_or_none(
+            [turn.tok_cpu_s / other.tok_cpu_s for turn, other in pairs]
+        ),
+    )
 
 
 def _prompts(rng: Rng, *, sequences: int) -> Prompts:
@@ -246,21 +269,20 @@ def _prompts(rng: Rng, *, sequences: int) -> Prompts:
     ]
 
 
-def _tokens_per_second(run: Engine, prompts: Prompts) -> float:
+def _take_turn(run: Engine, prompts: Prompts) -> _Turn:
+    cpu_started_at_ns = time.process_time_ns()
     started_at_ns = time.perf_counter_ns()
     answers = run(prompts)
     elapsed_ns = time.perf_counter_ns() - started_at_ns
+    cpu_ns = time.process_time_ns() - cpu_started_at_ns
     tokens = sum(len(answer) for answer in answers)
     if tokens != OUTPUT_TOKENS * len(prompts):
         raise RuntimeError(f"{tokens} tokens came out of {len(prompts)} prompts")
-    return tokens * NS_PER_S / elapsed_ns
+    return _Turn(tokens * NS_PER_S / elapsed_ns, tokens * NS_PER_S / cpu_ns)
 
 
-def _median_ratio(values: list[float], reference: list[float] | None) -> float | None:
-    if reference is None:
-        return None
-    ratios = [value / other for value, other in zip(values, reference, strict=True)]
-    return round(statistics.median(ratios), 3)
+def _median_or_none(ratios: list[float]) -> float | None:
+    return round(statistics.median(ratios), 3) if ratios else None
 
 
 def _record(options: BenchmarkOptions) -> dict[str, object]:

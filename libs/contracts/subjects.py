@@ -61,9 +61,14 @@ def router_submissions_all(router_id: str) -> str:
     return f"{ROOT}.router.submissions.{_token(router_id)}.*"
 
 
-def router_unreachable(router_id: str, worker_id: str) -> str:
-    """Reply subject of what this router sends a worker: the broker answers if nobody listens."""
-    return f"{ROOT}.router.unreachable.{_token(router_id)}.{_token(worker_id)}"
+def router_ping(router_id: str) -> str:
+    """Where another router asks, with an empty message, whether anybody listens."""
+    return f"{ROOT}.router.ping.{_token(router_id)}"
+
+
+def router_unreachable(router_id: str, peer_id: str) -> str:
+    """Reply subject of what this router sends a peer: the broker answers if nobody listens."""
+    return f"{ROOT}.router.unreachable.{_token(router_id)}.{_token(peer_id)}"
 
 
 def router_unreachable_all(router_id: str) -> str:

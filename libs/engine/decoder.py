@@ -30,11 +30,12 @@ from libs.engine.weights import (
 )
 
 ACTIVATION_FUNCTIONS: Final[dict[Activation, Callable[[torch.Tensor], torch.Tensor]]] = {
-    "silu": functional.silu,
+    "silu": partial(functional.silu, inplace=True),
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
-    "relu": functional.relu,
+    "relu": partial(functional.relu, inplace=True),
 }
+"""They may overwrite what they are given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,18 +57,23 @@ class Norm:
     bias_C: torch.Tensor | None
     epsilon: float
 
-    def __call__(self, hidden_NC: torch.Tensor) -> torch.Tensor:
-        """Normalise each row; in float32 inside, rounded before the weight as llama does."""
+    def __call__(self, hidden_NC: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        """Normalise each row; in float32 inside, rounded before the weight as llama does.
+
+        The result may lie in `out`, of the same shape, or not.
+        """
         weight_C = self.weight_C
         if self.bias_C is not None:
             return functional.layer_norm(
                 hidden_NC, weight_C.shape, weight_C, self.bias_C, self.epsilon
             )
-        if weight_C.dtype == torch.float32:
-            return functional.rms_norm(hidden_NC, weight_C.shape, weight_C, self.epsilon)
-        wide = hidden_NC.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
-        return weight_C * (wide * scale).to(weight_C.dtype)
+        wide_NC = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+        torch.mul(hidden_NC, hidden_NC.to(wide_NC.dtype), out=wide_NC)
+        scale_N1 = wide_NC.mean(-1, keepdim=True).add_(self.epsilon).rsqrt_()
+        torch.mul(hidden_NC, scale_N1, out=wide_NC)
+        if wide_NC is not out:
+            out.copy_(wide_NC)
+        return out.mul_(weight_C)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +112,7 @@ class Decoder:
         self._positions = positions_PC
         self._final_norm = final_norm
         self._head = head
+        self._turned_heads = config.heads + config.kv_heads
         self._rotary: RotaryTables | None = None
         if config.rotary_size:
             self._rotary = RotaryTables(config, dtype=self.dtype, device=self.device)
@@ -120,43 +127,45 @@ class Decoder:
             rows_N = step.positions_N + self.config.family.position_offset
             hidden_NC = hidden_NC + functional.embedding(rows_N, self._positions)
         rotation = None if self._rotary is None else self._rotary.at(step.positions_N)
+        scratch = self._scratch(rows=hidden_NC.shape[0])
         for index, layer in enumerate(self._layers):
             attended_NC = self._attend(
-                hidden_NC,
+                layer.qkv(layer.attention_norm(hidden_NC, out=scratch.normed_NC)),
                 weights=layer,
                 step=step.attention,
                 layer=index,
                 rotation=rotation,
+                scratch=scratch,
                 attention=attention,
             )
             if self.config.is_residual_parallel:
-                hidden_NC = self._transform(hidden_NC, layer) + attended_NC + hidden_NC
+                hidden_NC.add_(self._transform(hidden_NC, layer, scratch).add_(attended_NC))
             else:
-                hidden_NC = hidden_NC + attended_NC
-                hidden_NC = hidden_NC + self._transform(hidden_NC, layer)
+                hidden_NC.add_(attended_NC)
+                hidden_NC.add_(self._transform(hidden_NC, layer, scratch))
         last_RC = hidden_NC.index_select(0, step.sampling_rows_R)
-        return self._head(self._final_norm(last_RC))
+        return self._head(self._final_norm(last_RC, out=torch.empty_like(last_RC)))
 
     def _attend(
         self,
-        hidden_NC: torch.Tensor,
+        qkv: torch.Tensor,
         *,
         weights: DecoderLayer,
         step: AttentionStep,
         layer: int,
         rotation: Rotation | None,
+        scratch: "_Scratch",
         attention: PagedAttention,
     ) -> torch.Tensor:
         config = self.config
-        qkv = weights.qkv(weights.attention_norm(hidden_NC))
         heads_NHD = qkv.view(qkv.shape[0], -1, config.head_size)
-        keys_end = config.heads + config.kv_heads
         if weights.head_norms is not None:
             query_norm, key_norm = weights.head_norms
-            heads_NHD[:, : config.heads] = query_norm(heads_NHD[:, : config.heads])
-            heads_NHD[:, config.heads : keys_end] = key_norm(heads_NHD[:, config.heads : keys_end])
+            _normalise_(heads_NHD[:, : config.heads], query_norm)
+            _normalise_(heads_NHD[:, config.heads : self._turned_heads], key_norm)
         if rotation is not None:
-            rotation.apply_(heads_NHD[:, :keys_end, : config.rotary_size])
+            turned_NHD = heads_NHD[:, : self._turned_heads, : config.rotary_size]
+            rotation.apply_(turned_NHD, scratch_NHD=scratch.turned_NHD)
         attended_NC = attention.attend(
             step,
             layer=layer,
@@ -166,13 +175,38 @@ class Decoder:
         )
         return weights.output(attended_NC)
 
-    def _transform(self, hidden_NC: torch.Tensor, layer: DecoderLayer) -> torch.Tensor:
+    def _transform(
+        self, hidden_NC: torch.Tensor, layer: DecoderLayer, scratch: "_Scratch"
+    ) -> torch.Tensor:
         """Apply the MLP."""
-        up = layer.up(layer.mlp_norm(hidden_NC))
+        up = layer.up(layer.mlp_norm(hidden_NC, out=scratch.normed_NC))
         if not self._is_gated:
             return layer.down(self._activation(up))
         gate_NI, up_NI = up.chunk(2, dim=-1)
-        return layer.down(self._activation(gate_NI).mul_(up_NI))
+        return layer.down(torch.mul(self._activation(gate_NI), up_NI, out=scratch.active_NI))
+
+    def _scratch(self, *, rows: int) -> "_Scratch":
+        config = self.config
+        empty = self._embedding.new_empty
+        return _Scratch(
+            normed_NC=empty((rows, config.hidden_size)),
+            active_NI=empty((rows, config.intermediate_size)),
+            turned_NHD=empty((rows, self._turned_heads, config.rotary_size)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scratch:
+    """Results that every layer of a step overwrites: a fresh tensor of some megabytes for each
+    would fault in its pages again and again, at several times the cost of computing it."""
+
+    normed_NC: torch.Tensor
+    active_NI: torch.Tensor
+    turned_NHD: torch.Tensor
+
+
+def _normalise_(heads_NHD: torch.Tensor, norm: Norm) -> None:
+    heads_NHD.copy_(norm(heads_NHD, out=torch.empty_like(heads_NHD)))
 
 
 def load_decoder(

@@ -165,7 +165,7 @@ def _read_config(folder: Path) -> PretrainedConfig:
 
 def _load_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     config = _read_config(folder)
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     loaded: object = AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,

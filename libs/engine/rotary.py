@@ -37,12 +37,12 @@ class Rotation:
         self._signed_sin = signed_sin_N1D
         self._half = cos_N1D.shape[-1] // 2
 
-    def apply_(self, heads_NHD: torch.Tensor) -> None:
+    def apply_(self, heads_NHD: torch.Tensor, *, scratch_NHD: torch.Tensor) -> None:
         """Turn the heads in place; queries and keys may be passed as one."""
-        # x * cos + swapped halves * (-sin, sin) is x * cos + rotate_half(x) * sin with one
-        # operation less; a roll by half the size swaps the halves.
-        swapped_NHD = torch.roll(heads_NHD, self._half, -1)
-        torch.addcmul(heads_NHD * self._cos, swapped_NHD, self._signed_sin, out=heads_NHD)
+        # x * cos + swapped halves * (-sin, sin) is x * cos + rotate_half(x) * sin.
+        scratch_NHD[..., : self._half] = heads_NHD[..., self._half :]
+        scratch_NHD[..., self._half :] = heads_NHD[..., : self._half]
+        heads_NHD.mul_(self._cos).addcmul_(scratch_NHD, self._signed_sin)
 
 
 def _scaled_frequencies(config: ModelConfig) -> torch.Tensor:

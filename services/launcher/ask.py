@@ -13,7 +13,8 @@ from libs.client.request_arguments import MessageLike
 from libs.client.token_stream import TokenStream
 from libs.kernel.errors import ConfigError, Unavailable
 from libs.kernel.units import NS_PER_S
-from libs.runtime.nats_bus import NatsBus
+from libs.runtime.bus import CoreBus
+from services.launcher.connection import connected
 from services.launcher.console import say, show_json, show_piece
 from services.launcher.fleet_view import listen_once
 from services.launcher.state_file import DEFAULT_DATA_FOLDER, FleetState, find_nats_url
@@ -45,8 +46,8 @@ def complete(
     url = find_nats_url(nats_url, data_folder)
 
     async def ask() -> None:
-        alias = model or await _served_alias(url, data_folder)
-        async with await TideClient.connect(url, name="tideserve-complete") as client:
+        async with connected(url, name="tideserve-complete") as bus, TideClient(bus) as client:
+            alias = model or await _served_alias(bus, url, data_folder)
             stream = client.stream(
                 model=alias,
                 prompt=prompt,
@@ -75,9 +76,9 @@ def chat(
     url = find_nats_url(nats_url, data_folder)
 
     async def converse() -> None:
-        alias = model or await _served_alias(url, data_folder)
         history: list[MessageLike] = []
-        async with await TideClient.connect(url, name="tideserve-chat") as client:
+        async with connected(url, name="tideserve-chat") as bus, TideClient(bus) as client:
+            alias = model or await _served_alias(bus, url, data_folder)
             question = message if message is not None else await _next_question()
             while question:
                 history.append({"role": "user", "content": question})
@@ -123,16 +124,12 @@ async def _show_answer(stream: TokenStream, *, is_json: bool) -> str:
     return text
 
 
-async def _served_alias(url: str, data_folder: Path) -> str:
+async def _served_alias(bus: CoreBus, url: str, data_folder: Path) -> str:
     """Return the model to ask: the fleet's own, or the only one that workers report."""
     state = FleetState.read(data_folder)
     if state is not None and state.nats_url == url:
         return state.alias
-    bus = await NatsBus.connect(url, name="tideserve-look")
-    try:
-        aliases = (await listen_once(bus)).aliases()
-    finally:
-        await bus.close()
+    aliases = (await listen_once(bus)).aliases()
     if not aliases:
         raise Unavailable(f"no worker reports at {url}", retry_after_ns=NS_PER_S)
     if len(aliases) > 1:

@@ -21,6 +21,7 @@ from libs.client.client import TideClient
 from libs.contracts.reports import RouterReport, WorkerReport
 from libs.kernel.units import NS_PER_S, seconds
 from libs.runtime.clock import Clock, SystemClock
+from services.launcher.connection import connected
 from services.launcher.console import say, show, show_json
 from services.launcher.demo_load import Load, StreamRecord, wait_until
 from services.launcher.demo_report import DemoOutcome, Kill, interrupted_answer, write_report
@@ -122,7 +123,8 @@ class _Demo:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main_task.cancel)
         try:
             await self._fleet.start()
-            async with await TideClient.connect(self._fleet.nats_url, name="demo") as client:
+            url = self._fleet.nats_url
+            async with connected(url, name="demo") as bus, TideClient(bus) as client:
                 undisturbed = await self._undisturbed(client)
                 disturbed, kills = await self._disturbed(client, undisturbed)
         finally:

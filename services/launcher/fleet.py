@@ -279,7 +279,10 @@ class Fleet:
         while not await self._stops_within(RESTART_AFTER_NS):
             if not server.is_running:
                 self._say("nats-server is gone; starting it again on its port and data")
-                server.start()
+                try:
+                    server.start()
+                except ConfigError as error:
+                    self._say(f"{error}; trying again")
 
     async def _stops_within(self, duration_ns: int) -> bool:
         try:

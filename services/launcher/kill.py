@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from libs.kernel.errors import ConfigError
-from libs.runtime.nats_bus import NatsBus
+from services.launcher.connection import connected
 from services.launcher.console import show, show_json
 from services.launcher.fleet_view import FleetView, listen_once
 from services.launcher.state_file import DEFAULT_DATA_FOLDER, FleetState
@@ -43,12 +43,8 @@ def kill(
 
 
 async def _process_of(entity_id: str, nats_url: str) -> int:
-    bus = await NatsBus.connect(nats_url, name="tideserve-kill")
-    try:
-        view = await listen_once(bus)
-    finally:
-        await bus.close()
-    return find_process(view, entity_id)
+    async with connected(nats_url, name="tideserve-kill") as bus:
+        return find_process(await listen_once(bus), entity_id)
 
 
 def find_process(view: FleetView, entity_id: str) -> int:

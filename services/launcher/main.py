@@ -62,6 +62,11 @@ def run(arguments: Sequence[str]) -> int:
     except (RequestRefused, RequestFailedError) as error:
         show_error(f"{error.reason}: {error}")
         return EXIT_FAILED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        show_error(f"{error.filename}: {error.strerror}")
+        return EXIT_CONFIG_ERROR
     except InvariantViolation as error:
         show_error(f"a bug in TideServe, please report it: {error}")
         return EXIT_INVARIANT_VIOLATION

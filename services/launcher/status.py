@@ -10,7 +10,7 @@ from rich.table import Table
 from libs.contracts.reports import WorkerReport
 from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
-from libs.runtime.nats_bus import NatsBus
+from services.launcher.connection import connected
 from services.launcher.console import RESULTS, show_json
 from services.launcher.fleet_view import FleetView, listen_once
 from services.launcher.state_file import DEFAULT_DATA_FOLDER, find_nats_url
@@ -39,11 +39,8 @@ def status(
 
 
 async def _listen(url: str) -> FleetView:
-    bus = await NatsBus.connect(url, name="tideserve-status")
-    try:
+    async with connected(url, name="tideserve-status") as bus:
         return await listen_once(bus)
-    finally:
-        await bus.close()
 
 
 def as_dictionary(view: FleetView) -> dict[str, list[dict[str, Any]]]:

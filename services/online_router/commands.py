@@ -98,10 +98,18 @@ class PurgeJournal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendToWorker:
-    """Send a control message; nobody listening becomes WorkerUnreachable."""
+    """Send a control message; nobody listening becomes PeerUnreachable."""
 
     worker_id: str
     message: ToWorker
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PingRouter:
+    """Find out whether anybody listens for the router; nobody becomes PeerUnreachable."""
+
+    router_id: str
     cause_id: str
 
 
@@ -135,6 +143,7 @@ RouterCommand = (
     | ListJournals
     | PurgeJournal
     | SendToWorker
+    | PingRouter
     | ForwardSubmission
     | PublishReport
     | SetTimer

@@ -32,6 +32,7 @@ from services.online_router.events import (
     JournalsListed,
     JournalTailRead,
     JournalUnavailable,
+    PeerUnreachable,
     PromptRefused,
     PromptTokenized,
     RouterEvent,
@@ -42,7 +43,6 @@ from services.online_router.events import (
     TokensReceived,
     WorkerAnswered,
     WorkerReported,
-    WorkerUnreachable,
 )
 from services.online_router.journal_writer import Committed, JournalWriter, WriterState
 from services.online_router.options import RouterOptions
@@ -137,8 +137,9 @@ class RouterCore:
                 self._dispatch.worker_reported(event.report)
             case RouterReported():
                 self._router_reported(event.report)
-            case WorkerUnreachable():
-                self._dispatch.worker_unreachable(event.worker_id)
+            case PeerUnreachable():
+                self._state.worker_liveness.observe_unreachable(event.peer_id)
+                self._recovery.router_unreachable(event.peer_id)
             case TokensReceived():
                 self._dispatch.tokens_received(event.step)
             case WorkerAnswered():

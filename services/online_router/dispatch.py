@@ -38,10 +38,6 @@ class Dispatch:
         if is_new:
             self.place_waiting()
 
-    def worker_unreachable(self, worker_id: str) -> None:
-        """The broker delivered nothing to the worker; two missed reports now make it dead."""
-        self._state.worker_liveness.observe_unreachable(worker_id)
-
     def echo_heard(self) -> None:
         """Count silence; the sessions of the dead move on."""
         state = self._state

@@ -160,10 +160,10 @@ class RouterReported:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerUnreachable:
-    """The broker found nobody listening on the worker's control subject."""
+class PeerUnreachable:
+    """The broker found nobody listening on the subject of this worker or router."""
 
-    worker_id: str
+    peer_id: str
     cause_id: str
 
 
@@ -208,7 +208,7 @@ RouterEvent = (
     | JournalUnavailable
     | WorkerReported
     | RouterReported
-    | WorkerUnreachable
+    | PeerUnreachable
     | TokensReceived
     | WorkerAnswered
     | CancelReceived

@@ -19,6 +19,7 @@ from services.online_router.commands import (
     AppendJournal,
     ClaimRequest,
     ListJournals,
+    PingRouter,
     PurgeJournal,
     ReadJournal,
 )
@@ -116,6 +117,17 @@ class Recovery:
             is_listed = journal_id in self._listed
             if is_listed and journal_id not in self._closed and journal_id not in self._silent:
                 self._silent.append(journal_id)
+
+        for journal_id in state.journal_liveness.suspects():
+            router_id = state.router_by_journal_id.get(journal_id)
+            if router_id is not None:
+                state.emit(PingRouter(router_id=router_id, cause_id=journal_id))
+
+    def router_unreachable(self, router_id: str) -> None:
+        """The broker delivered nothing to the router; two missed reports now make it dead."""
+        for journal_id, owner in sorted(self._state.router_by_journal_id.items()):
+            if owner == router_id:
+                self._state.journal_liveness.observe_unreachable(journal_id)
 
     def _is_ours(self, journal_id: str) -> bool:
         return journal_id == self._state.writer.journal_id

@@ -30,6 +30,7 @@ from services.online_router.commands import (
     ClaimRequest,
     ForwardSubmission,
     ListJournals,
+    PingRouter,
     PublishReport,
     PurgeJournal,
     ReadJournal,
@@ -119,7 +120,7 @@ class RouterShell:
 
     def _interpret(self, command: RouterCommand) -> Effect[RouterEvent] | None:
         match command:
-            case Reply() | SendToWorker() | ForwardSubmission() | PublishReport():
+            case Reply() | SendToWorker() | PingRouter() | ForwardSubmission() | PublishReport():
                 return Effect(work=lambda: self._send(command))
             case Tokenize():
                 return Effect(

@@ -15,12 +15,14 @@ from libs.contracts.wire import Encoding, encode, encoding_of
 from libs.kernel.errors import ContractViolation
 from services.online_router.commands import (
     ForwardSubmission,
+    PingRouter,
     PublishReport,
     Reply,
     SendToWorker,
 )
 from services.online_router.events import (
     CancelReceived,
+    PeerUnreachable,
     RouterEvent,
     RouterReported,
     SubmissionMalformed,
@@ -28,10 +30,9 @@ from services.online_router.events import (
     TokensReceived,
     WorkerAnswered,
     WorkerReported,
-    WorkerUnreachable,
 )
 
-Sending = Reply | SendToWorker | ForwardSubmission | PublishReport
+Sending = Reply | SendToWorker | PingRouter | ForwardSubmission | PublishReport
 """The commands that are one message each."""
 
 _ONLINE: Final = subjects.ONLINE_ALL.removesuffix("*")
@@ -64,6 +65,7 @@ def listening(router_id: str) -> tuple[Listening, ...]:
         Listening(pattern=subjects.ROUTER_REPORTS),
         Listening(pattern=subjects.router_tokens(router_id)),
         Listening(pattern=subjects.router_control(router_id)),
+        Listening(pattern=subjects.router_ping(router_id)),
         Listening(pattern=subjects.router_unreachable_all(router_id)),
         Listening(pattern=subjects.router_submissions_all(router_id)),
         Listening(pattern=subjects.CANCEL_ALL),
@@ -82,6 +84,12 @@ def outgoing(command: Sending, *, router_id: str) -> Outgoing:
                 subject=subjects.worker_control(command.worker_id),
                 payload=encode(command.message),
                 reply_to=subjects.router_unreachable(router_id, command.worker_id),
+            )
+        case PingRouter():
+            return Outgoing(
+                subject=subjects.router_ping(command.router_id),
+                payload=b"",
+                reply_to=subjects.router_unreachable(router_id, command.router_id),
             )
         case ForwardSubmission():
             return Outgoing(
@@ -121,8 +129,10 @@ def event_of(
             answer = ROUTER_CONTROL.decode(payload)
             return WorkerAnswered(answer=answer, cause_id=answer.request_id)
         case "unreachable":
-            worker_id = subjects.last_token(subject)
-            return WorkerUnreachable(worker_id=worker_id, cause_id=worker_id)
+            peer_id = subjects.last_token(subject)
+            return PeerUnreachable(peer_id=peer_id, cause_id=peer_id)
+        case "ping":
+            return None  # that it was delivered is the answer
         case _:
             raise ContractViolation(f"no message is expected on {subject}")
 

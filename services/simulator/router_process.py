@@ -22,6 +22,7 @@ from services.online_router.commands import (
     ClaimRequest,
     ForwardSubmission,
     ListJournals,
+    PingRouter,
     PublishReport,
     PurgeJournal,
     ReadJournal,
@@ -85,7 +86,7 @@ class RouterProcess(SimProcess):
 
     def _perform(self, command: RouterCommand) -> None:
         match command:
-            case Reply() | SendToWorker() | ForwardSubmission() | PublishReport():
+            case Reply() | SendToWorker() | PingRouter() | ForwardSubmission() | PublishReport():
                 out = outgoing(command, router_id=self._router_id)
                 self._network.publish(
                     self,

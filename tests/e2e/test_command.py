@@ -52,7 +52,8 @@ def start_up(data_folder: Path) -> Up:
         text=True,
     )
     assert process.stdout is not None
-    line = process.stdout.readline()
+    with process.stdout as announcement:
+        line = announcement.readline()
     assert line, f"up ended with exit code {process.wait()}"
     announced = json.loads(line)
     return Up(process, data_folder, announced, list(announced["process_ids"].values()))
@@ -175,6 +176,19 @@ def test_a_killed_worker_is_replaced_under_a_new_id(up: Up) -> None:
         if len(now) == 2 and victim not in now:
             return
         assert time.monotonic() < deadline, f"{now} after the death of {victim}"
+
+
+def test_a_broker_that_dies_is_started_again_with_its_port_and_data(up: Up) -> None:
+    folder = str(up.data_folder.resolve())
+    owners = subprocess.run(
+        ["pgrep", "-f", f"nats-server.*{folder}"], capture_output=True, text=True
+    )
+    broker = int(owners.stdout.split()[0])
+    os.kill(broker, signal.SIGKILL)
+    wait_until_gone([broker])
+    answer = up.command("complete", "The", "--max-tokens", "8", "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["completion_tokens"] > 0
 
 
 def test_kill_reaches_only_the_fleets_own_processes(up: Up) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 THIS_FOLDER = "tests/tidy"
-PRODUCT = ("libs", "services")
+PRODUCT = ("libs", "services", "loadgen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Ban:
 
     pattern: str
     remedy: str
-    under: tuple[str, ...] = ("libs", "services", "tools", "benchmarks", "tests")
+    under: tuple[str, ...] = ("libs", "services", "loadgen", "tools", "benchmarks", "tests")
     but_not: tuple[str, ...] = ()
 
 

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,6 @@ import services
 COMPOSERS = {"launcher", "simulator"}
 NOT_IN_COMPOSE = COMPOSERS
 """Run by a person: everything else under services/ is a container of its own."""
-PINNED_ELSEWHERE = {"setuptools", "pip", "wheel"}
 
 
 def test_services_is_the_package_of_this_repository(repository: Any) -> None:
@@ -20,8 +21,8 @@ def test_services_is_the_package_of_this_repository(repository: Any) -> None:
 
 
 def test_every_package_says_what_it_is(repository: Any) -> None:
-    product = [f for f in repository.python_files if f.is_under("libs", "services", "benchmarks")]
-    folders = {file.path.parent for file in product}
+    product = [f for f in repository.python_files if not f.is_under("tests")]
+    folders = {file.path.parent for file in product if file.path.parts[0] != "deploy"}
     documented = {
         file.path.parent
         for file in product
@@ -88,11 +89,20 @@ def test_every_dependency_is_pinned(repository: Any) -> None:
         for line in (repository.root / "constraints.txt").read_text().splitlines()
         if "==" in line and not line.startswith("#")
     }
-    project = repository.pyproject["project"]
-    extras = [r for extra in project["optional-dependencies"].values() for r in extra]
-    wanted = {re.split(r"[\[<>=; ]", r)[0].lower() for r in project["dependencies"] + extras}
-    missing = wanted - pinned - {project["name"]}
+    missing = _declared(repository) - pinned - {repository.pyproject["project"]["name"]}
     assert not missing, f"add to constraints.txt: {sorted(missing)}"
+
+
+def test_every_import_from_outside_is_a_declared_dependency(repository: Any) -> None:
+    own = {path.parts[0] for path in repository.paths if len(path.parts) > 1}
+    distributions = packages_distributions()
+    missing: dict[str, str] = {}
+    for file in repository.python_files:
+        for name in _imported_packages(file.tree) - own - set(sys.stdlib_module_names):
+            providers = {dist.lower().replace("_", "-") for dist in distributions.get(name, [name])}
+            if not providers & _declared(repository):
+                missing[name] = file.name
+    assert not missing, f"declare it in pyproject.toml: {missing}"
 
 
 def test_links_between_documents_lead_somewhere(repository: Any) -> None:
@@ -124,6 +134,22 @@ def test_no_dockerfile_needs_a_registry_for_its_syntax(repository: Any) -> None:
         if "Dockerfile" in file.path.name and re.search(r"^#\s*syntax=", file.text, re.MULTILINE)
     ]
     assert not found, "remove the `# syntax=` line: " + ", ".join(found)
+
+
+def _declared(repository: Any) -> set[str]:
+    project = repository.pyproject["project"]
+    extras = [r for extra in project["optional-dependencies"].values() for r in extra]
+    return {re.split(r"[\[<>=; ]", r)[0].lower() for r in project["dependencies"] + extras}
+
+
+def _imported_packages(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
 
 
 def _is_covered(module: str, named: list[str]) -> bool:

@@ -105,12 +105,11 @@ def _save_model(folder: Path, variant: str) -> None:
         eos_token_id=None,
         **VARIANTS[variant],
     )
+    torch.manual_seed(17)
     _save(folder, model_class(config))
 
 
 def _save(folder: Path, model: PreTrainedModel) -> None:
-    torch.manual_seed(17)
-    model = model.to(torch.float32)
     model.train(False)
     with torch.no_grad():
         # The usual small initialisation makes logits nearly equal and every bias zero.
@@ -137,6 +136,7 @@ def save_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Pretrained
 
     def save(config: PretrainedConfig) -> Path:
         folder = tmp_path_factory.mktemp(config.model_type)
+        torch.manual_seed(17)
         _save(folder, AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
         return folder
 

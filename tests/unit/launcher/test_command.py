@@ -69,6 +69,22 @@ def test_a_model_folder_without_a_config_is_named_in_one_line(
     assert str(tmp_path) in lines[0]
 
 
+def test_a_data_folder_that_cannot_be_made_is_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(["up", "--data-dir", str(tmp_path / "file" / "data")]) == 64
+    assert len(capsys.readouterr().err.strip().splitlines()[-1:]) == 1
+
+
+@pytest.mark.parametrize(("url", "exit_code"), [("nats://127.0.0.1:1", 69), ("nats://", 64)])
+def test_a_broker_that_cannot_be_reached_is_told_in_one_line(
+    url: str, exit_code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["status", "--nats", url]) == exit_code
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
 def test_the_bundled_model_is_found_and_is_the_default() -> None:
     assert find_model(None) == find_model("tide-tiny") == bundled_model()
     assert (bundled_model().folder / "model.safetensors").is_file()

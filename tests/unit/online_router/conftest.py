@@ -72,6 +72,18 @@ class Desk:
         self.beat += 1
         self.tell(WorkerReported(report=a_report(worker_id, self.beat, **changes), cause_id="t"))
 
+    def hear_router(self, router_id: str) -> None:
+        """Another router reports once; its journal is `<router_id>-1`."""
+        report = RouterReport(
+            router_id=router_id,
+            beat=1,
+            journal_id=f"{router_id}-1",
+            process_id=2,
+            sessions_open=0,
+            sessions_accepted=0,
+        )
+        self.tell(RouterReported(report=report, cause_id="t"))
+
     def echo(self, count: int = 1) -> None:
         for _ in range(count):
             self.beat += 1

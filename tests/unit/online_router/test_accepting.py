@@ -12,7 +12,6 @@ from libs.contracts.online import (
     RequestFailed,
     RequestRejected,
 )
-from libs.contracts.reports import RouterReport
 from libs.contracts.sessions import EndSession, StartSession
 from libs.contracts.wire import Encoding
 from libs.kernel.units import NS_PER_S
@@ -31,7 +30,6 @@ from services.online_router.events import (
     JournalAppendFailed,
     JournalTailRead,
     PromptRefused,
-    RouterReported,
     SubmissionMalformed,
 )
 
@@ -192,21 +190,9 @@ def held_by(desk: Any, journal_id: str) -> None:
     desk.tell(ClaimHeld(op_id=op_id, journal_id=journal_id, revision=5, cause_id="t"))
 
 
-def hear_router(desk: Any, router_id: str) -> None:
-    report = RouterReport(
-        router_id=router_id,
-        beat=1,
-        journal_id=f"{router_id}-1",
-        process_id=2,
-        sessions_open=0,
-        sessions_accepted=0,
-    )
-    desk.tell(RouterReported(report=report, cause_id="t"))
-
-
 def test_a_repeat_that_another_living_router_owns_is_handed_over(a_desk: ADesk) -> None:
     desk = a_desk("w1")
-    hear_router(desk, "router-b")
+    desk.hear_router("router-b")
     held_by(desk, "router-b-1")
     forward = desk.only(ForwardSubmission)
     assert (forward.router_id, forward.reply_to) == ("router-b", "inbox.r1")

@@ -21,7 +21,7 @@ from libs.contracts.sessions import (
 )
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 from services.online_router.commands import AppendJournal, SendToWorker
-from services.online_router.events import WorkerAnswered, WorkerUnreachable
+from services.online_router.events import PeerUnreachable, WorkerAnswered
 
 ADesk = Callable[..., Any]
 
@@ -170,7 +170,7 @@ def test_a_dead_workers_session_goes_on_elsewhere_from_its_last_token(a_desk: AD
 
 def test_a_worker_nobody_listens_for_is_dead_after_two_reports(a_desk: ADesk) -> None:
     desk = an_accepted(a_desk, "w1", "w2")
-    desk.tell(WorkerUnreachable(worker_id="w1", cause_id="t"))
+    desk.tell(PeerUnreachable(peer_id="w1", cause_id="t"))
     desk.worker_reports("w2")
     desk.echo(2)
     assert desk.all(AppendJournal)
@@ -179,7 +179,7 @@ def test_a_worker_nobody_listens_for_is_dead_after_two_reports(a_desk: ADesk) ->
 
 def test_tokens_of_an_older_epoch_are_dropped_and_their_sender_told_to_stop(a_desk: ADesk) -> None:
     desk = an_accepted(a_desk, "w1", "w2")
-    desk.tell(WorkerUnreachable(worker_id="w1", cause_id="t"))
+    desk.tell(PeerUnreachable(peer_id="w1", cause_id="t"))
     desk.worker_reports("w2")
     desk.echo(2)
     desk.commit()

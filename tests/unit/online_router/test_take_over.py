@@ -23,6 +23,7 @@ from services.online_router.commands import (
     AppendJournal,
     ClaimRequest,
     ListJournals,
+    PingRouter,
     PurgeJournal,
     ReadJournal,
     ReadJournalTail,
@@ -34,6 +35,7 @@ from services.online_router.events import (
     JournalRead,
     JournalsListed,
     JournalTailRead,
+    PeerUnreachable,
 )
 
 ADesk = Callable[..., Any]
@@ -124,6 +126,20 @@ def test_the_journal_of_a_router_that_is_heard_is_left_alone(a_desk: ADesk) -> N
     desk.echo(9)
     desk.sweep()
     assert not desk.all(ReadJournal)
+
+
+def test_a_router_nobody_listens_for_is_dead_after_two_reports(a_desk: ADesk) -> None:
+    desk = a_desk("w1")
+    desk.hear_router("router-z")
+    desk.sweep(NS_PER_S)
+    op_id = desk.only(ListJournals).op_id
+    desk.tell(JournalsListed(op_id=op_id, messages_by_journal_id={DEAD: 4}, cause_id="t"))
+    desk.echo(2)
+    assert desk.only(PingRouter).router_id == "router-z"
+    desk.tell(PeerUnreachable(peer_id="router-z", cause_id="t"))
+    desk.echo()
+    desk.sweep()
+    assert desk.only(ReadJournal).journal_id == DEAD
 
 
 def test_a_fence_that_fails_adopts_nothing(a_desk: ADesk) -> None:

@@ -1,0 +1,1 @@
+"""How a request is sent and its answer checked: over NATS, and over HTTP."""

@@ -8,6 +8,8 @@ from pydantic import JsonValue
 from libs.client.conversation import Token
 from libs.contracts.online import ScoredToken
 
+LOGPROB_MIN: Final = -9999.0
+"""Stands for a probability of zero: JSON has no infinity."""
 REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -34,9 +36,10 @@ def completion_logprobs(tokens: Sequence[Token], *, text_offset: int) -> JsonVal
         if token.logprobs is not None:
             chosen = token.logprobs.chosen
             texts.append(chosen.text)
-            logprobs.append(chosen.logprob)
+            logprobs.append(_finite(chosen.logprob))
             # The chosen token is always among them, as OpenAI has it.
-            best.append({item.text: item.logprob for item in (*token.logprobs.best, chosen)})
+            known = (*token.logprobs.best, chosen)
+            best.append({item.text: _finite(item.logprob) for item in known})
             offsets.append(text_offset)
         text_offset += len(token.text)
     return {
@@ -52,6 +55,10 @@ def _scored(token: ScoredToken) -> dict[str, JsonValue]:
     is_whole = REPLACEMENT not in token.text
     return {
         "token": token.text,
-        "logprob": token.logprob,
+        "logprob": _finite(token.logprob),
         "bytes": list(token.text.encode()) if is_whole else None,
     }
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LOGPROB_MIN)

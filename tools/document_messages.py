@@ -13,12 +13,13 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from libs.contracts import journal, online, reports, sessions, subjects, token_step, wire
+from libs.contracts import journal, online, reports, sessions, subjects, text, token_step, wire
 from libs.contracts.wire import Message
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "MESSAGES.md"
 FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Online requests", online),
+    ("Questions about text", text),
     ("Sessions", sessions),
     ("Reports", reports),
 )

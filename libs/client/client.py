@@ -9,37 +9,34 @@ request id. Whatever is lost on the way is asked for again; see reader.StreamRea
 """
 
 import asyncio
-import uuid
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Self, TypedDict, Unpack
-
-from pydantic import ValidationError
+from typing import Final, Self, Unpack
 
 from libs.client.conversation import Conversation, Token
 from libs.client.errors import RequestRefused
 from libs.client.reader_events import ReaderOptions
-from libs.client.token_stream import TokenStream, Usage
+from libs.client.request_arguments import RequestArguments, submission_of
+from libs.client.token_stream import RETRY_AFTER_NS, TokenStream, Usage
 from libs.contracts import subjects
 from libs.contracts.online import (
     ANSWERS,
-    ChatMessage,
     FinishReason,
     RejectReason,
-    SamplingParameters,
     SubmitRequest,
+    TokenLogprobs,
 )
-from libs.contracts.wire import Encoding, describe
-from libs.kernel.errors import ContractViolation, InvariantViolation
+from libs.contracts.text import TEXT_ANSWERS, AboutText, TextAnswer, TextRejected
+from libs.contracts.wire import Encoding, encode
+from libs.kernel.errors import ContractViolation, InvariantViolation, Unavailable
 from libs.kernel.units import NS_PER_S
-from libs.runtime.bus import BusMessage, CoreBus, Subscription
+from libs.runtime.bus import BusMessage, CoreBus, PayloadTooLarge, Subscription
 from libs.runtime.clock import Clock, SystemClock
 from libs.runtime.nats_bus import NatsBus
 
 DEFAULT_SERVERS: Final = "nats://127.0.0.1:4222"
 NO_RESPONDERS_STATUS: Final = "503"
-MessageLike = ChatMessage | Mapping[str, str]
+TEXT_TIMEOUT_NS: Final = 10 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,24 +51,6 @@ class ClientOptions:
     """Requests open at once; past it a new one is refused as overloaded."""
 
 
-class RequestArguments(TypedDict, total=False):
-    """What `stream` and `complete` take beside the model."""
-
-    prompt: str | None
-    messages: Sequence[MessageLike] | None
-    prompt_token_ids: Sequence[int] | None
-    max_tokens: int | None
-    temperature: float
-    top_p: float
-    top_k: int | None
-    seed: int | None
-    stop: Sequence[str]
-    ignore_eos: bool
-    priority: int
-    expires_after_ms: int | None
-    request_id: str | None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """A whole answer."""
@@ -81,6 +60,8 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per token where the request asked for them, else empty."""
 
 
 class TideClient:
@@ -162,49 +143,15 @@ class TideClient:
     ) -> None:
         await self.close()
 
-    def stream(
-        self,
-        *,
-        model: str,
-        prompt: str | None = None,
-        messages: Sequence[MessageLike] | None = None,
-        prompt_token_ids: Sequence[int] | None = None,
-        max_tokens: int | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        ignore_eos: bool = False,
-        priority: int = 0,
-        expires_after_ms: int | None = None,
-        request_id: str | None = None,
-    ) -> TokenStream:
+    def stream(self, *, model: str, **arguments: Unpack[RequestArguments]) -> TokenStream:
         """Prepare a request; it is sent when the stream is first read.
 
         Give exactly one of prompt, messages and prompt_token_ids. The same request_id with the
         same arguments is the same request, also from another client or after a crash of this one.
+
         Raises: RequestRefused if the arguments are not a valid request.
         """
-        try:
-            sampling = SamplingParameters(
-                temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-            )
-            submission = SubmitRequest(
-                request_id=request_id or uuid.uuid4().hex,
-                prompt=prompt,
-                messages=None if messages is None else tuple(_chat_message(m) for m in messages),
-                prompt_token_ids=None if prompt_token_ids is None else tuple(prompt_token_ids),
-                max_tokens=max_tokens,
-                sampling=sampling,
-                stop=(stop,) if isinstance(stop, str) else tuple(stop),
-                ignore_eos=ignore_eos,
-                priority=priority,
-                expires_after_ms=expires_after_ms,
-            )
-        except ValidationError as error:
-            raise RequestRefused(describe(error), reason=RejectReason.INVALID) from error
-        return self.submit(model, submission)
+        return self.submit(model, submission_of(arguments))
 
     def submit(self, model: str, submission: SubmitRequest) -> TokenStream:
         """Prepare a request that is a message already; see `stream`."""
@@ -236,7 +183,27 @@ class TideClient:
             token_ids=tuple(token.token_id for token in tokens),
             finish_reason=stream.finish_reason,
             usage=stream.usage,
+            logprobs=tuple(token.logprobs for token in tokens if token.logprobs is not None),
         )
+
+    async def ask_about_text(self, model: str, question: AboutText) -> TextAnswer:
+        """Have a router tokenise or detokenise; nothing is generated.
+
+        Raises: RequestRefused; Unavailable if no router answers in time.
+        """
+        subject = subjects.text(subjects.alias_of(model))
+        payload = encode(question, encoding=self._options.encoding)
+        try:
+            reply = await self._bus.request(subject, payload, timeout_ns=TEXT_TIMEOUT_NS)
+        except PayloadTooLarge as error:
+            raise RequestRefused(str(error), reason=RejectReason.TOO_LARGE) from error
+        try:
+            answer = TEXT_ANSWERS.decode(reply.payload)
+        except ContractViolation as violation:
+            raise Unavailable(str(violation), retry_after_ns=RETRY_AFTER_NS) from violation
+        if isinstance(answer, TextRejected):
+            raise RequestRefused(answer.message, reason=answer.reason, parameter=answer.parameter)
+        return answer
 
     async def until_failed(self) -> None:
         """Return when the client is closed; may be awaited once.
@@ -281,7 +248,3 @@ class TideClient:
 
     def _forget(self, request_id: str) -> None:
         self._conversations.pop(request_id, None)
-
-
-def _chat_message(message: MessageLike) -> ChatMessage:
-    return message if isinstance(message, ChatMessage) else ChatMessage.model_validate(message)

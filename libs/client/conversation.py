@@ -6,7 +6,7 @@ that a user holds only looks at it, so that a forgotten stream can be noticed an
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -29,7 +29,13 @@ from libs.client.reader_events import (
     TokensTaken,
 )
 from libs.contracts import subjects
-from libs.contracts.online import CancelRequest, RejectReason, RequestRejected, SubmitRequest
+from libs.contracts.online import (
+    CancelRequest,
+    RejectReason,
+    RequestRejected,
+    SubmitRequest,
+    TokenLogprobs,
+)
 from libs.contracts.online import ToClient as Answer
 from libs.contracts.wire import Encoding, encode
 from libs.kernel.core import SetTimer, TimerFired
@@ -46,6 +52,8 @@ class Token:
     index: int
     token_id: int
     text: str
+    logprobs: TokenLogprobs | None = None
+    """Its log probability and the best ones at its place, where the request asked for them."""
 
 
 class Conversation:
@@ -135,13 +143,7 @@ class Conversation:
     def _perform(self, command: ReaderCommand) -> None:
         match command:
             case DeliverTokens():
-                numbered = enumerate(
-                    zip(command.token_ids, command.texts, strict=True), start=command.first_index
-                )
-                self.tokens.extend(
-                    Token(index=index, token_id=token_id, text=text)
-                    for index, (token_id, text) in numbered
-                )
+                self.tokens.extend(_tokens_of(command))
                 self._changed.set()
             case BeginAnswer():
                 self.is_begun = True
@@ -199,3 +201,13 @@ class Conversation:
     def _reject_here(self, reason: RejectReason, message: str) -> None:
         rejection = RequestRejected(request_id=self.request_id, reason=reason, message=message)
         self.receive(rejection)
+
+
+def _tokens_of(command: DeliverTokens) -> Iterator[Token]:
+    for offset, (token_id, text) in enumerate(zip(command.token_ids, command.texts, strict=True)):
+        yield Token(
+            index=command.first_index + offset,
+            token_id=token_id,
+            text=text,
+            logprobs=command.logprobs[offset] if command.logprobs else None,
+        )

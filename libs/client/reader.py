@@ -199,7 +199,7 @@ class StreamReader:
                 assert_never(answer)
 
     def _tokens_generated(self, answer: TokensGenerated) -> None:
-        if len(answer.token_ids) != len(answer.texts):
+        if not _is_consistent(answer):
             self.answers_ignored += 1
             return
         self._heard_owner(prompt_tokens=None)
@@ -217,6 +217,7 @@ class StreamReader:
                     first_index=self._tokens_received,
                     token_ids=token_ids,
                     texts=answer.texts[known : known + room],
+                    logprobs=answer.logprobs[known : known + room],
                 )
             )
             self._tokens_received += len(token_ids)
@@ -357,6 +358,11 @@ class StreamReader:
                 cause_id=self._request_id,
             )
         )
+
+
+def _is_consistent(answer: TokensGenerated) -> bool:
+    tokens = len(answer.token_ids)
+    return len(answer.texts) == tokens and len(answer.logprobs) in (0, tokens)
 
 
 def _is_unreadable(answer: Answer) -> bool:

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from libs.contracts.online import RejectReason, RequestFailed, RequestFinished, RequestRejected
+from libs.contracts.online import (
+    RejectReason,
+    RequestFailed,
+    RequestFinished,
+    RequestRejected,
+    TokenLogprobs,
+)
 from libs.contracts.online import ToClient as Answer
 from libs.kernel.core import SetTimer, TimerFired
 from libs.kernel.units import NS_PER_MS, NS_PER_S
@@ -130,6 +136,8 @@ class DeliverTokens:
     first_index: int
     token_ids: tuple[int, ...]
     texts: tuple[str, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per token, or none at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,11 @@ reject, stall or fail, and a LossyLink may lose, double and reorder what it send
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 from libs.contracts import subjects
 from libs.contracts.online import (
@@ -21,16 +23,28 @@ from libs.contracts.online import (
     RequestFailed,
     RequestFinished,
     RequestRejected,
+    ScoredToken,
     SubmitRequest,
+    TokenLogprobs,
     TokensGenerated,
 )
 from libs.contracts.online import ToClient as Answer
 from libs.contracts.reports import RouterReport, WorkerReport
+from libs.contracts.text import (
+    TEXT_QUESTIONS,
+    DetokenizeIds,
+    IdsDetokenized,
+    TextRejected,
+    TextTokenized,
+    TokenizeText,
+)
 from libs.contracts.wire import Encoding, encode, encoding_of
 from libs.kernel.errors import ContractViolation, Unavailable
 from libs.kernel.rng import Rng
 from libs.kernel.units import NS_PER_MS, seconds
 from libs.runtime.bus import Bus, BusMessage, Subscription
+
+VOCABULARY_SIZE: Final = 32_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +125,10 @@ class ScriptedRouter:
             subjects.online(self._alias), queue_group=subjects.ROUTER_QUEUE_GROUP
         )
         cancellations = await self._bus.subscribe(subjects.CANCEL_ALL)
+        questions = await self._bus.subscribe(subjects.text(self._alias))
         self._start(self._read(submissions, self._submitted))
         self._start(self._read(cancellations, self._cancelled))
+        self._start(self._read(questions, self._asked))
         self._start(self._report())
         try:
             yield self
@@ -122,6 +138,7 @@ class ScriptedRouter:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await submissions.close()
             await cancellations.close()
+            await questions.close()
 
     async def cancelled(self, request_id: str) -> None:
         """Return once this request has been cancelled; it must have been submitted."""
@@ -194,6 +211,21 @@ class ScriptedRouter:
             session.running.cancel()
         session.cancelled.set()
 
+    async def _asked(self, message: BusMessage) -> None:
+        """Answer a question about text: a token is a character, its id the code point."""
+        assert message.reply_to is not None
+        question = TEXT_QUESTIONS.decode(message.payload)
+        answer: TextTokenized | IdsDetokenized | TextRejected
+        match question:
+            case TokenizeText():
+                said = [question.prompt or "", *(m.content for m in question.messages or ())]
+                token_ids = tuple(ord(character) for character in "".join(said))
+                texts = tuple(map(chr, token_ids)) if question.with_token_texts else ()
+                answer = TextTokenized(token_ids=token_ids, token_texts=texts)
+            case DetokenizeIds():
+                answer = _text_of(question)
+        await self._publish(message.reply_to, encode(answer))
+
     async def _send(self, session: _Session, answer: Answer) -> None:
         payload = encode(answer, encoding=session.encoding)
         overtaken, self._overtaken = self._overtaken, None
@@ -236,6 +268,14 @@ class ScriptedRouter:
         return task
 
 
+def _text_of(question: DetokenizeIds) -> IdsDetokenized | TextRejected:
+    if max(question.token_ids, default=0) >= VOCABULARY_SIZE:
+        return TextRejected(
+            reason=RejectReason.INVALID, message="scripted: no such token", parameter="token_ids"
+        )
+    return IdsDetokenized(text="".join(map(chr, question.token_ids)))
+
+
 def _accepted(session: _Session) -> RequestAccepted:
     return RequestAccepted(
         request_id=session.submission.request_id,
@@ -259,7 +299,29 @@ def _tokens(session: _Session, start: int, end: int) -> TokensGenerated:
         first_index=start,
         token_ids=tuple(range(100 + start, 100 + end)),
         texts=tuple(session.script.texts[start:end]),
+        logprobs=_logprobs(session, start, end),
     )
+
+
+def _logprobs(session: _Session, start: int, end: int) -> tuple[TokenLogprobs, ...]:
+    """Each token with probability 1/2, the best after it with a half of the one before."""
+    wanted = session.submission.sampling.logprobs
+    if wanted is None:
+        return ()
+    return tuple(
+        TokenLogprobs(
+            chosen=_scored(100 + index, session.script.texts[index], 0),
+            best=tuple(
+                _scored(100 + index + rank, session.script.texts[index] + "~" * rank, rank)
+                for rank in range(wanted)
+            ),
+        )
+        for index in range(start, end)
+    )
+
+
+def _scored(token_id: int, text: str, rank: int) -> ScoredToken:
+    return ScoredToken(token_id=token_id, text=text, logprob=(rank + 1) * math.log(0.5))
 
 
 def _end(session: _Session) -> RequestFinished | RequestFailed:
@@ -283,7 +345,7 @@ def _worker_report(alias: str, *, beat: int) -> WorkerReport:
         alias=alias,
         process_id=0,
         context_tokens_max=2048,
-        vocabulary_size=32_000,
+        vocabulary_size=VOCABULARY_SIZE,
         block_tokens=16,
         blocks_total=64,
         blocks_free=64,

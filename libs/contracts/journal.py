@@ -17,13 +17,23 @@ from typing import Any, Final, assert_never
 
 import msgpack
 
-from libs.contracts.online import FailReason
+from libs.contracts.online import FailReason, TokenLogprobs
 from libs.contracts.sessions import SessionSpec
-from libs.contracts.token_step import SessionTokens, are_tokens, unpack_session_tokens
+from libs.contracts.token_step import (
+    SessionTokens,
+    are_tokens,
+    pack_logprobs,
+    pack_session_tokens,
+    unpack_logprobs,
+    unpack_session_tokens,
+)
 from libs.contracts.wire import Codec, Encoding, unpack
 from libs.kernel.errors import ContractViolation
 
 TAG: Final = "journal_batch.v1"
+
+SCORED_TOKEN_BYTES: Final = 64
+"""Upper estimate of one packed ScoredToken; the text of one token is short."""
 
 _SPECS: Codec[SessionSpec] = Codec(SessionSpec)
 
@@ -44,6 +54,8 @@ class SessionOpened:
     expires_at_unix_ns: int | None
     generated_token_ids: tuple[int, ...] = ()
     generated_texts: tuple[str, ...] = ()
+    generated_logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per generated token, or empty where the request did not ask for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,17 +120,25 @@ def record_bytes_estimate(record: JournalRecord) -> int:
     """An upper estimate of the packed size, cheap enough for every record."""
     match record:
         case SessionTokens():
-            return 96 + 5 * len(record.token_ids) + _text_bytes(record.texts)
+            tokens_bytes = 5 * len(record.token_ids) + _text_bytes(record.texts)
+            return 96 + tokens_bytes + _logprobs_bytes(record.logprobs)
         case SessionOpened():
             spec = record.spec
             tokens = len(spec.prompt_token_ids) + len(record.generated_token_ids)
-            return 512 + 5 * tokens + _text_bytes(record.generated_texts) + _text_bytes(spec.stop)
+            texts_bytes = _text_bytes(record.generated_texts) + _text_bytes(spec.stop)
+            bias_bytes = 16 * len(spec.sampling.logit_bias)
+            logprobs_bytes = _logprobs_bytes(record.generated_logprobs)
+            return 1024 + 5 * tokens + texts_bytes + bias_bytes + logprobs_bytes
         case SessionFailed():
             return 160 + 4 * len(record.message)
         case SessionDispatched() | JournalTakenOver() | JournalClosed():
             return 320
         case _:
             assert_never(record)
+
+
+def _logprobs_bytes(logprobs: Sequence[TokenLogprobs]) -> int:
+    return SCORED_TOKEN_BYTES * sum(1 + len(item.best) for item in logprobs)
 
 
 def _text_bytes(texts: Sequence[str]) -> int:
@@ -128,17 +148,7 @@ def _text_bytes(texts: Sequence[str]) -> int:
 def _pack_record(record: JournalRecord) -> tuple[Any, ...]:
     match record:
         case SessionTokens() as r:
-            return (
-                "t",
-                (
-                    r.request_id,
-                    r.session_epoch,
-                    r.first_index,
-                    r.token_ids,
-                    r.texts,
-                    r.finish_reason,
-                ),
-            )
+            return ("t", pack_session_tokens(r))
         case SessionOpened() as r:
             return (
                 "o",
@@ -150,6 +160,7 @@ def _pack_record(record: JournalRecord) -> tuple[Any, ...]:
                 r.expires_at_unix_ns,
                 r.generated_token_ids,
                 r.generated_texts,
+                *([pack_logprobs(r.generated_logprobs)] if r.generated_logprobs else []),
             )
         case SessionDispatched() as r:
             return ("d", r.request_id, r.session_epoch, r.worker_id)
@@ -175,7 +186,8 @@ def _match_record(record: Any) -> JournalRecord:
         case ["t", entry]:
             return unpack_session_tokens(entry)
         case [
-            "o", bytes(spec), str(), str(), int(epoch), str(), None | int(), list(ids), list(texts)
+            "o", bytes(spec), str(), str(), int(epoch), str(), None | int(), list(ids), list(texts),
+            *rest,
         ] if epoch >= 1 and are_tokens(ids, texts):  # fmt: skip
             return SessionOpened(
                 spec=_SPECS.decode(spec),
@@ -186,6 +198,7 @@ def _match_record(record: Any) -> JournalRecord:
                 expires_at_unix_ns=record[6],
                 generated_token_ids=tuple(ids),
                 generated_texts=tuple(texts),
+                generated_logprobs=unpack_logprobs(rest, tokens=len(ids)),
             )
         case ["d", str(request_id), int(epoch), str(worker_id)] if epoch >= 1:
             return SessionDispatched(

@@ -11,7 +11,7 @@ computed anew, from the same seed to the same answer.
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from libs.contracts.wire import Codec, Message, RequestId
 
@@ -22,6 +22,10 @@ MESSAGES_MAX = 4096
 MAX_TOKENS_LIMIT = 1_000_000
 TEMPERATURE_MAX = 2.0
 TOP_K_MAX = 1_000_000
+LOGIT_BIAS_ENTRIES_MAX = 1024
+STOP_TOKEN_IDS_MAX = 64
+TOP_LOGPROBS_MAX = 20
+TOOLS_MAX = 128
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -76,6 +80,27 @@ class SamplingParameters(Message):
         le=INT64_MAX,
         description="None derives the seed from request_id, so that a resumed request continues",
     )
+    min_p: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="drops tokens below this share of the best one's"
+    )
+    repetition_penalty: float = Field(
+        default=1.0, gt=0.0, le=2.0, description="divides the scores of tokens seen before"
+    )
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(
+        default_factory=dict, max_length=LOGIT_BIAS_ENTRIES_MAX
+    )
+    min_tokens: int = Field(
+        default=0, ge=0, le=MAX_TOKENS_LIMIT, description="no stop token before this many tokens"
+    )
+    stop_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=STOP_TOKEN_IDS_MAX)
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=TOP_LOGPROBS_MAX,
+        description="report each token's log probability, and those of this many best ones",
+    )
 
 
 class SubmitRequest(Message):
@@ -91,6 +116,11 @@ class SubmitRequest(Message):
     prompt: str | None = None
     messages: tuple[ChatMessage, ...] | None = Field(default=None, max_length=MESSAGES_MAX)
     prompt_token_ids: tuple[TokenId, ...] | None = None
+    tools: tuple[dict[str, JsonValue], ...] = Field(
+        default=(),
+        max_length=TOOLS_MAX,
+        description="definitions for the chat template, as OpenAI writes them; with messages only",
+    )
     max_tokens: int | None = Field(
         default=None, ge=1, le=MAX_TOKENS_LIMIT, description="None: up to the model's context"
     )
@@ -118,6 +148,14 @@ class SubmitRequest(Message):
             raise ValueError("give exactly one of prompt, messages and prompt_token_ids")
         if not getattr(self, given[0]):
             raise ValueError(f"{given[0]} is empty")
+        return self
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "SubmitRequest":
+        if self.max_tokens is not None and self.sampling.min_tokens > self.max_tokens:
+            raise ValueError("min_tokens must not exceed max_tokens")
+        if self.tools and self.messages is None:
+            raise ValueError("tools go with messages only")
         return self
 
 
@@ -149,6 +187,22 @@ class RequestRejected(Message):
     retry_after_ms: int | None = Field(default=None, ge=0)
 
 
+class ScoredToken(Message):
+    """A token with its log probability under the model's own distribution, before sampling."""
+
+    token_id: TokenId
+    text: str
+    """The token decoded by itself; U+FFFD where it is part of a character."""
+    logprob: float
+
+
+class TokenLogprobs(Message):
+    """What was known of one generated token: itself, and the best ones at its place."""
+
+    chosen: ScoredToken
+    best: tuple[ScoredToken, ...] = Field(default=(), max_length=TOP_LOGPROBS_MAX)
+
+
 class TokensGenerated(Message):
     """Tokens `first_index ..` of the answer, each with the text it adds (may be empty).
 
@@ -162,6 +216,9 @@ class TokensGenerated(Message):
     first_index: int = Field(ge=0)
     token_ids: tuple[TokenId, ...]
     texts: tuple[str, ...]
+    logprobs: tuple[TokenLogprobs, ...] = Field(
+        default=(), description="one per token where the request asked for them, else empty"
+    )
 
 
 class RequestFinished(Message):

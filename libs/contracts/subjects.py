@@ -35,6 +35,14 @@ def online(alias: str) -> str:
 ONLINE_ALL: Final = f"{ROOT}.online.*"
 
 
+def text(alias: str) -> str:
+    """Where a client sends TokenizeText and DetokenizeIds; one router of the group answers."""
+    return f"{ROOT}.text.{_token(alias)}"
+
+
+TEXT_ALL: Final = f"{ROOT}.text.*"
+
+
 def cancel(request_id: str) -> str:
     """Where a client publishes CancelRequest; every router listens, the owner acts."""
     return f"{ROOT}.cancel.{_token(request_id)}"

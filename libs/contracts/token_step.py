@@ -3,7 +3,10 @@
 Packed as msgpack arrays without a model per token:
 
     [tag, worker_id, step_id, [[request_id, session_epoch, first_index, [token_id..], [text..],
-                                finish_reason | nil], ..]]
+                                finish_reason | nil, logprobs?], ..]]
+
+`logprobs` stands only where the request asked for them: one [chosen, [best, ..]] per token, each
+of them [token_id, text, logprob].
 
 Sent by a worker to `router_tokens(router_id)` after every step, and again for what is not
 acknowledged in time. Handled by the router that owns the sessions. Lost: the worker sends the
@@ -11,12 +14,14 @@ tokens again, or the router sees a gap in the indices and asks. Doubled: known i
 dropped. Late: entries of an older session_epoch are dropped and counted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
+from pydantic import ValidationError
 
-from libs.contracts.online import FinishReason
+from libs.contracts.online import FinishReason, ScoredToken, TokenLogprobs
 from libs.contracts.wire import unpack
 from libs.kernel.errors import ContractViolation
 
@@ -33,6 +38,8 @@ class SessionTokens:
     token_ids: tuple[int, ...]
     texts: tuple[str, ...]
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per token, or empty where the request did not ask for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +53,7 @@ class TokenStep:
 
 def pack_step(step: TokenStep) -> bytes:
     """Serialise; the inverse of `unpack_step`."""
-    entries = [
-        (e.request_id, e.session_epoch, e.first_index, e.token_ids, e.texts, e.finish_reason)
-        for e in step.entries
-    ]
+    entries = [pack_session_tokens(entry) for entry in step.entries]
     packed: bytes = msgpack.packb((TAG, step.worker_id, step.step_id, entries))
     return packed
 
@@ -67,6 +71,21 @@ def unpack_step(payload: bytes) -> TokenStep:
             raise ContractViolation(f"not a {TAG} message")
 
 
+def pack_session_tokens(entry: SessionTokens) -> tuple[Any, ...]:
+    """Return one entry of a step or of the journal as nested tuples."""
+    packed = (
+        entry.request_id,
+        entry.session_epoch,
+        entry.first_index,
+        entry.token_ids,
+        entry.texts,
+        entry.finish_reason,
+    )
+    if not entry.logprobs:
+        return packed
+    return (*packed, pack_logprobs(entry.logprobs))
+
+
 def unpack_session_tokens(entry: Any) -> SessionTokens:
     """Check one entry of a step or of the journal."""
     match entry:
@@ -77,6 +96,7 @@ def unpack_session_tokens(entry: Any) -> SessionTokens:
             list(token_ids),
             list(texts),
             (None | str()) as finish_reason,
+            *rest,
         ] if (
             type(session_epoch) is int
             and session_epoch >= 1
@@ -90,6 +110,7 @@ def unpack_session_tokens(entry: Any) -> SessionTokens:
                 token_ids=tuple(token_ids),
                 texts=tuple(texts),
                 finish_reason=_finish_reason(finish_reason),
+                logprobs=unpack_logprobs(rest, tokens=len(token_ids)),
             )
         case _:
             raise ContractViolation("malformed session tokens")
@@ -102,6 +123,47 @@ def are_tokens(token_ids: list[Any], texts: list[Any]) -> bool:
         and all(type(t) is int and t >= 0 for t in token_ids)
         and all(type(t) is str for t in texts)
     )
+
+
+def pack_logprobs(items: Sequence[TokenLogprobs]) -> list[Any]:
+    """Return log probabilities as nested tuples, one per token."""
+    return [(_pack_scored(i.chosen), [_pack_scored(best) for best in i.best]) for i in items]
+
+
+def _pack_scored(scored: ScoredToken) -> tuple[int, str, float]:
+    return scored.token_id, scored.text, scored.logprob
+
+
+def unpack_logprobs(rest: list[Any], *, tokens: int) -> tuple[TokenLogprobs, ...]:
+    """Read what follows the known fields: nothing, or one item per token."""
+    match rest:
+        case []:
+            return ()
+        case [list(items), *_] if len(items) == tokens:
+            return tuple(_unpack_token_logprobs(item) for item in items)
+        case _:
+            raise ContractViolation("malformed logprobs")
+
+
+def _unpack_token_logprobs(item: Any) -> TokenLogprobs:
+    match item:
+        case [chosen, list(best)]:
+            return TokenLogprobs(
+                chosen=_unpack_scored(chosen), best=tuple(_unpack_scored(b) for b in best)
+            )
+        case _:
+            raise ContractViolation("malformed logprobs")
+
+
+def _unpack_scored(item: Any) -> ScoredToken:
+    try:
+        match item:
+            case [int(token_id), str(text), (int() | float()) as logprob]:
+                return ScoredToken(token_id=token_id, text=text, logprob=logprob)
+            case _:
+                raise ContractViolation("malformed logprobs")
+    except ValidationError as error:
+        raise ContractViolation("malformed logprobs") from error
 
 
 def _finish_reason(value: str | None) -> FinishReason | None:

@@ -24,14 +24,13 @@ heads of one KV head, D head size, N rows (tokens of the step), S sequences, P p
 sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 import torch.nn.functional as functional
 
-from libs.engine.model_config import ModelConfig
 from libs.engine.steps import PlanEntry
 from libs.kernel.units import KIB
 
@@ -57,6 +56,23 @@ class KvShape:
         return 2 * self.layers * self.blocks * block_elements * dtype.itemsize
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionRule:
+    """How one layer attends; the default is plain causal attention."""
+
+    scale: float | None = None
+    """Multiplies the scores; None: 1 / sqrt(head size)."""
+    window_tokens: int | None = None
+    """Tokens that each token sees, itself included; None: all before it."""
+    softcap: float | None = None
+    """Scores s become softcap * tanh(s / softcap)."""
+
+
+PLAIN_RULE: Final = AttentionRule()
+Masks = dict[int | None, torch.Tensor | None]
+"""By window; None instead of a mask where it would hide nothing more than the call does."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Gather:
     """Blocks to be copied into scratch, and how the scratch then reads; the same at all layers."""
@@ -73,15 +89,15 @@ class _Prefill:
     rows: slice
     gather: _Gather | None
     """None: the sequence starts here, its keys are the rows themselves."""
-    mask_NP: torch.Tensor | None
+    masks_NP: Masks
     """None: causal."""
 
 
 @dataclass(frozen=True, slots=True)
 class _DecodeBatch:
     gather: _Gather
-    mask_S11P: torch.Tensor | None
-    """None: all sequences are equally long."""
+    masks_S11P: Masks
+    """None: all sequences are equally long, and within the window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +110,7 @@ class AttentionStep:
     """Decodes are the first rows, prefills follow."""
     decode_batch: _DecodeBatch | None
     """All decodes as one call, or None if there are none or each has its own."""
-    decodes: tuple[_Gather, ...]
+    decodes: tuple[_DecodeBatch, ...]
     """The decodes with a call of their own each, in the order of the rows."""
     prefills: tuple[_Prefill, ...]
 
@@ -104,17 +120,20 @@ class PagedAttention:
 
     def __init__(
         self,
-        config: ModelConfig,
-        *,
         shape: KvShape,
+        *,
+        heads: int,
+        windows: Set[int],
         context_tokens_max: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        """Allocate; `windows` are all that the rules of any layer will name."""
         self.shape = shape
-        self._group = config.heads // config.kv_heads
+        self._group = heads // shape.kv_heads
+        self._windows = sorted(windows)
         self._device = device
-        self._heads = config.heads
+        self._heads = heads
         self._token_elements = 2 * shape.kv_heads * shape.head_size
         self._block_elements = shape.block_tokens * self._token_elements
         # Layout kv_LBT2KD: keys and values of a token lie together, so that one row is written
@@ -154,7 +173,13 @@ class PagedAttention:
         )
 
     def attend(
-        self, step: AttentionStep, *, layer: int, query_NHD: torch.Tensor, kv_N2KD: torch.Tensor
+        self,
+        step: AttentionStep,
+        *,
+        layer: int,
+        query_NHD: torch.Tensor,
+        kv_N2KD: torch.Tensor,
+        rule: AttentionRule = PLAIN_RULE,
     ) -> torch.Tensor:
         """Write the rows' keys and values, then attend; returns [N, H * D].
 
@@ -170,12 +195,13 @@ class PagedAttention:
         query_NKGD = query_NHD.view(rows, self.shape.kv_heads, self._group, head_size)
         outputs: list[torch.Tensor] = []
         if step.decode_batch is not None:
-            outputs.append(_attend_batch(step.decode_batch, kv_BE, query_NKGD[: step.decode_rows]))
+            queries_SKGD = query_NKGD[: step.decode_rows]
+            outputs.append(_attend_batch(step.decode_batch, kv_BE, queries_SKGD, rule))
         elif step.decodes:
             queries = query_NKGD[: step.decode_rows].unsqueeze(1).unbind(0)
             outputs += [
-                _attend_one(gather, kv_BE, query)
-                for gather, query in zip(step.decodes, queries, strict=True)
+                _attend_batch(decode, kv_BE, query, rule)
+                for decode, query in zip(step.decodes, queries, strict=True)
             ]
         for prefill in step.prefills:
             outputs.append(
@@ -184,21 +210,25 @@ class PagedAttention:
                     kv_BE,
                     query_NHD=query_NHD[prefill.rows],
                     kv_N2KD=kv_N2KD[prefill.rows],
+                    rule=rule,
                 )
             )
         attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return attended.view(rows, self._heads * head_size)
+        return attended.reshape(rows, self._heads * head_size)
 
     def _prepare_decodes(
         self, entries: Sequence[PlanEntry]
-    ) -> tuple[_DecodeBatch | None, tuple[_Gather, ...]]:
+    ) -> tuple[_DecodeBatch | None, tuple[_DecodeBatch, ...]]:
         if not entries:
             return None, ()
         positions = [entry.start_position + 1 for entry in entries]
         blocks_each = max(len(entry.block_table) for entry in entries)
         if len(entries) > 1 and not self._is_gathered_together(len(entries), blocks_each):
             return None, tuple(
-                self._prepare_gather(entry.block_table, sequences=1, positions=length)
+                _DecodeBatch(
+                    self._prepare_gather(entry.block_table, sequences=1, positions=length),
+                    self._decode_masks([length]),
+                )
                 for entry, length in zip(entries, positions, strict=True)
             )
         # A short table is padded with a block of its own: any block will do behind the mask.
@@ -211,31 +241,55 @@ class PagedAttention:
             )
         ]
         gather = self._prepare_gather(padded, sequences=len(entries), positions=max(positions))
-        return _DecodeBatch(gather, self._length_mask(positions)), ()
+        return _DecodeBatch(gather, self._decode_masks(positions)), ()
 
     def _is_gathered_together(self, sequences: int, blocks_each: int) -> bool:
         sequence_bytes = blocks_each * self._block_elements * self._kv_LBE.element_size()
         tokens_padded = sequences * blocks_each * self.shape.block_tokens
         return sequence_bytes <= GATHER_SEQUENCE_BYTES_MAX and tokens_padded <= GATHER_TOKENS_MAX
 
-    def _length_mask(self, positions: list[int]) -> torch.Tensor | None:
-        if min(positions) == max(positions):
+    def _decode_masks(self, positions: list[int]) -> Masks:
+        masks: Masks = {None: self._decode_mask(positions, window=None)}
+        for window in self._windows:
+            is_narrower = window < max(positions)
+            masks[window] = (
+                self._decode_mask(positions, window=window) if is_narrower else masks[None]
+            )
+        return masks
+
+    def _decode_mask(self, positions: list[int], *, window: int | None) -> torch.Tensor | None:
+        if window is None and min(positions) == max(positions):
             return None
         columns = torch.arange(max(positions), device=self._device)
-        is_hidden = columns >= self._integers(positions)[:, None]
+        ends_S1 = self._integers(positions)[:, None]
+        is_hidden = columns >= ends_S1
+        if window is not None:
+            is_hidden |= columns < ends_S1 - window
         mask = torch.zeros(is_hidden.shape, dtype=self._kv_LBE.dtype, device=self._device)
         return mask.masked_fill_(is_hidden, float("-inf"))[:, None, None, :]
 
     def _prepare_prefill(self, entry: PlanEntry, *, first_row: int) -> _Prefill:
         tokens = len(entry.token_ids)
         rows = slice(first_row, first_row + tokens)
-        if entry.start_position == 0:
-            return _Prefill(rows, None, None)
         end = entry.start_position + tokens
+        masks: Masks = {None: None}
+        gather = None
+        if entry.start_position > 0:
+            masks[None] = self._prefill_mask(entry.start_position, end, window=None)
+            gather = self._prepare_gather(entry.block_table, sequences=1, positions=end)
+        for window in self._windows:
+            masks[window] = masks[None]
+            if window < end:
+                masks[window] = self._prefill_mask(entry.start_position, end, window=window)
+        return _Prefill(rows, gather, masks)
+
+    def _prefill_mask(self, start: int, end: int, *, window: int | None) -> torch.Tensor:
         columns = torch.arange(end, device=self._device)
-        mask_NP = columns <= columns[entry.start_position :, None]
-        gather = self._prepare_gather(entry.block_table, sequences=1, positions=end)
-        return _Prefill(rows, gather, mask_NP)
+        rows_N1 = columns[start:, None]
+        mask_NP = columns <= rows_N1
+        if window is not None:
+            mask_NP &= columns > rows_N1 - window
+        return mask_NP
 
     def _prepare_gather(
         self, block_ids: Sequence[int], *, sequences: int, positions: int
@@ -258,6 +312,7 @@ class PagedAttention:
         *,
         query_NHD: torch.Tensor,
         kv_N2KD: torch.Tensor,
+        rule: AttentionRule,
     ) -> torch.Tensor:
         rows, _, head_size = query_NHD.shape
         if prefill.gather is None:
@@ -266,14 +321,23 @@ class PagedAttention:
             value = kv_N2KD[:, keys:].transpose(0, 1).unsqueeze(0)
         else:
             key, value = _gathered(prefill.gather, kv_BE)
-        attended = functional.scaled_dot_product_attention(
-            query_NHD.transpose(0, 1).unsqueeze(0),
-            key,
-            value,
-            attn_mask=prefill.mask_NP,
-            is_causal=prefill.mask_NP is None,
-            enable_gqa=self._group > 1,
-        )
+        query = query_NHD.transpose(0, 1).unsqueeze(0)
+        mask_NP = prefill.masks_NP[rule.window_tokens]
+        if rule.softcap is not None:
+            if mask_NP is None:
+                mask_NP = self._prefill_mask(0, rows, window=None)
+            key, value = (t.repeat_interleave(self._group, dim=1) for t in (key, value))
+            attended = _attend_capped(query, key, value, mask=mask_NP, rule=rule)
+        else:
+            attended = functional.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask_NP,
+                is_causal=mask_NP is None,
+                enable_gqa=self._group > 1,
+                scale=rule.scale,
+            )
         return attended.transpose(1, 2).reshape(rows, self.shape.kv_heads, self._group, head_size)
 
     def _integers(self, values: Sequence[int]) -> torch.Tensor:
@@ -287,14 +351,36 @@ def _gathered(gather: _Gather, kv_BE: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def _attend_batch(
-    batch: _DecodeBatch, kv_BE: torch.Tensor, query_SKGD: torch.Tensor
+    batch: _DecodeBatch, kv_BE: torch.Tensor, query_SKGD: torch.Tensor, rule: AttentionRule
 ) -> torch.Tensor:
     key, value = _gathered(batch.gather, kv_BE)
+    mask = batch.masks_S11P[rule.window_tokens]
+    if rule.softcap is not None:
+        return _attend_capped(query_SKGD, key, value, mask=mask, rule=rule)
     return functional.scaled_dot_product_attention(
-        query_SKGD, key, value, attn_mask=batch.mask_S11P
+        query_SKGD, key, value, attn_mask=mask, scale=rule.scale
     )
 
 
-def _attend_one(gather: _Gather, kv_BE: torch.Tensor, query_1KGD: torch.Tensor) -> torch.Tensor:
-    key, value = _gathered(gather, kv_BE)
-    return functional.scaled_dot_product_attention(query_1KGD, key, value)
+def _attend_capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: torch.Tensor | None,
+    rule: AttentionRule,
+) -> torch.Tensor:
+    """Attend with softcapped scores, which torch's own attention does not know.
+
+    A mask of booleans keeps what is true, one of floats is added, as torch has it.
+    """
+    assert rule.softcap is not None
+    scale = query.shape[-1] ** -0.5 if rule.scale is None else rule.scale
+    scores = torch.matmul(query, key.transpose(-1, -2)) * (scale / rule.softcap)
+    scores = scores.tanh_().mul_(rule.softcap)
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill_(~mask, float("-inf"))
+    elif mask is not None:
+        scores = scores.add_(mask)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    return torch.matmul(weights, value)

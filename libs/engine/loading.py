@@ -12,8 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from libs.engine.attention import KvShape, PagedAttention
 from libs.engine.decoder import load_decoder
-from libs.engine.model_config import ModelConfig, ModelLoadError, read_model_config
-from libs.engine.runner import ModelRunner
+from libs.engine.model_config import (
+    DecoderShape,
+    ModelLoadError,
+    VariantNotSupported,
+    read_dtype_name,
+    read_model_config,
+)
+from libs.engine.runner import ModelRunner, StepDecoder
 from libs.engine.scheduler import SchedulerOptions
 from libs.engine.tokenization import TokenizerDetokenizer, load_tokenizer
 from libs.kernel.units import MIB
@@ -59,38 +65,34 @@ class LoadedEngine:
     runner: ModelRunner
     scheduler_options: SchedulerOptions
     tokenizer: PreTrainedTokenizerBase
-    config: ModelConfig
+    config: DecoderShape
     dtype: torch.dtype
 
 
 def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
-    """Load a local Hugging Face folder, or a hub id, of a supported family.
+    """Load a local Hugging Face folder, or a hub id: by the compact decoder if it knows the
+    family, else through transformers.
 
     Raises: ModelLoadError, one line that names file and reason.
     """
     folder = resolve_model_folder(model)
-    config = read_model_config(folder)
-    dtype = _dtype(options, config)
     device = _device(options)
+    decoder, config = _load_decoder(folder, options, device)
+    dtype = decoder.dtype
     tokenizer = load_tokenizer(folder)
-    decoder = load_decoder(
-        folder,
-        config,
-        dtype=dtype,
-        device=device,
-        row_copy_bytes_max=options.row_copy_bytes_max,
-    )
     kv_shape, context_tokens_max = _kv_shape(options, config, dtype=dtype, device=device)
     runner = ModelRunner(
         decoder=decoder,
         attention=PagedAttention(
-            config,
-            shape=kv_shape,
+            kv_shape,
+            heads=config.heads,
+            windows=config.windows,
             context_tokens_max=context_tokens_max,
             dtype=dtype,
             device=device,
         ),
         detokenizer=TokenizerDetokenizer(tokenizer),
+        vocabulary_size=config.vocabulary_size,
         eos_token_ids=config.eos_token_ids,
     )
     scheduler_options = SchedulerOptions(
@@ -132,14 +134,44 @@ def resolve_model_folder(model: str) -> Path:
         ) from error
 
 
-def _dtype(options: EngineOptions, config: ModelConfig) -> torch.dtype:
+def _load_decoder(
+    folder: Path, options: EngineOptions, device: torch.device
+) -> tuple[StepDecoder, DecoderShape]:
+    try:
+        config = read_model_config(folder)
+    except VariantNotSupported as error:
+        return _load_fallback(folder, _dtype(options, folder), device, why=error)
+    decoder = load_decoder(
+        folder,
+        config,
+        dtype=_dtype(options, folder),
+        device=device,
+        row_copy_bytes_max=options.row_copy_bytes_max,
+    )
+    return decoder, config.shape
+
+
+def _load_fallback(
+    folder: Path, dtype: torch.dtype, device: torch.device, *, why: VariantNotSupported
+) -> tuple[StepDecoder, DecoderShape]:
+    # Imported here: transformers' models take seconds to import, and most engines need none.
+    from libs.engine.fallback import load_fallback
+
+    try:
+        decoder = load_fallback(folder, dtype=dtype, device=device)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{why}; nor can transformers stand in: {error}") from error
+    return decoder, decoder.config
+
+
+def _dtype(options: EngineOptions, folder: Path) -> torch.dtype:
     match options.dtype:
         case "float32":
             return torch.float32
         case "bfloat16":
             return torch.bfloat16
         case "auto":
-            stored_half = config.dtype_name in ("bfloat16", "float16")
+            stored_half = read_dtype_name(folder) in ("bfloat16", "float16")
             return torch.bfloat16 if stored_half else torch.float32
 
 
@@ -156,7 +188,7 @@ def _device(options: EngineOptions) -> torch.device:
 
 
 def _kv_shape(
-    options: EngineOptions, config: ModelConfig, *, dtype: torch.dtype, device: torch.device
+    options: EngineOptions, config: DecoderShape, *, dtype: torch.dtype, device: torch.device
 ) -> tuple[KvShape, int]:
     """Choose the blocks, and the context that they hold for one sequence alone."""
     one_block = KvShape(

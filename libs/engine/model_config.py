@@ -3,8 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
+from libs.engine.families import FAMILIES, BiasField, Family
 from libs.kernel.errors import ConfigError
 
 CONFIG_FILE: Final = "config.json"
@@ -15,25 +16,21 @@ class ModelLoadError(ConfigError):
     """A model that cannot be loaded; one line that names the file and the reason."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """What tells one decoder architecture from another; all else is the same for every family."""
-
-    model_type: str
-    """As config.json spells it."""
-    has_qkv_bias: bool | None
-    """None: config.json decides by attention_bias."""
-    has_output_bias: bool | None
-    """Of the attention's output projection. None: config.json decides by attention_bias."""
+class VariantNotSupported(ModelLoadError):
+    """A sound model folder whose family, or an option of it, the compact decoder does not know."""
 
 
-FAMILIES: Final = {
-    family.model_type: family
-    for family in (
-        Family(model_type="llama", has_qkv_bias=None, has_output_bias=None),
-        Family(model_type="qwen2", has_qkv_bias=True, has_output_bias=False),
-    )
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+ACTIVATIONS: Final[dict[str, Activation]] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
 }
+"""By their names in config.json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +51,23 @@ class LinearScaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderShape:
+    """What the engine around a decoder needs to know of it."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary_size: int
+    context_tokens_max: int
+    windows: frozenset[int]
+    """The sliding windows of its layers, in tokens; empty: every layer sees all."""
+    eos_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The shape of one decoder."""
+    """What the compact decoder needs to know of a model."""
 
     family: Family
     layers: int
@@ -69,14 +81,33 @@ class ModelConfig:
     norm_epsilon: float
     rope_theta: float
     rope_scaling: Llama3Scaling | LinearScaling | None
+    rotary_size: int
+    """Elements of each head that the rotary embedding turns, from the first; 0: none."""
+    window_tokens: int | None
+    """Tokens that each token sees, itself included; None: all before it."""
+    activation: Activation
     has_qkv_bias: bool
     has_output_bias: bool
     has_mlp_bias: bool
+    is_residual_parallel: bool
+    """Attention and MLP read the same input, and their outputs are added to it together."""
     is_embedding_tied: bool
     eos_token_ids: frozenset[int]
-    """From generation_config.json if it names any, else from config.json, as transformers does."""
     dtype_name: str | None
-    """What the weights are stored in, as config.json says."""
+
+    @property
+    def shape(self) -> DecoderShape:
+        """What the engine around the decoder needs to know of it."""
+        return DecoderShape(
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_size=self.head_size,
+            vocabulary_size=self.vocabulary_size,
+            context_tokens_max=self.context_tokens_max,
+            windows=frozenset() if self.window_tokens is None else frozenset({self.window_tokens}),
+            eos_token_ids=self.eos_token_ids,
+        )
 
 
 class _Fields:
@@ -103,6 +134,20 @@ class _Fields:
             raise ModelLoadError(f"{self.path}: {name} is {value!r}, not a positive number")
         return float(value)
 
+    def optional_integer(self, name: str, default: int | None) -> int | None:
+        """A field that may be null, which is not the same as missing."""
+        value = self._values.get(name, default)
+        return None if value is None else self.integer(name, default)
+
+    def is_plain(self, name: str, value: object) -> bool:
+        """Whether the field is missing, null or just this value."""
+        return self._values.get(name) in (None, value)
+
+    def bias(self, source: bool | BiasField) -> bool:
+        if isinstance(source, bool):
+            return source
+        return self.flag(source.name, default=source.default)
+
     def flag(self, name: str, *, default: bool = False) -> bool:
         value = self._values.get(name)
         value = default if value is None else value
@@ -127,43 +172,67 @@ class _Fields:
 def read_model_config(folder: Path) -> ModelConfig:
     """Read the folder's config.json and generation_config.json.
 
-    Raises: ModelLoadError for a missing or broken file, an unsupported family or option.
+    Raises: ModelLoadError for a missing or broken file; VariantNotSupported for a family or an
+    option that the compact decoder does not know.
     """
     fields = _read_fields(folder / CONFIG_FILE)
+    refuse_quantized(folder)
     family = _family(fields)
-    _refuse_unsupported(fields)
-    rope = fields.fields("rope_parameters")
-    attention_bias = fields.flag("attention_bias")
+    _refuse_variants(fields, family)
     heads = fields.integer("num_attention_heads")
     hidden_size = fields.integer("hidden_size")
+    head_size = fields.integer("head_dim", default=family.head_size_default or hidden_size // heads)
     config = ModelConfig(
         family=family,
         layers=fields.integer("num_hidden_layers"),
         hidden_size=hidden_size,
         heads=heads,
         kv_heads=fields.integer("num_key_value_heads", default=heads),
-        head_size=fields.integer("head_dim", default=hidden_size // heads),
-        intermediate_size=fields.integer("intermediate_size"),
+        head_size=head_size,
+        intermediate_size=fields.integer(family.intermediate_field),
         vocabulary_size=fields.integer("vocab_size"),
         context_tokens_max=fields.integer("max_position_embeddings"),
-        norm_epsilon=fields.number("rms_norm_eps", default=1e-6),
-        rope_theta=rope.number("rope_theta", default=fields.number("rope_theta", default=10_000.0)),
+        norm_epsilon=_norm_epsilon(fields, family),
+        rope_theta=_rope_theta(fields, family),
         rope_scaling=_rope_scaling(fields),
-        has_qkv_bias=attention_bias if family.has_qkv_bias is None else family.has_qkv_bias,
-        has_output_bias=(
-            attention_bias if family.has_output_bias is None else family.has_output_bias
+        rotary_size=_rotary_size(fields, family, head_size=head_size),
+        window_tokens=_window_tokens(fields, family),
+        activation=_activation(fields, family),
+        has_qkv_bias=fields.bias(family.qkv_bias),
+        has_output_bias=fields.bias(family.output_bias),
+        has_mlp_bias=fields.bias(family.mlp_bias),
+        is_residual_parallel=(
+            family.has_parallel_residual and fields.flag("use_parallel_residual", default=True)
         ),
-        has_mlp_bias=fields.flag("mlp_bias"),
-        is_embedding_tied=fields.flag("tie_word_embeddings"),
-        eos_token_ids=_eos_token_ids(folder, fields),
-        dtype_name=fields.text("dtype", fields.text("torch_dtype")),
+        is_embedding_tied=fields.flag(
+            "tie_word_embeddings", default=family.is_embedding_tied_default
+        ),
+        eos_token_ids=read_eos_token_ids(folder),
+        dtype_name=read_dtype_name(folder),
     )
-    if config.heads % config.kv_heads != 0 or config.head_size % 2 != 0:
+    if config.heads % config.kv_heads != 0 or config.rotary_size % 2 != 0:
         raise ModelLoadError(
             f"{fields.path}: {config.heads} heads over {config.kv_heads} KV heads of size "
             f"{config.head_size} do not divide evenly"
         )
     return config
+
+
+def read_eos_token_ids(folder: Path) -> frozenset[int]:
+    """Read them from generation_config.json if it names any, else from config.json, as
+    transformers does."""
+    path = folder / GENERATION_CONFIG_FILE
+    if path.exists():
+        token_ids = _read_fields(path).token_ids("eos_token_id")
+        if token_ids:
+            return token_ids
+    return _read_fields(folder / CONFIG_FILE).token_ids("eos_token_id")
+
+
+def read_dtype_name(folder: Path) -> str | None:
+    """Read what the weights are stored in, as config.json says."""
+    fields = _read_fields(folder / CONFIG_FILE)
+    return fields.text("dtype", fields.text("torch_dtype"))
 
 
 def _read_fields(path: Path) -> _Fields:
@@ -182,21 +251,71 @@ def _family(fields: _Fields) -> Family:
     model_type = fields.text("model_type")
     family = FAMILIES.get(model_type or "")
     if family is None:
-        raise ModelLoadError(
+        raise VariantNotSupported(
             f"{fields.path}: model_type {model_type!r} is not supported; "
             f"supported are: {', '.join(sorted(FAMILIES))}"
         )
     return family
 
 
-def _refuse_unsupported(fields: _Fields) -> None:
-    activation = fields.text("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ModelLoadError(f"{fields.path}: hidden_act {activation!r} is not supported: silu is")
-    if fields.flag("use_sliding_window"):
-        raise ModelLoadError(f"{fields.path}: use_sliding_window is not supported")
+def refuse_quantized(folder: Path) -> None:
+    """Raise ModelLoadError if the folder's config.json says that its weights are quantized."""
+    fields = _read_fields(folder / CONFIG_FILE)
     if fields.has("quantization_config"):
         raise ModelLoadError(f"{fields.path}: quantized weights are not supported")
+
+
+def _refuse_variants(fields: _Fields, family: Family) -> None:
+    if fields.flag("use_sliding_window"):
+        raise VariantNotSupported(f"{fields.path}: use_sliding_window is not supported")
+    for name, value in family.plain_only:
+        if not fields.is_plain(name, value):
+            raise VariantNotSupported(f"{fields.path}: {name} is not supported, save as {value}")
+    if fields.has("word_embed_proj_dim") and not fields.is_plain(
+        "word_embed_proj_dim", fields.integer("hidden_size")
+    ):
+        raise VariantNotSupported(
+            f"{fields.path}: word_embed_proj_dim is not supported, save as hidden_size"
+        )
+
+
+def _activation(fields: _Fields, family: Family) -> Activation:
+    name = fields.text(family.activation_field) or family.activation_default
+    if name not in ACTIVATIONS:
+        raise VariantNotSupported(
+            f"{fields.path}: {family.activation_field} {name!r} is not supported; "
+            f"supported are: {', '.join(sorted(ACTIVATIONS))}"
+        )
+    return ACTIVATIONS[name]
+
+
+def _norm_epsilon(fields: _Fields, family: Family) -> float:
+    if family.norm_epsilon_field is None:
+        return family.norm_epsilon_default
+    return fields.number(family.norm_epsilon_field, default=family.norm_epsilon_default)
+
+
+def _rope_theta(fields: _Fields, family: Family) -> float:
+    old_spelling = fields.number(family.rope_theta_field, default=10_000.0)
+    return fields.fields("rope_parameters").number("rope_theta", default=old_spelling)
+
+
+def _rotary_size(fields: _Fields, family: Family, *, head_size: int) -> int:
+    if family.names.positions is not None:
+        return 0
+    share = family.rotary_share_default
+    if family.rotary_share_field is not None:
+        share = fields.number(family.rotary_share_field, default=share)
+        share = fields.fields("rope_parameters").number("partial_rotary_factor", default=share)
+    elif not fields.fields("rope_parameters").is_plain("partial_rotary_factor", 1.0):
+        raise VariantNotSupported(f"{fields.path}: partial_rotary_factor is not supported")
+    return int(head_size * share)
+
+
+def _window_tokens(fields: _Fields, family: Family) -> int | None:
+    if not family.has_window:
+        return None
+    return fields.optional_integer("sliding_window", family.window_default)
 
 
 def _rope_scaling(fields: _Fields) -> Llama3Scaling | LinearScaling | None:
@@ -217,16 +336,7 @@ def _rope_scaling(fields: _Fields) -> Llama3Scaling | LinearScaling | None:
                 original_context_tokens=rope.integer("original_max_position_embeddings"),
             )
         case _:
-            raise ModelLoadError(
+            raise VariantNotSupported(
                 f"{fields.path}: rope type {rope_type!r} is not supported; "
                 "supported are: default, linear, llama3"
             )
-
-
-def _eos_token_ids(folder: Path, fields: _Fields) -> frozenset[int]:
-    path = folder / GENERATION_CONFIG_FILE
-    if path.exists():
-        token_ids = _read_fields(path).token_ids("eos_token_id")
-        if token_ids:
-            return token_ids
-    return fields.token_ids("eos_token_id")

@@ -1,6 +1,6 @@
 """Rotary position embedding, computed in the same steps as transformers does, to the last bit.
 
-Legend: P positions, N rows (tokens), H heads, D head size.
+Legend: P positions, N rows (tokens), H heads, D elements of each head that turn.
 """
 
 import math
@@ -46,8 +46,8 @@ class Rotation:
 
 
 def _scaled_frequencies(config: ModelConfig) -> torch.Tensor:
-    pairs = torch.arange(0, config.head_size, 2, dtype=torch.float32)
-    frequencies: torch.Tensor = 1.0 / (config.rope_theta ** (pairs / config.head_size))
+    pairs = torch.arange(0, config.rotary_size, 2, dtype=torch.float32)
+    frequencies: torch.Tensor = 1.0 / (config.rope_theta ** (pairs / config.rotary_size))
     match config.rope_scaling:
         case None:
             return frequencies

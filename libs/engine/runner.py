@@ -1,21 +1,45 @@
 """Carries out the scheduler's plans: one forward pass, sampling and text per step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
+from libs.contracts.online import TokenLogprobs
 from libs.engine.attention import PagedAttention
-from libs.engine.decoder import Decoder, DecoderStep
+from libs.engine.decoder import DecoderStep
+from libs.engine.logits_adjuster import LogitsAdjuster, needs_adjuster
 from libs.engine.requests import SequenceRequest
 from libs.engine.sampling import SamplingRow, sample_tokens
-from libs.engine.steps import SampledToken, StepPlan, StepResult
+from libs.engine.steps import PlanEntry, SampledToken, StepPlan, StepResult
 from libs.engine.text_stream import Detokenizer, TextStream
+from libs.engine.token_scores import ScoreRequest, score_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenSequence:
     request: SequenceRequest
     text: TextStream
+    adjuster: LogitsAdjuster | None
+
+
+class StepDecoder(Protocol):
+    """A model whose KV lives in a PagedAttention."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, the KV and the logits."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    def forward(self, step: DecoderStep, *, attention: PagedAttention) -> torch.Tensor:
+        """Compute the rows, write their KV, and return logits_RV of the sampling rows."""
+        ...
 
 
 class ModelRunner:
@@ -28,14 +52,16 @@ class ModelRunner:
     def __init__(
         self,
         *,
-        decoder: Decoder,
+        decoder: StepDecoder,
         attention: PagedAttention,
         detokenizer: Detokenizer,
+        vocabulary_size: int,
         eos_token_ids: frozenset[int],
     ) -> None:
         self._decoder = decoder
         self._attention = attention
         self._detokenizer = detokenizer
+        self._vocabulary_size = vocabulary_size
         self._eos_token_ids = eos_token_ids
         self._sequences: dict[str, _OpenSequence] = {}
 
@@ -45,29 +71,44 @@ class ModelRunner:
             del self._sequences[sequence_id]
         for request in plan.opened:
             self._sequences[request.sequence_id] = self._open(request)
-        sampling_entries = [entry for entry in plan.entries if entry.is_sampling]
-        rows = [
-            SamplingRow(
-                options=self._sequences[entry.sequence_id].request.sampling,
-                output_index=entry.output_index,
+        entries = [entry for entry in plan.entries if entry.is_sampling]
+        rows = []
+        for entry in entries:
+            sequence = self._sequences[entry.sequence_id]
+            rows.append(
+                SamplingRow(
+                    options=sequence.request.sampling,
+                    output_index=entry.output_index,
+                    adjuster=sequence.adjuster,
+                )
             )
-            for entry in sampling_entries
-        ]
         with torch.inference_mode():
             logits_RV = self._decoder.forward(self._step(plan), attention=self._attention)
             token_ids = sample_tokens(logits_RV, rows) if rows else []
-        return StepResult(
-            step_id=plan.step_id,
-            sampled=tuple(
-                self._sampled(entry.sequence_id, token_id)
-                for entry, token_id in zip(sampling_entries, token_ids, strict=True)
-            ),
-        )
+            logprobs = self._scores(logits_RV, entries, token_ids)
+            sampled = [
+                self._sampled(entry, token_id, logprobs=logprobs.get(index))
+                for index, (entry, token_id) in enumerate(zip(entries, token_ids, strict=True))
+            ]
+        return StepResult(step_id=plan.step_id, sampled=tuple(sampled))
 
     def _open(self, request: SequenceRequest) -> _OpenSequence:
-        text = TextStream(self._detokenizer, stop_strings=request.stop.stop_strings)
+        text = TextStream(
+            self._detokenizer,
+            stop_strings=request.stop.stop_strings,
+            min_tokens=request.stop.min_tokens,
+        )
         text.replay(request.generated_token_ids)
-        return _OpenSequence(request, text)
+        adjuster = None
+        if needs_adjuster(request):
+            with torch.inference_mode():
+                adjuster = LogitsAdjuster(
+                    request,
+                    eos_token_ids=self._eos_token_ids,
+                    vocabulary_size=self._vocabulary_size,
+                    device=self._decoder.device,
+                )
+        return _OpenSequence(request, text, adjuster)
 
     def _step(self, plan: StepPlan) -> DecoderStep:
         token_ids: list[int] = []
@@ -87,18 +128,35 @@ class ModelRunner:
             attention=self._attention.prepare(plan.entries),
         )
 
-    def _sampled(self, sequence_id: str, token_id: int) -> SampledToken:
-        sequence = self._sequences[sequence_id]
+    def _scores(
+        self, logits_RV: torch.Tensor, entries: Sequence[PlanEntry], token_ids: Sequence[int]
+    ) -> dict[int, TokenLogprobs]:
+        """Return the log probabilities of the rows that ask for them."""
+        requests = []
+        for row, (entry, token_id) in enumerate(zip(entries, token_ids, strict=True)):
+            best = self._sequences[entry.sequence_id].request.sampling.logprobs
+            if best is not None:
+                requests.append(ScoreRequest(row=row, token_id=token_id, best=best))
+        scores = score_tokens(logits_RV, requests, detokenizer=self._detokenizer)
+        return {request.row: score for request, score in zip(requests, scores, strict=True)}
+
+    def _sampled(
+        self, entry: PlanEntry, token_id: int, *, logprobs: TokenLogprobs | None
+    ) -> SampledToken:
+        sequence = self._sequences[entry.sequence_id]
+        if sequence.adjuster is not None:
+            sequence.adjuster.push(token_id)
         piece = sequence.text.push(
             token_id,
             is_stop_token=sequence.request.stop.is_stop_token(
-                token_id, eos_token_ids=self._eos_token_ids
+                token_id, output_index=entry.output_index, eos_token_ids=self._eos_token_ids
             ),
         )
         return SampledToken(
-            sequence_id=sequence_id,
+            sequence_id=entry.sequence_id,
             token_id=token_id,
             text=piece.text,
             text_if_last=piece.text_if_last,
             is_stop_matched=piece.is_stop_matched,
+            logprobs=logprobs,
         )

@@ -6,15 +6,20 @@ logit / temperature + noise is a sample of the softmax. The noise of a token is 
 on the batch, nor on the device, nor on what was sampled before; a sequence resumed elsewhere
 goes on with the same noise.
 
+Order of operations, as vLLM has it: what `logits_adjuster` does (min_tokens, logit_bias,
+penalties), then the best token if the temperature is 0; else temperature, min_p, top_k, top_p.
+
 Legend: R rows, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
+from libs.engine.logits_adjuster import LogitsAdjuster
 from libs.engine.requests import SamplingOptions
 
 MASK_64: Final = (1 << 64) - 1
@@ -32,6 +37,8 @@ class SamplingRow:
     options: SamplingOptions
     output_index: int
     """Index of the token among the generated ones: the position of its noise."""
+    adjuster: LogitsAdjuster | None = None
+    """None where nothing changes the logits."""
 
 
 def sample_tokens(logits_RV: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
@@ -39,6 +46,7 @@ def sample_tokens(logits_RV: torch.Tensor, rows: Sequence[SamplingRow]) -> list[
 
     Among equal scores the lowest token id wins where nothing is filtered.
     """
+    logits_RV = _adjusted(logits_RV, rows)
     tokens: list[int] = logits_RV.argmax(dim=-1).tolist()
     noisy = [index for index, row in enumerate(rows) if row.options.temperature > 0]
     if noisy:
@@ -63,13 +71,24 @@ def gumbel_noise(
     return -torch.log(-torch.log(uniform_RV))
 
 
+def _adjusted(logits_RV: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
+    """Return the logits as the rows' options change them, a copy if any does."""
+    if all(row.adjuster is None for row in rows):
+        return logits_RV
+    adjusted_RV = logits_RV.to(torch.float32, copy=True)
+    for logits_V, row in zip(adjusted_RV, rows, strict=True):
+        if row.adjuster is not None:
+            row.adjuster.adjust_(logits_V, output_index=row.output_index)
+    return adjusted_RV
+
+
 def _sample_noisy(logits_RV: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     temperatures = [row.options.temperature for row in rows]
     scores_RV = logits_RV / torch.tensor(temperatures, device=logits_RV.device)[:, None]
     filtered = [
         index
         for index, row in enumerate(rows)
-        if row.options.top_k is not None or row.options.top_p < 1
+        if row.options.top_k is not None or row.options.top_p < 1 or row.options.min_p > 0
     ]
     if filtered:
         picked = torch.tensor(filtered, device=logits_RV.device)
@@ -80,7 +99,8 @@ def _sample_noisy(logits_RV: torch.Tensor, rows: Sequence[SamplingRow]) -> list[
 
 
 def _keep_best(scores_RV: torch.Tensor, options: Sequence[SamplingOptions]) -> torch.Tensor:
-    """Set all but the top-k, and of these all but the top-p, to minus infinity.
+    """Set what is below min-p, then all but the top-k, then all but the top-p of what is left to
+    minus infinity.
 
     The best token always stays. Equal scores are ranked by token id.
     """
@@ -90,6 +110,12 @@ def _keep_best(scores_RV: torch.Tensor, options: Sequence[SamplingOptions]) -> t
     ranks_V = torch.arange(vocabulary_size, device=device)
     top_k = [option.top_k or vocabulary_size for option in options]
     is_dropped_RV = ranks_V >= torch.tensor(top_k, device=device)[:, None]
+    # A share of the best probability is a distance from the best score.
+    distances = [-math.log(option.min_p) if option.min_p > 0 else math.inf for option in options]
+    lowest_R1 = (
+        sorted_RV[:, :1] - torch.tensor(distances, dtype=torch.float64, device=device)[:, None]
+    )
+    is_dropped_RV = is_dropped_RV | (sorted_RV < lowest_R1)
     sorted_RV = sorted_RV.masked_fill(is_dropped_RV, float("-inf"))
     probabilities_RV = sorted_RV.softmax(dim=-1)
     before_RV = probabilities_RV.cumsum(dim=-1) - probabilities_RV

@@ -376,13 +376,18 @@ class Scheduler:
             token_id=token.token_id,
             text=token.text if reason is None else token.text_if_last,
             finish_reason=reason,
+            logprobs=token.logprobs,
         )
 
     def _finish_reason(self, sequence: _Sequence, token: SampledToken) -> FinishReason | None:
         stop = sequence.request.stop
         if token.is_stop_matched:
             return "stop"
-        if stop.is_stop_token(token.token_id, eos_token_ids=self.options.eos_token_ids):
+        if stop.is_stop_token(
+            token.token_id,
+            output_index=sequence.output_index - 1,
+            eos_token_ids=self.options.eos_token_ids,
+        ):
             return "stop"
         if sequence.output_index >= stop.max_tokens:
             return "length"

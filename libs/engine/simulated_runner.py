@@ -3,13 +3,15 @@
 It stands in for the runner in simulation and in tests of everything around the engine. The token
 at one index of a sequence depends on its prompt, its seed and the index alone, as it does for a
 real model that samples with counter-based noise: so a run without disturbance is known in advance
-by `simulated_tokens`, and every disturbed run must equal it. Stop strings are not simulated.
+by `simulated_tokens`, and every disturbed run must equal it. Stop strings, penalties and biases
+are not simulated; a stop token before min_tokens does not end the sequence.
 """
 
 import hashlib
 from array import array
 from dataclasses import dataclass
 
+from libs.contracts.online import ScoredToken, TokenLogprobs
 from libs.engine.requests import SequenceRequest
 from libs.engine.steps import SampledToken, StepPlan, StepResult
 from libs.kernel.core import require
@@ -70,13 +72,18 @@ class SimulatedRunner:
     def _sample(self, request: SequenceRequest, index: int) -> SampledToken:
         token_id = simulated_token(request, index=index, vocabulary_size=self._vocabulary_size)
         text = simulated_text(token_id)
-        is_stop = request.stop.is_stop_token(token_id, eos_token_ids=self._eos_token_ids)
+        is_stop = request.stop.is_stop_token(
+            token_id, output_index=index, eos_token_ids=self._eos_token_ids
+        )
         return SampledToken(
             sequence_id=request.sequence_id,
             token_id=token_id,
             text=text,
             text_if_last="" if is_stop else text,
             is_stop_matched=False,
+            logprobs=simulated_logprobs(
+                token_id, best=request.sampling.logprobs, vocabulary_size=self._vocabulary_size
+            ),
         )
 
 
@@ -93,6 +100,23 @@ def simulated_text(token_id: int) -> str:
     return f"<{token_id}>"
 
 
+def simulated_logprobs(
+    token_id: int, *, best: int | None, vocabulary_size: int
+) -> TokenLogprobs | None:
+    """Return what a simulated engine reports of a token: it is the best, its neighbours follow."""
+    if best is None:
+        return None
+    ranked = [(token_id + rank) % vocabulary_size for rank in range(min(best, vocabulary_size))]
+    return TokenLogprobs(
+        chosen=_simulated_score(token_id, rank=0),
+        best=tuple(_simulated_score(other, rank=rank) for rank, other in enumerate(ranked)),
+    )
+
+
+def _simulated_score(token_id: int, *, rank: int) -> ScoredToken:
+    return ScoredToken(token_id=token_id, text=simulated_text(token_id), logprob=-0.5 * (rank + 1))
+
+
 def simulated_tokens(
     request: SequenceRequest,
     *,
@@ -106,6 +130,6 @@ def simulated_tokens(
     for index in range(min(request.stop.max_tokens, room)):
         token_id = simulated_token(request, index=index, vocabulary_size=vocabulary_size)
         token_ids.append(token_id)
-        if request.stop.is_stop_token(token_id, eos_token_ids=eos_token_ids):
+        if request.stop.is_stop_token(token_id, output_index=index, eos_token_ids=eos_token_ids):
             break
     return tuple(token_ids)

@@ -8,6 +8,7 @@ account(StepResult)           pure: grows the sequences, ends them, returns Toke
 from dataclasses import dataclass
 from typing import Literal
 
+from libs.contracts.online import TokenLogprobs
 from libs.engine.requests import SequenceRequest
 
 FinishReason = Literal["stop", "length"]
@@ -60,6 +61,8 @@ class SampledToken:
     back, and leaves out the text of the token itself if it is a stop token."""
     is_stop_matched: bool
     """Whether a stop string is complete; `text` then ends before it."""
+    logprobs: TokenLogprobs | None = None
+    """Exactly where the request asks for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,8 @@ class TokenEmitted:
     text: str
     finish_reason: FinishReason | None
     """Not None exactly on the sequence's last token."""
+    logprobs: TokenLogprobs | None = None
+    """Exactly where the request asks for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

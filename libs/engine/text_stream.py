@@ -46,10 +46,15 @@ class TextPiece:
 class TextStream:
     """The text of one sequence's generated tokens."""
 
-    def __init__(self, detokenizer: Detokenizer, *, stop_strings: tuple[str, ...]) -> None:
+    def __init__(
+        self, detokenizer: Detokenizer, *, stop_strings: tuple[str, ...], min_tokens: int = 0
+    ) -> None:
+        """Look for stop strings in what becomes certain after the first `min_tokens` tokens."""
         assert "" not in stop_strings
         self._detokenizer = detokenizer
         self._stop_strings = stop_strings
+        self._tokens_unmatched = min_tokens
+        """How many more tokens come before stop strings count."""
         self._window: list[int] = []
         self._settled_tokens = 0
         """Of the window, those whose text is settled; 0 only before the first."""
@@ -73,6 +78,9 @@ class TextStream:
             return TextPiece(text, text, False)
         self._window.append(token_id)
         settled, unsettled = self._settle()
+        if self._tokens_unmatched > 0:
+            self._tokens_unmatched -= 1
+            return TextPiece(settled, settled + unsettled, False)
         self._held_back += settled
         text, is_stop_matched = self._cut(self._held_back)
         if is_stop_matched:

@@ -1,8 +1,9 @@
 """Reads a checkpoint's tensors by slice, so that a shard never loads more than it holds."""
 
 import json
+from collections.abc import Container
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -33,87 +34,125 @@ class LinearRows:
     weights: tuple[TensorRow, ...]
     biases: tuple[TensorRow, ...]
     """One for each weight, or none."""
+    heads_interleaved: int | None = None
+    """The checkpoint holds [query, key, value] of each of so many heads in turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormRows:
+    """The tensors of one norm."""
+
+    weight: TensorRow
+    bias: TensorRow | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRows:
     """The tensors of one decoder layer."""
 
-    attention_norm: TensorRow
+    attention_norm: NormRows
     qkv: LinearRows
+    head_norms: tuple[NormRows, NormRows] | None
     output: LinearRows
-    mlp_norm: TensorRow
-    gate_up: LinearRows
+    mlp_norm: NormRows
+    up: LinearRows
+    """Gate and up, one below the other, where the MLP is gated."""
     down: LinearRows
 
 
 def embedding_row(config: ModelConfig) -> TensorRow:
     """Name the token embedding."""
     shape = (config.vocabulary_size, config.hidden_size)
-    return TensorRow(name="model.embed_tokens.weight", shape=shape, shard_axis=0)
+    return TensorRow(name=config.family.names.embedding, shape=shape, shard_axis=0)
 
 
-def final_norm_row(config: ModelConfig) -> TensorRow:
+def positions_row(config: ModelConfig) -> TensorRow | None:
+    """Name the learned embedding of positions, if the family has one."""
+    name = config.family.names.positions
+    if name is None:
+        return None
+    rows = config.context_tokens_max + config.family.position_offset
+    return TensorRow(name=name, shape=(rows, config.hidden_size), shard_axis=None)
+
+
+def final_norm_rows(config: ModelConfig) -> NormRows:
     """Name the norm before the head."""
-    return TensorRow(name="model.norm.weight", shape=(config.hidden_size,), shard_axis=None)
+    return _norm_rows(config, config.family.names.final_norm, size=config.hidden_size)
 
 
-def head_rows(config: ModelConfig) -> LinearRows:
+def head_rows(config: ModelConfig, *, names_present: Container[str]) -> LinearRows:
     """Name the linear that makes logits; a tied one is the embedding."""
     embedding = embedding_row(config)
-    name = embedding.name if config.is_embedding_tied else "lm_head.weight"
+    names = config.family.names.heads
+    name = next((name for name in names if name in names_present), names[0])
+    if config.is_embedding_tied:
+        name = embedding.name
     weight = TensorRow(name=name, shape=embedding.shape, shard_axis=0)
     return LinearRows(weights=(weight,), biases=())
 
 
 def layer_rows(config: ModelConfig, *, layer: int) -> LayerRows:
-    """Name the tensors of one layer, llama's naming, which qwen2 shares."""
-    prefix = f"model.layers.{layer}."
+    """Name the tensors of one layer."""
+    names = config.family.names
+    prefix = names.layer_prefix.format(layer)
     hidden, intermediate = config.hidden_size, config.intermediate_size
     query, key = config.heads * config.head_size, config.kv_heads * config.head_size
 
-    def norm(name: str) -> TensorRow:
-        return TensorRow(name=f"{prefix}{name}.weight", shape=(hidden,), shard_axis=None)
+    def norm(name: str, size: int = hidden) -> NormRows:
+        return _norm_rows(config, prefix + name, size=size)
 
-    def fused(
-        parts: dict[str, int], *, columns: int, axis: Literal[0, 1], has_bias: bool
-    ) -> LinearRows:
-        weights = tuple(
-            TensorRow(name=f"{prefix}{name}.weight", shape=(rows, columns), shard_axis=axis)
-            for name, rows in parts.items()
-        )
-        # A bias follows the rows; behind a cut by columns it is added once, by one shard.
-        biases = tuple(
-            TensorRow(
-                name=f"{prefix}{name}.bias", shape=(rows,), shard_axis=0 if axis == 0 else None
-            )
-            for name, rows in parts.items()
-            if has_bias
-        )
-        return LinearRows(weights=weights, biases=biases)
+    def by_rows(parts: dict[str, int], *, has_bias: bool) -> LinearRows:
+        return _linear_rows(prefix, parts, columns=hidden, axis=0, has_bias=has_bias)
 
+    def by_columns(name: str, *, columns: int, has_bias: bool) -> LinearRows:
+        return _linear_rows(prefix, {name: hidden}, columns=columns, axis=1, has_bias=has_bias)
+
+    if len(names.qkv) == 1:
+        qkv = replace(
+            by_rows({names.qkv[0]: 3 * query}, has_bias=config.has_qkv_bias),
+            heads_interleaved=config.heads,
+        )
+    else:
+        sizes = dict(zip(names.qkv, (query, key, key), strict=True))
+        qkv = by_rows(sizes, has_bias=config.has_qkv_bias)
+    head_norms = None
+    if names.head_norms is not None:
+        head_norms = (
+            norm(names.head_norms[0], config.head_size),
+            norm(names.head_norms[1], config.head_size),
+        )
     return LayerRows(
-        attention_norm=norm("input_layernorm"),
-        qkv=fused(
-            {"self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": key},
-            columns=hidden,
-            axis=0,
-            has_bias=config.has_qkv_bias,
-        ),
-        output=fused(
-            {"self_attn.o_proj": hidden}, columns=query, axis=1, has_bias=config.has_output_bias
-        ),
-        mlp_norm=norm("post_attention_layernorm"),
-        gate_up=fused(
-            {"mlp.gate_proj": intermediate, "mlp.up_proj": intermediate},
-            columns=hidden,
-            axis=0,
-            has_bias=config.has_mlp_bias,
-        ),
-        down=fused(
-            {"mlp.down_proj": hidden}, columns=intermediate, axis=1, has_bias=config.has_mlp_bias
-        ),
+        attention_norm=norm(names.attention_norm),
+        qkv=qkv,
+        head_norms=head_norms,
+        output=by_columns(names.output, columns=query, has_bias=config.has_output_bias),
+        mlp_norm=norm(names.mlp_norm),
+        up=by_rows(dict.fromkeys(names.up, intermediate), has_bias=config.has_mlp_bias),
+        down=by_columns(names.down, columns=intermediate, has_bias=config.has_mlp_bias),
     )
+
+
+def _norm_rows(config: ModelConfig, name: str, *, size: int) -> NormRows:
+    weight = TensorRow(name=f"{name}.weight", shape=(size,), shard_axis=None)
+    bias = TensorRow(name=f"{name}.bias", shape=(size,), shard_axis=None)
+    return NormRows(weight=weight, bias=bias if config.family.is_layer_norm else None)
+
+
+def _linear_rows(
+    prefix: str, parts: dict[str, int], *, columns: int, axis: Literal[0, 1], has_bias: bool
+) -> LinearRows:
+    weights = tuple(
+        TensorRow(name=f"{prefix}{name}.weight", shape=(rows, columns), shard_axis=axis)
+        for name, rows in parts.items()
+    )
+    # A bias follows the rows; behind a cut by columns it is added once, by one shard.
+    bias_axis: Literal[0] | None = 0 if axis == 0 else None
+    biases = tuple(
+        TensorRow(name=f"{prefix}{name}.bias", shape=(rows,), shard_axis=bias_axis)
+        for name, rows in parts.items()
+        if has_bias
+    )
+    return LinearRows(weights=weights, biases=biases)
 
 
 class Checkpoint:
@@ -140,6 +179,11 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self._open_files.close()
+
+    @property
+    def names(self) -> Container[str]:
+        """The tensors that the files hold."""
+        return self._location_by_tensor.keys()
 
     def read(self, row: TensorRow, *, dtype: torch.dtype) -> torch.Tensor:
         """Read a whole tensor."""
@@ -168,10 +212,20 @@ class Checkpoint:
             raise ModelLoadError(f"{path}: tensor {row.name} is {part.dtype}, not a plain float")
         return part.to(dtype)
 
-    def read_fused(self, rows: tuple[TensorRow, ...], *, dtype: torch.dtype) -> torch.Tensor:
-        """Read tensors one below another into one."""
+    def read_fused(
+        self,
+        rows: tuple[TensorRow, ...],
+        *,
+        dtype: torch.dtype,
+        heads_interleaved: int | None = None,
+    ) -> torch.Tensor:
+        """Read tensors one below another into one: all queries, all keys, all values."""
         parts = [self.read(row, dtype=dtype) for row in rows]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        fused = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if heads_interleaved is None:
+            return fused
+        by_head = fused.view(heads_interleaved, 3, -1, *fused.shape[1:])
+        return by_head.transpose(0, 1).reshape(fused.shape)
 
 
 def _weight_files(folder: Path) -> list[Path]:

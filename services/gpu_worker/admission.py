@@ -17,9 +17,19 @@ def sequence_of(start: StartSession, *, sequence_id: str) -> SequenceRequest:
             top_k=spec.sampling.top_k,
             top_p=spec.sampling.top_p,
             seed=spec.sampling.seed or 0,
+            min_p=spec.sampling.min_p,
+            repetition_penalty=spec.sampling.repetition_penalty,
+            presence_penalty=spec.sampling.presence_penalty,
+            frequency_penalty=spec.sampling.frequency_penalty,
+            logit_bias=tuple(sorted(spec.sampling.logit_bias.items())),
+            logprobs=spec.sampling.logprobs,
         ),
         stop=StopOptions(
-            max_tokens=spec.max_tokens, stop_strings=spec.stop, ignore_eos=spec.ignore_eos
+            max_tokens=spec.max_tokens,
+            stop_strings=spec.stop,
+            stop_token_ids=frozenset(spec.sampling.stop_token_ids),
+            ignore_eos=spec.ignore_eos,
+            min_tokens=spec.sampling.min_tokens,
         ),
         priority=spec.priority,
     )

@@ -6,6 +6,7 @@ answer up to `resend_after_ns_max`, and starts anew with every receipt that says
 
 from collections.abc import Iterable
 
+from libs.contracts.online import TokenLogprobs
 from libs.contracts.sessions import TokenReceipt
 from libs.contracts.token_step import SessionTokens, TokenStep
 from libs.engine.steps import TokenEmitted
@@ -19,6 +20,10 @@ TOKEN_BYTES = 5 + 5
 """A token id and the head of its text, at most."""
 CHARACTER_BYTES = 4
 """UTF-8, at most."""
+SCORE_BYTES = 9 + TOKEN_BYTES + 1
+"""A log probability beside its token, at most."""
+SCORES_BYTES = 1 + 5
+"""Framing of one token's log probabilities, at most."""
 
 
 class Delivery:
@@ -98,6 +103,7 @@ class Delivery:
         entry_bytes = ENTRY_BYTES
         for index in range(first, min(len(session.token_ids), first + self._tokens_max)):
             entry_bytes += TOKEN_BYTES + CHARACTER_BYTES * len(session.text_at(index))
+            entry_bytes += _logprobs_bytes_at_most(session.logprobs_at(index))
             if entry_bytes > self._options.message_bytes_max and index > first:
                 return index
         return min(len(session.token_ids), first + self._tokens_max)
@@ -129,4 +135,13 @@ def _batches(entries: Iterable[SessionTokens], bytes_max: int) -> Iterable[list[
 
 def _bytes_at_most(entry: SessionTokens) -> int:
     characters = sum(map(len, entry.texts))
-    return ENTRY_BYTES + TOKEN_BYTES * len(entry.texts) + CHARACTER_BYTES * characters
+    texts_bytes = TOKEN_BYTES * len(entry.texts) + CHARACTER_BYTES * characters
+    return ENTRY_BYTES + texts_bytes + _logprobs_bytes_at_most(entry.logprobs)
+
+
+def _logprobs_bytes_at_most(logprobs: Iterable[TokenLogprobs]) -> int:
+    return sum(
+        SCORES_BYTES
+        + sum(SCORE_BYTES + CHARACTER_BYTES * len(s.text) for s in (item.chosen, *item.best))
+        for item in logprobs
+    )

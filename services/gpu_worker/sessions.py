@@ -7,7 +7,7 @@ index without a step being computed again.
 
 from collections.abc import Iterator
 
-from libs.contracts.online import FinishReason
+from libs.contracts.online import FinishReason, TokenLogprobs
 from libs.contracts.sessions import SessionSpec, StartSession
 from libs.contracts.token_step import SessionTokens
 from libs.engine.steps import TokenEmitted
@@ -23,6 +23,7 @@ class HeldSession:
         "base_index",
         "finish_reason",
         "finished_at_ns",
+        "logprobs",
         "resend_at_ns",
         "resend_delay_ns",
         "router_id",
@@ -42,6 +43,8 @@ class HeldSession:
         self.token_ids = list(start.generated_token_ids)
         self.texts: list[str] = []
         """texts[i] belongs to token `base_index + i`; texts before are known to the router only."""
+        self.logprobs: list[TokenLogprobs] = []
+        """As texts are, where the request asks for log probabilities; else empty."""
         self.base_index = len(start.generated_token_ids)
         self.acknowledged_index = self.base_index
         """The router has journaled every token below this index."""
@@ -68,6 +71,10 @@ class HeldSession:
         require(self.finish_reason is None, f"{self.sequence_id} goes on after its end")
         self.token_ids.append(token.token_id)
         self.texts.append(token.text)
+        if self.spec.sampling.logprobs is not None:
+            require(token.logprobs is not None, f"{self.sequence_id} lacks log probabilities")
+            assert token.logprobs is not None
+            self.logprobs.append(token.logprobs)
         if token.finish_reason is not None:
             self.finish_reason = FinishReason(token.finish_reason)
 
@@ -95,17 +102,23 @@ class HeldSession:
         """Return the text of the token at this index, which was generated here."""
         return self.texts[index - self.base_index]
 
+    def logprobs_at(self, index: int) -> tuple[TokenLogprobs, ...]:
+        """Return the log probabilities of that token, if the request asks for them."""
+        return tuple(self.logprobs[index - self.base_index : index - self.base_index + 1])
+
     def tokens_between(self, first_index: int, end_index: int) -> SessionTokens:
         """Return these tokens as they go on the wire; the end goes with the last of all."""
         require(self.base_index <= first_index, f"{self.sequence_id} has no such text")
         is_last = end_index == len(self.token_ids)
+        held = slice(first_index - self.base_index, end_index - self.base_index)
         return SessionTokens(
             request_id=self.request_id,
             session_epoch=self.session_epoch,
             first_index=first_index,
             token_ids=tuple(self.token_ids[first_index:end_index]),
-            texts=tuple(self.texts[first_index - self.base_index : end_index - self.base_index]),
+            texts=tuple(self.texts[held]),
             finish_reason=self.finish_reason if is_last else None,
+            logprobs=tuple(self.logprobs[held]),
         )
 
     def check_invariants(self) -> None:
@@ -118,6 +131,10 @@ class HeldSession:
         require(
             len(self.texts) == len(self.token_ids) - self.base_index,
             f"{name} has not one text per token",
+        )
+        require(
+            len(self.logprobs) == (0 if self.spec.sampling.logprobs is None else len(self.texts)),
+            f"{name} has not one log probability per token, or some that nobody asked for",
         )
         require(
             (self.finish_reason is None) == (self.finished_at_ns is None),

@@ -1,11 +1,12 @@
 """What chat and completions share: how a request becomes a message, an answer becomes JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from pydantic import JsonValue, ValidationError
 
+from libs.client.conversation import Token
 from libs.client.token_stream import Usage
 from libs.contracts.online import (
     ChatMessage,
@@ -18,9 +19,6 @@ from services.http_gateway.schemas import ChatRequest, CompletionRequest
 
 JsonObject: TypeAlias = Mapping[str, JsonValue]
 
-DEFAULT_TEMPERATURE: Final = 1.0
-DEFAULT_TOP_P: Final = 1.0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerHead:
@@ -32,27 +30,66 @@ class AnswerHead:
     """As the caller wrote it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What an answer shows beside its text."""
+
+    logprobs: bool = False
+    token_ids: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What an answer repeats of one prompt, if anything."""
+
+    echo: str = ""
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """The next tokens of one choice."""
+
+    choice_index: int
+    tokens: Sequence[Token]
+    characters_before: int
+    """Length of the choice's text so far."""
+
+    @property
+    def text(self) -> str:
+        """The text that the tokens add."""
+        return "".join(token.text for token in self.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """One choice is complete."""
+
+    choice_index: int
+    finish_reason: FinishReason
+
+
 class AnswerForm(Protocol):
     """The shape of an endpoint's answers; pure."""
 
-    def opening(self) -> JsonObject | None:
-        """Return the chunk before the first text, where there is one."""
+    def openings(self) -> Sequence[JsonObject]:
+        """Return the chunks before the first text."""
         ...
 
-    def piece(self, text: str) -> JsonObject:
-        """Return a chunk with more text."""
+    def piece(self, piece: Piece) -> JsonObject | None:
+        """Return a chunk with more text; None if these tokens show nothing."""
         ...
 
-    def ending(self, finish_reason: FinishReason) -> JsonObject:
-        """Return the chunk that says why the text ends; comes once."""
+    def ending(self, ended: Ended) -> JsonObject:
+        """Return the chunk that says why a choice ends; comes once for each."""
         ...
 
     def usage_only(self) -> JsonObject:
         """Return a chunk without choices, to carry the usage."""
         ...
 
-    def whole(self, text: str, *, finish_reason: FinishReason, usage: Usage) -> JsonObject:
-        """Return the answer in one object."""
+    def whole(self, choices: Sequence[tuple[Piece, Ended]], *, usage: Usage) -> JsonObject:
+        """Return the answer in one object; each choice with all of its tokens, in order."""
         ...
 
 
@@ -71,26 +108,38 @@ def submission_of(
     request_id: str,
     expires_after_ms: int,
     max_tokens: int | None,
+    logprobs: int | None,
     prompt: str | None = None,
     messages: tuple[ChatMessage, ...] | None = None,
     prompt_token_ids: tuple[int, ...] | None = None,
+    tools: tuple[dict[str, JsonValue], ...] = (),
 ) -> SubmitRequest:
     """Return the message that asks for this. Raises: ApiError for what the contract refuses."""
     stop = request.stop
     sampling: dict[str, Any] = {
-        "temperature": _given(request.temperature, DEFAULT_TEMPERATURE),
-        "top_p": _given(request.top_p, DEFAULT_TOP_P),
+        "temperature": request.temperature,
+        "top_p": request.top_p,
         "top_k": request.top_k if request.top_k is not None and request.top_k > 0 else None,
+        "min_p": request.min_p,
         "seed": request.seed,
+        "repetition_penalty": request.repetition_penalty,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "logit_bias": request.logit_bias,
+        "min_tokens": request.min_tokens,
+        "stop_token_ids": request.stop_token_ids,
+        "logprobs": logprobs,
     }
+    given = {name: value for name, value in sampling.items() if value is not None}
     try:
         return SubmitRequest(
             request_id=request_id,
             prompt=prompt,
             messages=messages,
             prompt_token_ids=prompt_token_ids,
+            tools=tools,
             max_tokens=max_tokens,
-            sampling=SamplingParameters(**sampling),
+            sampling=SamplingParameters(**given),
             stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
             ignore_eos=bool(request.ignore_eos),
             priority=request.priority or 0,
@@ -98,7 +147,3 @@ def submission_of(
         )
     except ValidationError as error:
         raise from_validation(error) from None
-
-
-def _given(value: float | None, default: float) -> float:
-    return default if value is None else value

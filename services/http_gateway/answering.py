@@ -5,7 +5,8 @@ Nothing is sent before a router has accepted, so that a refusal has a proper HTT
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -14,12 +15,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from libs.client.client import TideClient
-from libs.client.conversation import Token
 from libs.client.errors import RequestFailedError, RequestRefused
-from libs.client.token_stream import TokenStream, Usage
+from libs.client.token_stream import Usage
 from libs.contracts.online import SubmitRequest
 from libs.kernel.errors import Unavailable
-from services.http_gateway.answer_form import AnswerForm, JsonObject, usage_object
+from services.http_gateway.answer_form import AnswerForm, Ended, JsonObject, usage_object
+from services.http_gateway.choices import Choice, all_of, merged
 from services.http_gateway.errors import ApiError, from_exception
 from services.http_gateway.measures import Measures
 from services.http_gateway.schemas import StreamOptions
@@ -39,7 +40,12 @@ class Order:
     """What a caller asked for, in the fleet's words, and how the answer is to look."""
 
     model: str
-    submission: SubmitRequest
+    request_id: str
+    shown_id: str
+    """By which the caller knows the request."""
+    submissions: Sequence[SubmitRequest]
+    """One for each choice, by index."""
+    answers_per_prompt: int
     form: AnswerForm
     prompt_parameter: str
     is_streaming: bool
@@ -55,15 +61,15 @@ class Answering:
         self._life_s_max = request_timeout_s + STREAM_LIFE_MARGIN_S
 
     async def answer(self, order: Order, request: Request) -> Response:
-        """Return the response once the request is accepted (stream) or complete (whole).
+        """Return the response once all choices are accepted (stream) or complete (whole).
 
-        Raises: ApiError where it is refused or fails before anything was sent.
+        Raises: ApiError where one is refused or fails before anything was sent.
         """
-        answer = _Answer(order, self._client.submit(order.model, order.submission), self._measures)
+        answer = _Answer(order, self._client, self._measures)
         response: Response | None
         try:
             if order.is_streaming:
-                await _unless_disconnected(request, answer.stream.accepted())
+                await _unless_disconnected(request, answer.accepted())
                 return EventStream(
                     answer.events(), life_s_max=self._life_s_max, on_close=answer.close
                 )
@@ -89,86 +95,100 @@ class ClientGone(Exception):
 class _Answer:
     """One order under way."""
 
-    def __init__(self, order: Order, stream: TokenStream, measures: Measures) -> None:
-        self.stream = stream
+    def __init__(self, order: Order, client: TideClient, measures: Measures) -> None:
         self._order = order
+        self._choices = [
+            Choice(
+                index=index,
+                stream=client.submit(order.model, submission),
+                on_tokens=self._note_first_token,
+            )
+            for index, submission in enumerate(order.submissions)
+        ]
         self._measures = measures
         self._begun_at = time.monotonic()
-        self._completion_tokens = 0
+        self._is_first_token_seen = False
         self._is_closed = False
         measures.streams_open.inc()
 
+    async def accepted(self) -> None:
+        """Return once every choice is accepted."""
+        await all_of([choice.stream.accepted() for choice in self._choices])
+
     async def whole(self) -> Response:
         """Return the answer in one object."""
-        texts = [token.text async for token in self._counted()]
-        finish_reason, usage = self.stream.finish_reason, self.stream.usage
-        assert finish_reason is not None
-        assert usage is not None
-        content = self._order.form.whole("".join(texts), finish_reason=finish_reason, usage=usage)
-        return JSONResponse(content)
+        choices = await all_of([choice.whole() for choice in self._choices])
+        return JSONResponse(self._order.form.whole(choices, usage=self._usage()))
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield the events of the stream; raises BrokenAnswer after telling why it breaks."""
         try:
-            async for content in self._contents():
-                yield event(content)
+            async with aclosing(self._contents()) as contents:
+                async for content in contents:
+                    yield event(content)
             yield DONE
         except FLEET_ERRORS as error:
             self._measures.streams_broken.inc()
             told = from_exception(error, prompt_parameter=self._order.prompt_parameter)
-            _log.warning("stream_broken", request_id=self.stream.request_id, reason=told.code)
+            _log.warning("stream_broken", request_id=self._order.request_id, reason=told.code)
             yield event(told.envelope())
             raise BrokenAnswer from error
 
     async def close(self) -> None:
-        """Let go of the stream, which cancels it if it has not ended; count it once."""
+        """Let go of the streams, which cancels what has not ended; count the answer once."""
         if self._is_closed:
             return
         self._is_closed = True
-        if not self.stream.is_ended:
+        streams = [choice.stream for choice in self._choices]
+        if not all(stream.is_ended for stream in streams):
             self._measures.clients_gone.inc()
-        await self.stream.aclose()
+        for stream in streams:
+            await stream.aclose()
         self._measures.streams_open.dec()
         self._measures.tokens.inc(self._completion_tokens)
-        self._measures.submissions_repeated.inc(max(0, self.stream.submissions - 1))
-        if self.stream.finish_reason is not None:
-            self._measures.finished(self.stream.finish_reason)
+        for stream in streams:
+            self._measures.submissions_repeated.inc(max(0, stream.submissions - 1))
+            if stream.finish_reason is not None:
+                self._measures.finished(stream.finish_reason)
         _log.info(
             "request_ended",
-            request_id=self.stream.request_id,
+            request_id=self._order.request_id,
+            shown_id=self._order.shown_id,
             model=self._order.model,
-            finish_reason=self.stream.finish_reason,
+            finish_reasons=[stream.finish_reason for stream in streams],
             completion_tokens=self._completion_tokens,
-            submissions=self.stream.submissions,
+            submissions=sum(stream.submissions for stream in streams),
             duration_ms=round((time.monotonic() - self._begun_at) * 1000),
         )
 
     async def _contents(self) -> AsyncGenerator[JsonObject, None]:
         form = self._order.form
-        opening = form.opening()
-        if opening is not None:
+        for opening in form.openings():
             yield self._with_usage(opening)
-        async for token in self._counted():
-            # A reader that falls behind gets what has arrived meanwhile in one chunk.
-            ready = self.stream.take_ready()
-            self._completion_tokens += len(ready)
-            text = token.text + "".join(later.text for later in ready)
-            if text:
-                yield self._with_usage(form.piece(text))
-        finish_reason, usage = self.stream.finish_reason, self.stream.usage
-        assert finish_reason is not None
-        assert usage is not None
-        yield self._with_usage(form.ending(finish_reason))
+        async with aclosing(merged(self._choices)) as arriving:
+            async for item in arriving:
+                content = form.ending(item) if isinstance(item, Ended) else form.piece(item)
+                if content is not None:
+                    yield self._with_usage(content)
         if self._order.stream_options.include_usage:
-            yield {**form.usage_only(), "usage": dict(usage_object(usage))}
+            yield {**form.usage_only(), "usage": dict(usage_object(self._usage()))}
 
-    async def _counted(self) -> AsyncGenerator[Token, None]:
-        async for token in self.stream:
-            if self._completion_tokens == 0:
-                waited_s = time.monotonic() - self._begun_at
-                self._measures.first_token_seconds.observe(waited_s)
-            self._completion_tokens += 1
-            yield token
+    def _note_first_token(self) -> None:
+        if not self._is_first_token_seen:
+            self._is_first_token_seen = True
+            self._measures.first_token_seconds.observe(time.monotonic() - self._begun_at)
+
+    @property
+    def _completion_tokens(self) -> int:
+        return sum(choice.tokens for choice in self._choices)
+
+    def _usage(self) -> Usage:
+        """What the answer took so far: each prompt counts once, however many answers it has."""
+        prompts = self._choices[:: self._order.answers_per_prompt]
+        return Usage(
+            prompt_tokens=sum(choice.stream.prompt_tokens or 0 for choice in prompts),
+            completion_tokens=self._completion_tokens,
+        )
 
     def _with_usage(self, content: JsonObject) -> JsonObject:
         """Every chunk has a usage if one was asked for: null, or the count so far."""
@@ -177,11 +197,7 @@ class _Answer:
             return content
         if not options.continuous_usage_stats:
             return {**content, "usage": None}
-        usage = Usage(
-            prompt_tokens=self.stream.prompt_tokens or 0,
-            completion_tokens=self._completion_tokens,
-        )
-        return {**content, "usage": dict(usage_object(usage))}
+        return {**content, "usage": dict(usage_object(self._usage()))}
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:

@@ -1,16 +1,12 @@
-"""The routes, and how every error becomes OpenAI's envelope."""
+"""The routes: requests in, answers of the fleet out."""
 
 import asyncio
-import uuid
 from http import HTTPStatus
 from typing import Final
 
-import structlog
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from libs.client.client import TideClient
 from libs.contracts.online import SubmitRequest
@@ -20,30 +16,35 @@ from libs.runtime.bus import CoreBus
 from libs.runtime.clock import Clock
 from libs.runtime.metrics import CONTENT_TYPE
 from services.http_gateway import chat, completions
-from services.http_gateway.answer_form import AnswerForm, AnswerHead
-from services.http_gateway.answering import CLIENT_GONE_STATUS, Answering, Order
+from services.http_gateway.answer_form import AnswerForm, AnswerHead, Prompt, Shown
+from services.http_gateway.answering import Answering, Order
+from services.http_gateway.choices import choices_of
 from services.http_gateway.config import GatewayConfig
+from services.http_gateway.error_responses import answer_errors
 from services.http_gateway.errors import (
     RETRY_AFTER_NS,
     SERVER_ERROR,
     ApiError,
     ErrorAnswer,
+    invalid,
     model_not_found,
 )
 from services.http_gateway.fleet_view import FleetView, ServedModel
 from services.http_gateway.measures import Measures
+from services.http_gateway.openapi import openapi_document
+from services.http_gateway.request_ids import RequestIds, request_id_of, shown_id_of
 from services.http_gateway.schemas import (
     ChatRequest,
     CompletionRequest,
+    DetokenizeRequest,
     GenerationRequest,
     StreamOptions,
+    TokenizeRequest,
     parse,
 )
+from services.http_gateway.text_questions import TextQuestions
 
-REQUEST_ID_HEADER: Final = "x-request-id"
-UNMATCHED_ROUTE: Final = "unmatched"
-
-_log = structlog.get_logger(__name__)
+API_VERSION: Final = "1"
 
 
 class Routes:
@@ -65,34 +66,68 @@ class Routes:
         self._config = config
         self._clock = clock
         self._expires_after_ms = max(1, round(config.request_timeout_s * 1000))
+        self._text = TextQuestions(client)
         self._answering = Answering(client, measures, request_timeout_s=config.request_timeout_s)
 
     async def chat_completions(self, request: Request) -> Response:
         """Answer POST /v1/chat/completions."""
         asked = parse(ChatRequest, await self._body(request))
-        request_id = _request_id(request)
         self._require_model(asked.model)
         submission = chat.chat_submission(
-            asked, request_id=request_id, expires_after_ms=self._expires_after_ms
+            asked,
+            request_id=request_id_of(request),
+            expires_after_ms=self._expires_after_ms,
         )
-        form = chat.ChatForm(self._head(asked, chat.ANSWER_ID_PREFIX + request_id))
-        return await self._answering.answer(
-            _order(asked, submission, form, chat.PROMPT_PARAMETER), request
+        if asked.return_token_ids:
+            submission = await self._text.with_token_ids(
+                submission, model=asked.model, prompt_parameter=chat.PROMPT_PARAMETER
+            )
+        head = self._head(asked, chat.ANSWER_ID_PREFIX + request_id_of(request))
+        form = chat.ChatForm(
+            head,
+            choices=asked.n or 1,
+            shown=Shown(logprobs=bool(asked.logprobs), token_ids=bool(asked.return_token_ids)),
+            prompt=Prompt(token_ids=submission.prompt_token_ids or ()),
+        )
+        return await self._answer(
+            asked, [submission], form, request, prompt_parameter=chat.PROMPT_PARAMETER
         )
 
     async def completions(self, request: Request) -> Response:
         """Answer POST /v1/completions."""
         asked = parse(CompletionRequest, await self._body(request))
-        request_id = _request_id(request)
         self._require_model(asked.model)
-        submission = completions.completion_submission(
-            asked, request_id=request_id, expires_after_ms=self._expires_after_ms
+        submissions = completions.completion_submissions(
+            asked,
+            request_id=request_id_of(request),
+            expires_after_ms=self._expires_after_ms,
         )
-        head = self._head(asked, completions.ANSWER_ID_PREFIX + request_id)
-        form = completions.CompletionForm(head)
-        return await self._answering.answer(
-            _order(asked, submission, form, completions.PROMPT_PARAMETER), request
+        prompts = []
+        for number, submission in enumerate(submissions):
+            submissions[number], prompt = await self._shown_prompt(asked, submission)
+            prompts += [prompt] * (asked.n or 1)
+        head = self._head(asked, completions.ANSWER_ID_PREFIX + request_id_of(request))
+        shown = Shown(logprobs=asked.logprobs is not None, token_ids=bool(asked.return_token_ids))
+        form = completions.CompletionForm(head, prompts=prompts, shown=shown)
+        return await self._answer(
+            asked, submissions, form, request, prompt_parameter=completions.PROMPT_PARAMETER
         )
+
+    async def tokenize(self, request: Request) -> Response:
+        """Answer POST /tokenize."""
+        asked = parse(TokenizeRequest, await self._body(request))
+        model = self._model_or_the_only_one(asked.model)
+        served = {card.alias: card.context_tokens_max for card in self._view.models()}
+        content = await self._text.tokenize(
+            asked, model=model, context_tokens_max=served.get(alias_of(model))
+        )
+        return JSONResponse(content)
+
+    async def detokenize(self, request: Request) -> Response:
+        """Answer POST /detokenize."""
+        asked = parse(DetokenizeRequest, await self._body(request))
+        model = self._model_or_the_only_one(asked.model)
+        return JSONResponse(await self._text.detokenize(asked, model=model))
 
     async def models(self) -> Response:
         """Answer GET /v1/models: what living workers serve."""
@@ -107,6 +142,10 @@ class Routes:
             if model.alias == alias:
                 return JSONResponse({**_card(model), "id": name})
         raise ApiError(model_not_found(name))
+
+    async def openapi(self) -> Response:
+        """Answer GET /openapi.json: the description of all this."""
+        return JSONResponse(openapi_document(version=API_VERSION))
 
     async def health(self) -> Response:
         """Answer GET /health: 200 once requests can be served, 503 before and while they cannot."""
@@ -164,6 +203,55 @@ class Routes:
             )
         )
 
+    def _model_or_the_only_one(self, name: str | None) -> str:
+        """Return the model asked for. Raises: ApiError."""
+        if name is not None:
+            self._require_model(name)
+            return name
+        models = self._view.models()
+        if len(models) != 1:
+            raise invalid("model: name one of the models served", parameter="model")
+        return models[0].alias
+
+    async def _shown_prompt(
+        self, asked: CompletionRequest, submission: SubmitRequest
+    ) -> tuple[SubmitRequest, Prompt]:
+        """Return the submission to publish, and what the answer repeats of its prompt."""
+        parameter = completions.PROMPT_PARAMETER
+        echo = ""
+        if asked.echo:
+            echo = submission.prompt or await self._text.text_of(
+                submission.prompt_token_ids or (), model=asked.model, prompt_parameter=parameter
+            )
+        if asked.return_token_ids:
+            submission = await self._text.with_token_ids(
+                submission, model=asked.model, prompt_parameter=parameter
+            )
+        return submission, Prompt(echo=echo, token_ids=submission.prompt_token_ids or ())
+
+    async def _answer(
+        self,
+        asked: ChatRequest | CompletionRequest,
+        submissions: list[SubmitRequest],
+        form: AnswerForm,
+        request: Request,
+        *,
+        prompt_parameter: str,
+    ) -> Response:
+        answers = asked.n or 1
+        order = Order(
+            model=asked.model,
+            request_id=request_id_of(request),
+            shown_id=shown_id_of(request),
+            submissions=choices_of(submissions, answers=answers),
+            answers_per_prompt=answers,
+            form=form,
+            prompt_parameter=prompt_parameter,
+            is_streaming=bool(asked.stream),
+            stream_options=asked.stream_options or StreamOptions(),
+        )
+        return await self._answering.answer(order, request)
+
     def _head(self, asked: GenerationRequest, answer_id: str) -> AnswerHead:
         return AnswerHead(
             answer_id=answer_id,
@@ -174,67 +262,21 @@ class Routes:
 
 def create_app(routes: Routes, measures: Measures) -> FastAPI:
     """Return the ASGI application."""
-    app = FastAPI(title="TideServe", openapi_url=None, redirect_slashes=False)
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
     post, get = ["POST"], ["GET"]
     app.add_api_route("/v1/chat/completions", routes.chat_completions, methods=post)
     app.add_api_route("/v1/completions", routes.completions, methods=post)
+    app.add_api_route("/tokenize", routes.tokenize, methods=post)
+    app.add_api_route("/detokenize", routes.detokenize, methods=post)
     app.add_api_route("/v1/models", routes.models, methods=get)
     app.add_api_route("/v1/models/{name:path}", routes.model, methods=get)
+    app.add_api_route("/openapi.json", routes.openapi, methods=get)
     app.add_api_route("/health", routes.health, methods=get)
     app.add_api_route("/live", routes.live, methods=get)
     app.add_api_route("/metrics", routes.metrics, methods=get)
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientDisconnect, _client_gone)
-    app.add_exception_handler(Exception, _unexpected)
+    answer_errors(app)
     app.add_middleware(RequestIds, measures=measures)
     return app
-
-
-class RequestIds:
-    """Gives each HTTP request its id, shown in `x-request-id`, and counts the responses.
-
-    The id is ours alone: what a caller sends under that name is not used for anything, because
-    the id becomes part of subjects.
-    """
-
-    def __init__(self, app: ASGIApp, *, measures: Measures) -> None:
-        self._app = app
-        self._measures = measures
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; see the class."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                header = (REQUEST_ID_HEADER.encode(), request_id.encode())
-                message["headers"] = [*message.get("headers", ()), header]
-                route = getattr(scope.get("route"), "path", UNMATCHED_ROUTE)
-                self._measures.answered(route=route, status=message["status"])
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
-
-
-def _order(
-    asked: ChatRequest | CompletionRequest,
-    submission: SubmitRequest,
-    form: AnswerForm,
-    prompt_parameter: str,
-) -> Order:
-    return Order(
-        model=asked.model,
-        submission=submission,
-        form=form,
-        prompt_parameter=prompt_parameter,
-        is_streaming=bool(asked.stream),
-        stream_options=asked.stream_options or StreamOptions(),
-    )
 
 
 def _card(model: ServedModel) -> dict[str, object]:
@@ -247,49 +289,8 @@ def _card(model: ServedModel) -> dict[str, object]:
     }
 
 
-def _request_id(request: Request) -> str:
-    request_id: str = request.state.request_id
-    return request_id
-
-
 def _body_too_large(limit: int) -> ApiError:
     message = f"the body is larger than {limit / MIB:g} MiB"
     return ApiError(
         ErrorAnswer(status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message=message, code="too_large")
     )
-
-
-def _answer_with(answer: ErrorAnswer) -> Response:
-    headers = answer.headers()
-    if answer.status == HTTPStatus.REQUEST_TIMEOUT:
-        headers["connection"] = "close"  # What comes next on it would be taken for a new request.
-    return JSONResponse(answer.envelope(), status_code=answer.status, headers=headers)
-
-
-async def _api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return _answer_with(error.answer)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    messages = {404: "there is no such path", 405: "this path has other methods"}
-    message = messages.get(error.status_code, HTTPStatus(error.status_code).phrase)
-    response = _answer_with(ErrorAnswer(status=error.status_code, message=message))
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _client_gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=CLIENT_GONE_STATUS)
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    _log.error("request_crashed", request_id=_request_id(request), exc_info=error)
-    answer = ErrorAnswer(
-        status=HTTPStatus.INTERNAL_SERVER_ERROR,
-        message=f"internal error; see the gateway's log for request {_request_id(request)}",
-        type=SERVER_ERROR,
-        code="internal_error",
-    )
-    return _answer_with(answer)

@@ -1,18 +1,24 @@
 """/v1/chat/completions: its requests as SubmitRequest, its answers as chunks or one object."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from pydantic import JsonValue
 
 from libs.client.token_stream import Usage
-from libs.contracts.online import ChatMessage, FinishReason, SubmitRequest
+from libs.contracts.online import ChatMessage, SubmitRequest
 from services.http_gateway.answer_form import (
     AnswerHead,
+    Ended,
     JsonObject,
+    Piece,
+    Prompt,
+    Shown,
     submission_of,
     usage_object,
 )
 from services.http_gateway.errors import invalid
+from services.http_gateway.logprobs import chat_logprobs
 from services.http_gateway.schemas import ChatRequest, Message
 
 PROMPT_PARAMETER: Final = "messages"
@@ -23,58 +29,98 @@ def chat_submission(
     request: ChatRequest, *, request_id: str, expires_after_ms: int
 ) -> SubmitRequest:
     """Return what to publish for this request. Raises: ApiError that names the field."""
-    messages = tuple(_message(message, index) for index, message in enumerate(request.messages))
     return submission_of(
         request,
         request_id=request_id,
         expires_after_ms=expires_after_ms,
         max_tokens=request.max_completion_tokens or request.max_tokens,
-        messages=messages,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        messages=chat_messages(request.messages),
+        tools=() if request.tool_choice == "none" else tuple(request.tools or ()),
+    )
+
+
+def chat_messages(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
+    """Return the messages with their parts joined. Raises: ApiError for what is not text."""
+    return tuple(
+        ChatMessage(role=message.role, content=_text(message, index))
+        for index, message in enumerate(messages)
     )
 
 
 class ChatForm:
-    """An AnswerForm of chat completions."""
+    """An AnswerForm of chat completions; `choices` of them answer one prompt."""
 
-    def __init__(self, head: AnswerHead) -> None:
+    def __init__(self, head: AnswerHead, *, choices: int, shown: Shown, prompt: Prompt) -> None:
         self._head = head
+        self._choices = choices
+        self._shown = shown
+        self._prompt = prompt
 
-    def opening(self) -> JsonObject:
-        """See AnswerForm.opening: the role comes first, once."""
-        return self._chunk({"role": "assistant", "content": ""})
+    def openings(self) -> Sequence[JsonObject]:
+        """See AnswerForm.openings: the role comes first, once for each choice."""
+        return [
+            self._with_prompt(self._chunk(index, {"role": "assistant", "content": ""}))
+            for index in range(self._choices)
+        ]
 
-    def piece(self, text: str) -> JsonObject:
+    def piece(self, piece: Piece) -> JsonObject | None:
         """See AnswerForm.piece."""
-        return self._chunk({"content": text})
+        text = piece.text
+        if not text and not self._shown.logprobs and not self._shown.token_ids:
+            return None
+        return self._chunk(piece.choice_index, {"content": text}, piece=piece)
 
-    def ending(self, finish_reason: FinishReason) -> JsonObject:
+    def ending(self, ended: Ended) -> JsonObject:
         """See AnswerForm.ending."""
-        return self._chunk({}, finish_reason)
+        return self._chunk(ended.choice_index, {}, finish_reason=str(ended.finish_reason))
 
     def usage_only(self) -> JsonObject:
         """See AnswerForm.usage_only."""
         return self._object("chat.completion.chunk", [])
 
-    def whole(self, text: str, *, finish_reason: FinishReason, usage: Usage) -> JsonObject:
+    def whole(self, choices: Sequence[tuple[Piece, Ended]], *, usage: Usage) -> JsonObject:
         """See AnswerForm.whole."""
-        choice: dict[str, JsonValue] = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": str(finish_reason),
-        }
-        return {**self._object("chat.completion", [choice]), "usage": dict(usage_object(usage))}
+        shown: list[JsonValue] = [
+            {
+                "index": piece.choice_index,
+                "message": {"role": "assistant", "content": piece.text, "refusal": None},
+                "finish_reason": str(ended.finish_reason),
+                **self._beside(piece),
+            }
+            for piece, ended in choices
+        ]
+        answer = self._object("chat.completion", shown)
+        return self._with_prompt({**answer, "usage": dict(usage_object(usage))})
 
     def _chunk(
-        self, delta: dict[str, JsonValue], finish_reason: FinishReason | None = None
+        self,
+        index: int,
+        delta: dict[str, JsonValue],
+        *,
+        piece: Piece | None = None,
+        finish_reason: str | None = None,
     ) -> JsonObject:
         choice: dict[str, JsonValue] = {
-            "index": 0,
+            "index": index,
             "delta": delta,
-            "logprobs": None,
-            "finish_reason": finish_reason and str(finish_reason),
+            "finish_reason": finish_reason,
+            **self._beside(piece),
         }
         return self._object("chat.completion.chunk", [choice])
+
+    def _beside(self, piece: Piece | None) -> dict[str, JsonValue]:
+        beside: dict[str, JsonValue] = {"logprobs": None}
+        if piece is not None and self._shown.logprobs:
+            beside["logprobs"] = chat_logprobs(piece.tokens)
+        if piece is not None and self._shown.token_ids:
+            beside["token_ids"] = [token.token_id for token in piece.tokens]
+        return beside
+
+    def _with_prompt(self, content: JsonObject) -> JsonObject:
+        if not self._shown.token_ids:
+            return content
+        return {**content, "prompt_token_ids": list(self._prompt.token_ids)}
 
     def _object(self, kind: str, choices: list[JsonValue]) -> JsonObject:
         return {
@@ -84,10 +130,6 @@ class ChatForm:
             "model": self._head.model,
             "choices": choices,
         }
-
-
-def _message(message: Message, index: int) -> ChatMessage:
-    return ChatMessage(role=message.role, content=_text(message, index))
 
 
 def _text(message: Message, index: int) -> str:

@@ -1,19 +1,25 @@
 """/v1/completions: its requests as SubmitRequest, its answers as chunks or one object."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from pydantic import JsonValue
 
 from libs.client.token_stream import Usage
-from libs.contracts.online import FinishReason, SubmitRequest
+from libs.contracts.online import SubmitRequest
 from services.http_gateway.answer_form import (
     AnswerHead,
+    Ended,
     JsonObject,
+    Piece,
+    Prompt,
+    Shown,
     submission_of,
     usage_object,
 )
 from services.http_gateway.errors import invalid
-from services.http_gateway.schemas import CompletionRequest
+from services.http_gateway.logprobs import completion_logprobs
+from services.http_gateway.schemas import CHOICES_MAX, CompletionRequest
 
 PROMPT_PARAMETER: Final = "prompt"
 ANSWER_ID_PREFIX: Final = "cmpl-"
@@ -21,65 +27,113 @@ DEFAULT_MAX_TOKENS: Final = 16
 """OpenAI's default for this endpoint, which clients count on."""
 
 
-def completion_submission(
+def completion_submissions(
     request: CompletionRequest, *, request_id: str, expires_after_ms: int
-) -> SubmitRequest:
-    """Return what to publish for this request. Raises: ApiError that names the field."""
-    prompt = _the_prompt(request)
-    if not prompt:
+) -> list[SubmitRequest]:
+    """Return what to publish for each prompt. Raises: ApiError that names the field."""
+    prompts = _prompts(request)
+    if not prompts or not all(prompts):
         raise invalid("prompt is empty", parameter="prompt")
-    return submission_of(
-        request,
-        request_id=request_id,
-        expires_after_ms=expires_after_ms,
-        max_tokens=request.max_tokens or DEFAULT_MAX_TOKENS,
-        prompt=prompt if isinstance(prompt, str) else None,
-        prompt_token_ids=None if isinstance(prompt, str) else tuple(prompt),
-    )
+    if len(prompts) * (request.n or 1) > CHOICES_MAX:
+        message = f"prompt: at most {CHOICES_MAX} answers per request, prompts times n"
+        raise invalid(message, parameter="prompt")
+    max_tokens = request.max_tokens or max(DEFAULT_MAX_TOKENS, request.min_tokens or 0)
+    return [
+        submission_of(
+            request,
+            request_id=request_id,
+            expires_after_ms=expires_after_ms,
+            max_tokens=max_tokens,
+            logprobs=request.logprobs,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=None if isinstance(prompt, str) else tuple(prompt),
+        )
+        for prompt in prompts
+    ]
 
 
-def _the_prompt(request: CompletionRequest) -> str | list[int]:
+def _prompts(request: CompletionRequest) -> Sequence[str | list[int]]:
     prompt = request.prompt
     if isinstance(prompt, str):
-        return prompt
+        return [prompt]
     token_ids = [part for part in prompt if isinstance(part, int)]
     if token_ids:
-        return token_ids
-    prompts = [part for part in prompt if not isinstance(part, int)]
-    if not prompts:
-        raise invalid("prompt is empty", parameter="prompt")
-    if len(prompts) > 1:
-        raise invalid("prompt: one prompt per request is supported", parameter="prompt")
-    return prompts[0]
+        return [token_ids]
+    return [part for part in prompt if not isinstance(part, int)]
 
 
 class CompletionForm:
-    """An AnswerForm of text completions."""
+    """An AnswerForm of text completions; each choice has its prompt."""
 
-    def __init__(self, head: AnswerHead) -> None:
+    def __init__(self, head: AnswerHead, *, prompts: Sequence[Prompt], shown: Shown) -> None:
         self._head = head
+        self._prompts = prompts
+        self._shown = shown
 
-    def opening(self) -> None:
-        """See AnswerForm.opening: text completions have none."""
+    def openings(self) -> Sequence[JsonObject]:
+        """See AnswerForm.openings: what is repeated of the prompts."""
+        return [
+            self._object([self._choice(Piece(choice_index=index, tokens=(), characters_before=0))])
+            for index, prompt in enumerate(self._prompts)
+            if prompt.echo or self._shown.token_ids
+        ]
 
-    def piece(self, text: str) -> JsonObject:
+    def piece(self, piece: Piece) -> JsonObject | None:
         """See AnswerForm.piece."""
-        return self._object([_choice(text, None)])
+        text = piece.text
+        if not text and not self._shown.logprobs and not self._shown.token_ids:
+            return None
+        before = piece.characters_before + len(self._prompts[piece.choice_index].echo)
+        choice: dict[str, JsonValue] = {
+            "index": piece.choice_index,
+            "text": text,
+            "finish_reason": None,
+            **self._beside(piece, text_offset=before),
+        }
+        return self._object([choice])
 
-    def ending(self, finish_reason: FinishReason) -> JsonObject:
+    def ending(self, ended: Ended) -> JsonObject:
         """See AnswerForm.ending."""
-        return self._object([_choice("", finish_reason)])
+        choice: dict[str, JsonValue] = {
+            "index": ended.choice_index,
+            "text": "",
+            "logprobs": None,
+            "finish_reason": str(ended.finish_reason),
+        }
+        return self._object([choice])
 
     def usage_only(self) -> JsonObject:
         """See AnswerForm.usage_only."""
         return self._object([])
 
-    def whole(self, text: str, *, finish_reason: FinishReason, usage: Usage) -> JsonObject:
+    def whole(self, choices: Sequence[tuple[Piece, Ended]], *, usage: Usage) -> JsonObject:
         """See AnswerForm.whole."""
-        return {
-            **self._object([_choice(text, finish_reason)]),
-            "usage": dict(usage_object(usage)),
+        shown: list[JsonValue] = [
+            {**self._choice(piece), "finish_reason": str(ended.finish_reason)}
+            for piece, ended in choices
+        ]
+        return {**self._object(shown), "usage": dict(usage_object(usage))}
+
+    def _choice(self, piece: Piece) -> dict[str, JsonValue]:
+        """Return a choice from its beginning: the prompt first."""
+        prompt = self._prompts[piece.choice_index]
+        choice: dict[str, JsonValue] = {
+            "index": piece.choice_index,
+            "text": prompt.echo + piece.text,
+            "finish_reason": None,
+            **self._beside(piece, text_offset=len(prompt.echo)),
         }
+        if self._shown.token_ids:
+            choice["prompt_token_ids"] = list(prompt.token_ids)
+        return choice
+
+    def _beside(self, piece: Piece, *, text_offset: int) -> dict[str, JsonValue]:
+        beside: dict[str, JsonValue] = {"logprobs": None}
+        if self._shown.logprobs and piece.tokens:
+            beside["logprobs"] = completion_logprobs(piece.tokens, text_offset=text_offset)
+        if self._shown.token_ids:
+            beside["token_ids"] = [token.token_id for token in piece.tokens]
+        return beside
 
     def _object(self, choices: list[JsonValue]) -> JsonObject:
         return {
@@ -89,12 +143,3 @@ class CompletionForm:
             "model": self._head.model,
             "choices": choices,
         }
-
-
-def _choice(text: str, finish_reason: FinishReason | None) -> JsonValue:
-    return {
-        "index": 0,
-        "text": text,
-        "logprobs": None,
-        "finish_reason": finish_reason and str(finish_reason),
-    }

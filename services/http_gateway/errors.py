@@ -40,6 +40,8 @@ FAILURE_STATUS: Final[Mapping[FailReason, HTTPStatus]] = {
     FailReason.ENGINE_ERROR: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
+OPEN_TABLES: Final = ("logit_bias",)
+"""Fields whose keys are the caller's own, and so are not repeated."""
 PARAMETER_NAMES: Final[Mapping[str, str]] = {"prompt_token_ids": "prompt"}
 """Fields of our messages that have another name in OpenAI's API."""
 
@@ -161,6 +163,8 @@ def from_validation(error: ValidationError) -> ApiError:
 def _path(location: tuple[int | str, ...]) -> str | None:
     path = ""
     for part in location:
+        if path in OPEN_TABLES:
+            break
         if isinstance(part, int):
             path += f"[{part}]"
         elif part.isidentifier() and part not in ("str", "int", "sampling"):

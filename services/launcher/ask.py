@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from libs.client.client import MessageLike, TideClient
+from libs.client.client import TideClient
+from libs.client.request_arguments import MessageLike
 from libs.client.token_stream import TokenStream
 from libs.kernel.errors import ConfigError, Unavailable
 from libs.kernel.units import NS_PER_S

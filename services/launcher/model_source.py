@@ -7,7 +7,7 @@ from typing import Final
 
 import services
 from libs.contracts.subjects import alias_of
-from libs.engine.model_config import read_model_config
+from libs.engine.model_config import VariantNotSupported, read_model_config
 from libs.kernel.errors import ConfigError
 
 BUNDLED_MODEL: Final = "tide-tiny"
@@ -52,9 +52,22 @@ def _checked(folder: Path, *, alias: str) -> ModelSource:
     """Refuse here, at once, what every worker would refuse after loading its libraries."""
     try:
         read_model_config(folder)
+    except VariantNotSupported as error:
+        _refuse_fallback(folder, why=error)
     except ConfigError as error:
         raise ConfigError(f"--model: {error}") from error
     return ModelSource(folder=folder, alias=alias)
+
+
+def _refuse_fallback(folder: Path, *, why: VariantNotSupported) -> None:
+    """Refuse what no worker will run through transformers either, as far as its config tells."""
+    # Imported here: it takes seconds, and most fleets serve what the compact decoder knows.
+    from libs.engine.fallback import refuse_by_config
+
+    try:
+        refuse_by_config(folder)
+    except ConfigError as error:
+        raise ConfigError(f"--model: {why}; nor can transformers stand in: {error}") from error
 
 
 def _download(hub_id: str) -> Path:

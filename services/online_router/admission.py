@@ -261,10 +261,11 @@ class Admission:
         if refusal is not None:
             return self._rejection(session, RejectReason.CONTEXT_LENGTH_EXCEEDED, refusal)
         vocabulary_size = view.report.vocabulary_size
-        if max(prompt_token_ids) >= vocabulary_size:
+        parameter = _beyond_vocabulary(submission, prompt_token_ids, vocabulary_size)
+        if parameter is not None:
             message = f"token ids must lie below the vocabulary size of {vocabulary_size}"
             rejection = self._rejection(session, RejectReason.INVALID, message)
-            return rejection.model_copy(update={"parameter": "prompt_token_ids"})
+            return rejection.model_copy(update={"parameter": parameter})
         session.spec = _spec_of(
             session, submission, prompt_token_ids, capacity_tokens=view.capacity_tokens
         )
@@ -367,6 +368,21 @@ def _fit_refusal(submission: SubmitRequest, *, prompt_tokens: int, view: WorkerV
         f"this model's context is {capacity} tokens; the prompt has {prompt_tokens} and "
         f"{submission.max_tokens or 'at least 1'} were asked for"
     )
+
+
+def _beyond_vocabulary(
+    submission: SubmitRequest, prompt_token_ids: tuple[int, ...], vocabulary_size: int
+) -> str | None:
+    """Return the field with a token that the model does not have, if there is one."""
+    sampling = submission.sampling
+    for parameter, token_ids in (
+        ("prompt_token_ids", prompt_token_ids),
+        ("logit_bias", sampling.logit_bias),
+        ("stop_token_ids", sampling.stop_token_ids),
+    ):
+        if max(token_ids, default=0) >= vocabulary_size:
+            return parameter
+    return None
 
 
 def _spec_of(

@@ -162,6 +162,9 @@ class Dispatch:
         )
         if not has_news:
             return session.receipt()
+        if not _is_scored_as_asked(session, entry):
+            self._state.counters.stale_dropped += 1
+            return None
         fresh = SessionTokens(
             request_id=session.request_id,
             session_epoch=session.session_epoch,
@@ -169,7 +172,9 @@ class Dispatch:
             token_ids=entry.token_ids[known:],
             texts=entry.texts[known:],
             finish_reason=entry.finish_reason,
+            logprobs=entry.logprobs[known:],
         )
+        session.logprobs.extend(fresh.logprobs)
         session.token_ids.extend(fresh.token_ids)
         session.texts.extend(fresh.texts)
         self._state.writer.add(fresh)
@@ -278,3 +283,9 @@ class Dispatch:
         state = self._state
         message = AcknowledgeTokens(router_id=state.options.router_id, receipts=receipts)
         state.emit(SendToWorker(worker_id=worker_id, message=message, cause_id=state.cause_id))
+
+
+def _is_scored_as_asked(session: Session, entry: SessionTokens) -> bool:
+    """Whether log probabilities come with the tokens exactly if the request asked for them."""
+    is_asked = session.known_spec().sampling.logprobs is not None
+    return not entry.token_ids or is_asked == bool(entry.logprobs)

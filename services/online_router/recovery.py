@@ -328,6 +328,7 @@ def _session_from(replayed: ReplayedSession, *, now_ns: int, now_unix_ns: int) -
         spec=opened.spec,
         token_ids=list(replayed.token_ids),
         texts=list(replayed.texts),
+        logprobs=list(replayed.logprobs),
         session_epoch=replayed.session_epoch,
         finish_reason=replayed.finish_reason,
         failure=replayed.failure,

@@ -12,7 +12,7 @@ from libs.contracts.journal import (
     SessionFailed,
     SessionOpened,
 )
-from libs.contracts.online import FinishReason
+from libs.contracts.online import FinishReason, TokenLogprobs
 from libs.contracts.token_step import SessionTokens
 from libs.kernel.core import require
 
@@ -26,6 +26,7 @@ class ReplayedSession:
     worker_id: str
     token_ids: list[int]
     texts: list[str]
+    logprobs: list[TokenLogprobs]
     finish_reason: FinishReason | None = None
     failure: SessionFailed | None = None
 
@@ -76,6 +77,7 @@ def _opened(record: SessionOpened) -> ReplayedSession:
         worker_id=record.worker_id,
         token_ids=list(record.generated_token_ids),
         texts=list(record.generated_texts),
+        logprobs=list(record.generated_logprobs),
     )
 
 
@@ -84,4 +86,5 @@ def _apply_tokens(session: ReplayedSession, record: SessionTokens) -> None:
     require(known >= 0, f"journal of {record.request_id} skips tokens")
     session.token_ids.extend(record.token_ids[known:])
     session.texts.extend(record.texts[known:])
+    session.logprobs.extend(record.logprobs[known:])
     session.finish_reason = record.finish_reason or session.finish_reason

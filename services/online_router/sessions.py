@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 from libs.contracts.journal import JournalRecord, SessionFailed, SessionOpened
-from libs.contracts.online import FinishReason, SubmitRequest
+from libs.contracts.online import FinishReason, SubmitRequest, TokenLogprobs
 from libs.contracts.sessions import SessionSpec, StartSession, TokenReceipt
 from libs.contracts.token_step import SessionTokens
 from libs.contracts.wire import Encoding
@@ -68,6 +68,8 @@ class Session:
     token_ids: list[int] = field(default_factory=list)
     """All tokens handed to the journal, committed or not."""
     texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """One per token where the request asked for them, else empty."""
     tokens_committed: int = 0
     tokens_relayed: int = 0
     finish_reason: FinishReason | None = None
@@ -121,6 +123,7 @@ class Session:
             expires_at_unix_ns=self.expires_at_unix_ns,
             generated_token_ids=tuple(self.token_ids),
             generated_texts=tuple(self.texts),
+            generated_logprobs=tuple(self.logprobs),
         )
 
     def end_record(self) -> JournalRecord | None:
@@ -154,6 +157,9 @@ class Session:
             f"session {self.request_id} relayed more than is durable",
         )
         require(len(self.token_ids) == len(self.texts), f"session {self.request_id}: texts")
+        require(
+            len(self.logprobs) in (0, len(self.token_ids)), f"session {self.request_id}: logprobs"
+        )
         require(
             self.epoch_committed <= self.session_epoch, f"session {self.request_id}: epoch ahead"
         )

@@ -51,6 +51,7 @@ from services.online_router.events import (
 )
 from services.online_router.options import RouterOptions
 from services.online_router.ports import JournalPort, open_journal_port
+from services.online_router.text_desk import TextDesk
 from services.online_router.tokenization import Tokenization
 from services.online_router.wire import Sending, event_of, listening, outgoing
 
@@ -82,6 +83,9 @@ class RouterShell:
         self._router_id = options.router_id
         self._clock = clock
         self._tokenizer_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
+        self._text_desk = TextDesk(
+            bus=bus, tokenization=tokenization, thread=self._tokenizer_thread
+        )
         self._actor: ActorShell[RouterEvent, RouterCommand] = ActorShell(
             core=self.core, interpret=self._interpret, clock=clock, name=options.router_id
         )
@@ -92,14 +96,16 @@ class RouterShell:
             await self._bus.subscribe(listen.pattern, queue_group=listen.queue_group)
             for listen in listening(self._router_id)
         ]
+        questions = await self._text_desk.subscribe()
         self._actor.post(RouterStarted(cause_id=self._router_id))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for subscription in subscriptions:
                     tasks.create_task(self._actor.feed(subscription, self._translate))
+                tasks.create_task(self._text_desk.run(questions))
                 tasks.create_task(self._actor.run())
                 await stopping.wait()
-                await _close(subscriptions)
+                await _close([*subscriptions, questions])
                 self._actor.stop()
         finally:
             self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)

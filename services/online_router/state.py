@@ -144,6 +144,7 @@ class RouterState:
                 first_index=start,
                 token_ids=tuple(session.token_ids[start:end]),
                 texts=tuple(session.texts[start:end]),
+                logprobs=tuple(session.logprobs[start:end]),
             )
             self.reply(session, message)
         session.tokens_relayed = session.tokens_committed

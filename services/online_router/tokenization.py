@@ -4,18 +4,39 @@ Runs on one thread of its own, so that a long prompt delays no heartbeat. Chat t
 rendered by transformers in its sandbox; nothing of a client's message is executed.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import jinja2
+from pydantic import JsonValue
 from transformers import AutoTokenizer
 
-from libs.contracts.online import RejectReason
+from libs.contracts.online import ChatMessage, RejectReason
 from libs.contracts.subjects import alias_of
+from libs.contracts.text import (
+    AboutText,
+    DetokenizeIds,
+    IdsDetokenized,
+    TextAnswer,
+    TextRejected,
+    TextTokenized,
+    TokenizeText,
+)
 from libs.kernel.errors import ConfigError
 from services.online_router.commands import Tokenize
 from services.online_router.events import PromptRefused, PromptTokenized
 
 NO_TEMPLATE: Final = "this model has no chat template; send a prompt instead of messages"
+REFUSAL_CHARACTERS_MAX: Final = 500
+TEXT_ERRORS: Final = (
+    jinja2.TemplateError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    AttributeError,
+    LookupError,
+)
+"""What a tokenizer or a template raises at a text that it cannot take."""
 
 
 class Tokenization:
@@ -34,13 +55,13 @@ class Tokenization:
         submission = command.submission
         try:
             token_ids = self._token_ids(command)
-        except (jinja2.TemplateError, ValueError, TypeError, OverflowError) as error:
+        except TEXT_ERRORS as error:
             # What a tokenizer or a template raises at a client's text is the client's to know.
             message = f"the prompt cannot be tokenised: {error}"
             return PromptRefused(
                 op_id=command.op_id,
                 reason=RejectReason.INVALID,
-                message=message[:500],
+                message=message[:REFUSAL_CHARACTERS_MAX],
                 cause_id=submission.request_id,
             )
         return PromptTokenized(
@@ -54,16 +75,72 @@ class Tokenization:
         tokenizer = self._tokenizers[command.alias]
         if submission.prompt is not None:
             return tuple(tokenizer.encode(submission.prompt))
-        if not tokenizer.chat_template:
-            raise ValueError(NO_TEMPLATE)
-        conversation = [
-            {"role": message.role, "content": message.content}
-            for message in submission.messages or ()
-        ]
-        text = tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=True
-        )
+        text = _rendered(tokenizer, submission.messages or (), tools=submission.tools)
         return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+    def answer(self, alias: str, question: AboutText) -> TextAnswer:
+        """Answer a question about text; a refusal is an answer."""
+        tokenizer = self._tokenizers.get(alias)
+        if tokenizer is None:
+            return TextRejected(
+                reason=RejectReason.MODEL_NOT_FOUND,
+                message=f"the model '{alias}' is not served here",
+                parameter="model",
+            )
+        try:
+            match question:
+                case TokenizeText():
+                    return _tokenized(tokenizer, question)
+                case DetokenizeIds():
+                    return _detokenized(tokenizer, question)
+        except TEXT_ERRORS as error:
+            message = f"the text cannot be processed: {error}"[:REFUSAL_CHARACTERS_MAX]
+            return TextRejected(reason=RejectReason.INVALID, message=message)
+
+
+def _tokenized(tokenizer: Any, question: TokenizeText) -> TextTokenized:
+    is_special = question.add_special_tokens
+    if question.prompt is not None:
+        token_ids = tokenizer.encode(question.prompt, add_special_tokens=is_special is not False)
+    else:
+        text = _rendered(
+            tokenizer,
+            question.messages or (),
+            tools=question.tools,
+            add_generation_prompt=question.add_generation_prompt,
+        )
+        token_ids = tokenizer.encode(text, add_special_tokens=is_special is True)
+    texts = tokenizer.convert_ids_to_tokens(token_ids) if question.with_token_texts else ()
+    return TextTokenized(token_ids=tuple(token_ids), token_texts=tuple(texts))
+
+
+def _detokenized(tokenizer: Any, question: DetokenizeIds) -> IdsDetokenized | TextRejected:
+    if max(question.token_ids, default=0) >= len(tokenizer):
+        return TextRejected(
+            reason=RejectReason.INVALID,
+            message=f"token ids must lie below the vocabulary size of {len(tokenizer)}",
+            parameter="token_ids",
+        )
+    return IdsDetokenized(text=tokenizer.decode(question.token_ids))
+
+
+def _rendered(
+    tokenizer: Any,
+    messages: Sequence[ChatMessage],
+    *,
+    tools: Sequence[dict[str, JsonValue]],
+    add_generation_prompt: bool = True,
+) -> str:
+    """Return the conversation as the model's template has it. Raises: what a template raises."""
+    if not tokenizer.chat_template:
+        raise ValueError(NO_TEMPLATE)
+    text: str = tokenizer.apply_chat_template(
+        [{"role": message.role, "content": message.content} for message in messages],
+        tools=list(tools) or None,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+    )
+    return text
 
 
 def load_tokenization(models: tuple[str, ...]) -> Tokenization:

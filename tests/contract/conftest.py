@@ -36,6 +36,13 @@ from libs.contracts.sessions import (
     StartSession,
     TokenReceipt,
 )
+from libs.contracts.text import (
+    DetokenizeIds,
+    IdsDetokenized,
+    TextRejected,
+    TextTokenized,
+    TokenizeText,
+)
 from libs.contracts.token_step import SessionTokens, TokenStep
 from libs.contracts.wire import Encoding, Message
 
@@ -90,6 +97,17 @@ ONLINE: tuple[Message, ...] = (
     ),
     RequestFailed(request_id="request-1", reason=FailReason.EXPIRED, message="after 30 s"),
     CancelRequest(request_id="request-1"),
+)
+TEXT: tuple[Message, ...] = (
+    TokenizeText(
+        messages=(ChatMessage(role="user", content="What does str.split do?"),),
+        add_special_tokens=False,
+        with_token_texts=True,
+    ),
+    DetokenizeIds(token_ids=(1, 300, 70000)),
+    TextTokenized(token_ids=(1, 300), token_texts=("<s>", "\u2581tide")),
+    IdsDetokenized(text="tide ≈"),
+    TextRejected(reason=RejectReason.INVALID, message="no chat template", parameter="messages"),
 )
 SESSIONS: tuple[Message, ...] = (
     StartSession(router_id="router-1", session_epoch=2, spec=SPEC, generated_token_ids=(17,)),
@@ -178,7 +196,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def messages() -> tuple[Message, ...]:
     """An example of each tagged message."""
-    return ONLINE + SESSIONS + REPORTS
+    return ONLINE + TEXT + SESSIONS + REPORTS
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import pytest
 
 from libs.contracts.online import ANSWERS, SUBMISSIONS, SamplingParameters, SubmitRequest
 from libs.contracts.reports import REPORTS, RouterReport
+from libs.contracts.text import TokenizeText
 from libs.contracts.wire import Encoding, Message, describe, encode, encoding_of
 from libs.kernel.errors import ContractViolation
 from tools.document_messages import DOCUMENT, render
@@ -106,12 +107,16 @@ def test_describe_is_one_line() -> None:
 def is_needed(message: Message, name: str) -> bool:
     """A submission without its one prompt is no message."""
     prompts = {"prompt", "messages", "prompt_token_ids"}
-    return isinstance(message, SubmitRequest) and name in prompts
+    return isinstance(message, SubmitRequest | TokenizeText) and name in prompts
 
 
 def with_unknown_fields(value: Any) -> Any:
     if isinstance(value, dict):
-        grown = {key: with_unknown_fields(item) for key, item in value.items()}
+        # A table of the client's own keys has no fields to be unknown.
+        grown = {
+            key: item if key == "logit_bias" else with_unknown_fields(item)
+            for key, item in value.items()
+        }
         return grown | {"field_of_the_future": {"a": [1]}}
     if isinstance(value, list):
         return [with_unknown_fields(item) for item in value]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from libs.contracts import journal, online, reports, sessions, token_step
+from libs.contracts import journal, online, reports, sessions, text, token_step
 from libs.contracts.wire import Codec, Encoding, Message, encode
 from libs.kernel.errors import ContractViolation
 from tools.document_messages import FAMILIES, messages_of, tag_of
@@ -17,6 +17,8 @@ CODECS: tuple[Codec[Any], ...] = (
     online.SUBMISSIONS,
     online.CANCELLATIONS,
     online.ANSWERS,
+    text.TEXT_QUESTIONS,
+    text.TEXT_ANSWERS,
     sessions.WORKER_CONTROL,
     sessions.ROUTER_CONTROL,
     reports.REPORTS,
@@ -118,6 +120,8 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "submissions": online.SUBMISSIONS.decode,
         "cancellations": online.CANCELLATIONS.decode,
         "answers": online.ANSWERS.decode,
+        "text questions": text.TEXT_QUESTIONS.decode,
+        "text answers": text.TEXT_ANSWERS.decode,
         "worker control": sessions.WORKER_CONTROL.decode,
         "router control": sessions.ROUTER_CONTROL.decode,
         "reports": reports.REPORTS.decode,

@@ -15,6 +15,8 @@ import pytest
 from libs.client.client import TideClient
 from libs.client.errors import RequestRefused
 from libs.contracts.online import RejectReason
+from libs.contracts.reports import REPORTS, WorkerReport
+from libs.contracts.subjects import WORKER_REPORTS
 from libs.kernel.errors import EXIT_CONFIG_ERROR
 from libs.runtime.bus import PayloadTooLarge
 from libs.runtime.nats_bus import NatsBus
@@ -80,6 +82,14 @@ RAW_CASES = [
     (json.dumps(a_request(max_tokens=0)).encode(), "malformed"),
     (json.dumps(a_request(sampling={"temperature": 9})).encode(), "malformed"),
     (json.dumps(a_request(stop=["a", "b", "c", "d", "e"])).encode(), "malformed"),
+    (json.dumps(a_request(sampling={"seed": 2**63})).encode(), "malformed"),
+    (json.dumps(a_request(sampling={"logprobs": 21})).encode(), "malformed"),
+    (json.dumps(a_request(sampling={"logit_bias": {"five": 1}})).encode(), "malformed"),
+    (json.dumps(a_request(sampling={"logit_bias": {"5": 101}})).encode(), "malformed"),
+    (json.dumps(a_request(sampling={"min_tokens": 5})).encode(), "malformed"),
+    (json.dumps(a_request(tools=[{"type": "function"}])).encode(), "malformed"),
+    (json.dumps(a_request(sampling={"logit_bias": {"999999": 1}})).encode(), "invalid"),
+    (json.dumps(a_request(sampling={"stop_token_ids": [999999]})).encode(), "invalid"),
     (msgpack.packb(a_request(prompt=None, prompt_token_ids=[-1])), "malformed"),
     (msgpack.packb(a_request(prompt=None, prompt_token_ids=[2047, 999999])), "invalid"),
     (msgpack.packb(a_request(max_tokens=100_000)), "context_length_exceeded"),
@@ -122,7 +132,22 @@ def test_the_client_refuses_what_the_broker_could_not_carry(under_test: Any) -> 
     beside_a_running_stream(under_test, work)
 
 
+def a_body(**fields: object) -> bytes:
+    return json.dumps({"model": "tide-tiny", "messages": QUESTION, **fields}).encode()
+
+
 HTTP_CASES: list[tuple[bytes, int]] = [
+    (a_body(n=17), 400),
+    (a_body(logprobs=True, top_logprobs=21), 400),
+    (a_body(stop=["a", "b", "c", "d", "e"]), 400),
+    (a_body(seed=2**63), 400),
+    (a_body(logit_bias={"five": 1}), 400),
+    (a_body(logit_bias={"5": 101}), 400),
+    (a_body(logit_bias={"999999": 1}), 400),
+    (a_body(stop_token_ids=[999999]), 400),
+    (a_body(min_tokens=5, max_tokens=4), 400),
+    (a_body(max_tokens=100_000), 400),
+    (a_body(response_format={"type": "json_schema", "json_schema": {"schema": 5}}), 400),
     (b"{not json", 400),
     (b"", 400),
     (b'"text"', 400),
@@ -162,6 +187,81 @@ def test_over_http_a_wrong_body_gets_openais_envelope(
         assert "Traceback" not in response.text
 
     beside_a_running_stream(under_test, work)
+
+
+def test_over_nats_a_wrong_question_about_text_is_rejected(under_test: Any) -> None:
+    async def work() -> None:
+        for question, reason in (
+            (b"{not json", "malformed"),
+            (b'{"type": "tokenize_text.v1"}', "malformed"),
+            (b'{"type": "detokenize_ids.v1", "token_ids": [-1]}', "malformed"),
+            (b'{"type": "detokenize_ids.v1", "token_ids": [999999]}', "invalid"),
+        ):
+            answer = await answer_to(
+                under_test.fleet.nats_url, question, subject="tide.v1.text.tide-tiny"
+            )
+            assert (answer["type"], answer["reason"]) == ("text_rejected.v1", reason)
+
+    beside_a_running_stream(under_test, work)
+
+
+def test_a_header_flood_ends_its_own_connection_only(under_test: Any) -> None:
+    async def work() -> None:
+        async with httpx.AsyncClient(base_url=under_test.fleet.http_url, timeout=30) as http:
+            flood = [(f"x-{number}", "y" * 100) for number in range(5000)]
+            try:
+                response = await http.get("/live", headers=flood)
+                assert response.status_code == 431
+            except (httpx.WriteError, httpx.ReadError):
+                pass  # It closed while we were still sending.
+            assert (await http.get("/live")).status_code == 200
+
+    beside_a_running_stream(under_test, work)
+
+
+def test_unknown_fields_and_explicit_nulls_are_accepted(under_test: Any) -> None:
+    async def work() -> None:
+        names = (
+            "max_completion_tokens temperature top_p n stop seed logprobs top_logprobs logit_bias "
+            "user stream stream_options presence_penalty frequency_penalty tools tool_choice "
+            "response_format top_k min_p repetition_penalty min_tokens stop_token_ids ignore_eos"
+        )
+        body = {**dict.fromkeys(names.split()), "from_tomorrow": {"x": [None]}, "max_tokens": 3}
+        async with httpx.AsyncClient(base_url=under_test.fleet.http_url, timeout=30) as http:
+            response = await http.post("/v1/chat/completions", content=a_body(**body))
+        assert response.status_code == 200, response.text
+        assert response.json()["usage"]["completion_tokens"] <= 3
+
+    beside_a_running_stream(under_test, work)
+
+
+def test_a_client_gone_mid_stream_has_its_blocks_freed_within_a_second(under_test: Any) -> None:
+    async def blocks_free(reports: Any) -> int:
+        report = REPORTS.decode((await asyncio.wait_for(anext(reports), 5)).payload)
+        assert isinstance(report, WorkerReport)
+        return report.blocks_free
+
+    async def run() -> None:
+        bus = await NatsBus.connect(under_test.fleet.nats_url, name="watcher")
+        reports = await bus.subscribe(WORKER_REPORTS)
+        before = await blocks_free(reports)
+        body = a_body(stream=True, ignore_eos=True, max_tokens=1500, n=4, temperature=1.0)
+        async with (
+            httpx.AsyncClient(base_url=under_test.fleet.http_url, timeout=30) as http,
+            http.stream("POST", "/v1/chat/completions", content=body) as told,
+        ):
+            assert told.status_code == 200
+            async for _ in told.aiter_lines():
+                if await blocks_free(reports) <= before - 4:
+                    break
+            else:
+                pytest.fail("the stream ended before it held any blocks")
+        async with asyncio.timeout(1.0):
+            while await blocks_free(reports) < before:
+                pass
+        await bus.close()
+
+    under_test.runner.run(run())
 
 
 # Model folders that cannot be served: the worker says why in one line and exits with 64.

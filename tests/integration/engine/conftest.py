@@ -8,11 +8,21 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 VOCABULARY = 384
@@ -36,10 +46,25 @@ VARIANTS: dict[str, dict[str, object]] = {
     },
     "qwen2": {"num_key_value_heads": 4},
     "qwen2_gqa": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": None, "head_dim": 20},
+    "mistral_window": {"num_key_value_heads": 2, "sliding_window": 33},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 24, "attention_bias": True},
+    "neox": {},
+    "neox_sequential": {
+        "use_parallel_residual": False,
+        "hidden_act": "gelu_new",
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5},
+    },
+    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
+    "opt_untied": {"ffn_dim": 128, "tie_word_embeddings": False, "enable_bias": False},
 }
 MODEL_CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "neox": (GPTNeoXConfig, GPTNeoXForCausalLM),
+    "opt": (OPTConfig, OPTForCausalLM),
 }
 
 Generate = Callable[[Path, tuple[int, ...], int], list[int]]
@@ -81,12 +106,18 @@ def _save_model(folder: Path, variant: str) -> None:
         **VARIANTS[variant],
     )
     torch.manual_seed(17)
-    model = model_class(config).float().eval()
+    _save(folder, model_class(config))
+
+
+def _save(folder: Path, model: PreTrainedModel) -> None:
+    model.train(False)
     with torch.no_grad():
         # The usual small initialisation makes logits nearly equal and every bias zero.
         for name, parameter in model.named_parameters():
-            if not name.endswith("norm.weight"):
-                parameter.normal_(std=0.6 if "embed" in name else 0.25)
+            if "norm" in name or "ln_" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            else:
+                parameter.normal_(std=0.6 if "embed" in name or "wte" in name else 0.25)
     model.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
 
@@ -97,6 +128,19 @@ def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp(request.param)
     _save_model(folder, request.param)
     return folder
+
+
+@pytest.fixture(scope="session")
+def save_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[PretrainedConfig], Path]:
+    """Save a random model of any configuration to a folder of its own."""
+
+    def save(config: PretrainedConfig) -> Path:
+        folder = tmp_path_factory.mktemp(config.model_type)
+        torch.manual_seed(17)
+        _save(folder, AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
+        return folder
+
+    return save
 
 
 @pytest.fixture(scope="session")

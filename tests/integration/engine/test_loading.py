@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from libs.engine.loading import EngineOptions, load_engine
-from libs.engine.model_config import ModelLoadError, read_model_config
+from libs.engine.model_config import ModelLoadError, VariantNotSupported, read_model_config
 from libs.engine.weights import Checkpoint, TensorRow, layer_rows
 
 Spoil = Callable[[Path], object]
@@ -86,12 +86,11 @@ def folder(llama_folder: Path, tmp_path: Path) -> Path:
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not readable"),
         (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
         (change_config(model_type="mamba"), "model_type 'mamba' is not supported"),
-        (change_config(model_type="mamba"), "supported are: llama, qwen2"),
-        (change_config(hidden_act="gelu"), "hidden_act 'gelu' is not supported"),
+        (change_config(model_type="mamba"), "supported are: gpt_neox, llama, mistral, opt, qwen2"),
+        (change_config(hidden_act="xielu"), "hidden_act 'xielu' is not supported"),
         (change_config(num_hidden_layers="many"), "num_hidden_layers is 'many'"),
         (change_config(hidden_size=None), "hidden_size is None"),
         (change_config(num_key_value_heads=3), "do not divide evenly"),
-        (change_config(use_sliding_window=True), "use_sliding_window is not supported"),
         (change_config(quantization_config={"bits": 4}), "quantized weights are not supported"),
         (change_config(rope_parameters={"rope_type": "yarn"}), "rope type 'yarn' is not support"),
         (change_config(vocab_size=400), "embed_tokens.weight has shape (384, 64), config.json"),
@@ -135,6 +134,41 @@ def test_an_unknown_device_is_refused(llama_folder: Path, device: str) -> None:
         load_engine(str(llama_folder), options=EngineOptions(device=device))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
+        ({"use_sliding_window": True}, "use_sliding_window is not supported"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is not"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not supported"),
+        ({"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is not supported"),
+        (
+            {"model_type": "opt", "ffn_dim": 128, "word_embed_proj_dim": 32},
+            "word_embed_proj_dim is not supported, save as hidden_size",
+        ),
+        (
+            {"model_type": "opt", "ffn_dim": 128, "do_layer_norm_before": False},
+            "do_layer_norm_before is not supported, save as True",
+        ),
+    ],
+)
+def test_what_the_compact_decoder_does_not_know_is_told_apart(
+    folder: Path, changes: dict[str, object], words: str
+) -> None:
+    change_config(**changes)(folder)
+    with pytest.raises(VariantNotSupported, match=words):
+        read_model_config(folder)
+
+
+def test_a_window_of_mistral_is_read_with_its_default(folder: Path) -> None:
+    change_config(model_type="mistral")(folder)
+    assert read_model_config(folder).window_tokens == 4096
+    change_config(sliding_window=None)(folder)
+    assert read_model_config(folder).window_tokens is None
+    change_config(sliding_window=7)(folder)
+    assert read_model_config(folder).shape.windows == {7}
+
+
 def test_a_sharded_checkpoint_is_read_like_a_single_file(llama_folder: Path, folder: Path) -> None:
     split_into_two(folder)
     rows = layer_rows(read_model_config(folder), layer=0).qkv.weights
@@ -147,7 +181,7 @@ def test_a_sharded_checkpoint_is_read_like_a_single_file(llama_folder: Path, fol
 @pytest.mark.parametrize("axis", [0, 1])
 def test_slices_along_the_shard_axis_make_up_the_tensor(llama_folder: Path, axis: int) -> None:
     layer = layer_rows(read_model_config(llama_folder), layer=2)
-    row: TensorRow = (layer.gate_up if axis == 0 else layer.down).weights[0]
+    row: TensorRow = (layer.up if axis == 0 else layer.down).weights[0]
     assert row.shard_axis == axis
     with Checkpoint(llama_folder) as checkpoint:
         whole = checkpoint.read(row, dtype=torch.float32)

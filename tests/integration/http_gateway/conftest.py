@@ -22,6 +22,10 @@ from services.http_gateway.config import GatewayConfig
 from services.http_gateway.gateway import RunningGateway, running_gateway
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--api-cases", type=int, default=15, help="generated requests per endpoint")
+
+
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a test that is a coroutine function on a loop of its own."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):

@@ -37,7 +37,7 @@ def the_error(response) -> dict:
     ("path", "change", "parameter"),
     [
         (COMPLETIONS, {"prompt": ""}, "prompt"),
-        (COMPLETIONS, {"n": 2}, "n"),
+        (COMPLETIONS, {"n": 17}, "n"),
         (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
     ],
 )
@@ -156,10 +156,23 @@ async def test_a_large_body_is_not_mistaken_for_a_large_head(a_stack) -> None:
             assert (await stack.http.post(COMPLETIONS, json=body)).status_code == 200
 
 
-async def test_a_callers_request_id_is_not_used_for_anything(a_stack) -> None:
+@pytest.mark.parametrize("callers_id", ["mine-1", "0af7651916cd43dd.8448eb21:1"])
+async def test_a_callers_request_id_comes_back_and_names_no_session(a_stack, callers_id) -> None:
+    async with a_stack() as stack:
+        headers = {"x-request-id": callers_id}
+        first, second = [
+            await stack.http.post(COMPLETIONS, json=GOOD, headers=headers) for _ in range(2)
+        ]
+        assert first.headers.get_list("x-request-id") == [callers_id]
+        assert first.json()["id"] != second.json()["id"]
+        assert len({s.request_id for s in stack.router.submissions}) == 2
+
+
+@pytest.mark.parametrize("callers_id", ["tide.v1.>", "a b", "x" * 129, "é", ""])
+async def test_a_callers_request_id_of_other_characters_is_replaced(a_stack, callers_id) -> None:
     async with a_stack() as stack:
         response = await stack.http.post(
-            COMPLETIONS, json=GOOD, headers={"x-request-id": "tide.v1.>"}
+            COMPLETIONS, json=GOOD, headers={"x-request-id": callers_id.encode()}
         )
         assert response.status_code == 200
         [request_id] = response.headers.get_list("x-request-id")

@@ -171,6 +171,33 @@ def test_a_stop_token_flushes_and_adds_no_text(kind: str, data: st.DataObject) -
     assert before + last.text_if_last == decoded(tokenizer, tokens)
 
 
+@pytest.mark.parametrize("kind", sorted(TOKENIZERS))
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_stop_string_before_min_tokens_is_text_like_any_other(
+    kind: str, data: st.DataObject
+) -> None:
+    tokenizer = TOKENIZERS[kind]()
+    tokens = data.draw(token_ids(tokenizer))
+    stops = data.draw(stop_strings())
+    min_tokens = data.draw(st.integers(0, len(tokens)))
+    stream = TextStream(TokenizerDetokenizer(tokenizer), stop_strings=stops, min_tokens=min_tokens)
+    pieces = [stream.push(token_id, is_stop_token=False) for token_id in tokens[:min_tokens]]
+    assert all(not piece.is_stop_matched for piece in pieces)
+    settled = "".join(piece.text for piece in pieces)
+    for token_id in tokens[min_tokens:]:
+        pieces.append(stream.push(token_id, is_stop_token=False))
+        if pieces[-1].is_stop_matched:
+            break
+    if pieces:
+        emitted = "".join(piece.text for piece in pieces[:-1]) + pieces[-1].text_if_last
+        whole = decoded(tokenizer, tokens[: len(pieces)])
+        starts = [whole.find(stop, len(settled)) for stop in stops]
+        found = [start for start in starts if start >= 0]
+        is_cut = len(pieces) > min_tokens
+        assert emitted == whole[: min(found, default=None) if is_cut else None]
+
+
 def test_no_piece_ends_within_a_character() -> None:
     tokenizer = byte_level()
     tokens = tokenizer.encode("🤖 潮 ü", add_special_tokens=False)

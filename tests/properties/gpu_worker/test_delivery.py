@@ -19,7 +19,7 @@ from libs.contracts.sessions import (
 )
 from libs.contracts.token_step import SessionTokens, TokenStep
 from libs.engine.scheduler import Scheduler, SchedulerOptions
-from libs.engine.simulated_runner import SimulatedRunner, simulated_tokens
+from libs.engine.simulated_runner import SimulatedRunner, simulated_logprobs, simulated_tokens
 from libs.kernel.core import SetTimer, TimerFired
 from libs.kernel.units import NS_PER_MS
 from services.gpu_worker.admission import sequence_of
@@ -115,6 +115,16 @@ class Owner:
     def take(self, entry: SessionTokens) -> Message:
         if entry.session_epoch != self.epoch:
             return self.end(entry.session_epoch)
+        best = self.spec.sampling.logprobs
+        scores = (
+            ()
+            if best is None
+            else tuple(
+                simulated_logprobs(token_id, best=best, vocabulary_size=VOCABULARY)
+                for token_id in entry.token_ids
+            )
+        )
+        assert entry.logprobs == scores, "log probabilities are lost or changed"
         known = len(self.journal) - entry.first_index
         if known < 0:
             return self.receipt(is_resend_wanted=True)
@@ -254,12 +264,19 @@ def owners(draw: st.DrawFn) -> list[Owner]:
     found = []
     for number in range(draw(st.integers(1, 3))):
         temperature, seed = draw(st.sampled_from([(0.0, None), (1.0, 5), (1.0, 6)]))
+        max_tokens = draw(st.integers(1, 24))
         spec = SessionSpec(
             request_id=f"r{number}",
             alias="tide",
             prompt_token_ids=(3, 1, 4, 1, 5)[: draw(st.integers(1, 5))],
-            max_tokens=draw(st.integers(1, 24)),
-            sampling=SamplingParameters(temperature=temperature, seed=seed),
+            max_tokens=max_tokens,
+            sampling=SamplingParameters(
+                temperature=temperature,
+                seed=seed,
+                logprobs=draw(st.sampled_from([None, 0, 2])),
+                min_tokens=draw(st.integers(0, 2)) if max_tokens > 1 else 0,
+                stop_token_ids=draw(st.sampled_from([(), (7, 8, 9)])),
+            ),
             ignore_eos=draw(st.booleans()),
             priority=draw(st.integers(-1, 1)),
         )

@@ -31,6 +31,8 @@ from libs.contracts.online import (
     RequestFailed,
     RequestFinished,
     RequestRejected,
+    ScoredToken,
+    TokenLogprobs,
     TokensGenerated,
 )
 from libs.contracts.online import ToClient as Answer
@@ -96,6 +98,12 @@ def tokens(*indices: int, request_id: str = REQUEST_ID) -> TokensGenerated:
         token_ids=tuple(100 + i for i in indices),
         texts=tuple(f"t{i}" for i in indices),
     )
+
+
+def scored(*indices: int) -> TokensGenerated:
+    chosen = [ScoredToken(token_id=100 + i, text=f"t{i}", logprob=-1.0) for i in indices]
+    logprobs = tuple(TokenLogprobs(chosen=token) for token in chosen)
+    return tokens(*indices).model_copy(update={"logprobs": logprobs})
 
 
 def finished(completion_tokens: int) -> RequestFinished:
@@ -310,6 +318,20 @@ def test_tokens_without_their_texts_are_ignored_and_counted() -> None:
     desk = a_streaming_desk()
     torn = tokens(0, 1).model_copy(update={"texts": ("t0",)})
     assert desk.hear(torn) == []
+    assert desk.reader.answers_ignored == 1
+
+
+def test_log_probabilities_stay_with_their_tokens_where_messages_overlap() -> None:
+    desk = a_streaming_desk()
+    desk.hear(scored(0, 1))
+    [delivery] = [c for c in desk.hear(scored(1, 2, 3)) if isinstance(c, DeliverTokens)]
+    assert [item.chosen.token_id for item in delivery.logprobs] == list(delivery.token_ids)
+
+
+def test_log_probabilities_for_some_of_the_tokens_are_ignored_and_counted() -> None:
+    desk = a_streaming_desk()
+    broken = scored(0, 1).model_copy(update={"logprobs": scored(0).logprobs})
+    assert delivered(desk.hear(broken)) == []
     assert desk.reader.answers_ignored == 1
 
 

@@ -15,6 +15,7 @@ from libs.client.scripted_router import LossyLink, Script, ScriptedRouter
 from libs.client.token_stream import TokenStream
 from libs.contracts import subjects
 from libs.contracts.online import FailReason, FinishReason, RejectReason, SubmitRequest
+from libs.contracts.text import DetokenizeIds, IdsDetokenized, TextTokenized, TokenizeText
 from libs.contracts.wire import Encoding
 from libs.kernel.errors import InvariantViolation, Unavailable
 from libs.kernel.units import NS_PER_MS, NS_PER_S
@@ -88,6 +89,33 @@ def test_complete_gives_the_whole_answer() -> None:
             assert answer.text == "".join(TEXTS)
             assert answer.token_ids == tuple(range(100, 140))
             assert answer.finish_reason is FinishReason.STOP
+
+    asyncio.run(scenario())
+
+
+def test_log_probabilities_come_with_their_tokens_over_a_bad_link_too() -> None:
+    async def scenario() -> None:
+        link = LossyLink(lost=0.2, doubled=0.2, overtaken=0.2, seed=3)
+        async with a_client(link=link) as (client, _):
+            answer = await client.complete(model="tide-tiny", prompt="go", logprobs=2)
+            assert [item.chosen.token_id for item in answer.logprobs] == list(range(100, 140))
+            assert {len(item.best) for item in answer.logprobs} == {2}
+            plain = await client.complete(model="tide-tiny", prompt="go")
+            assert plain.logprobs == ()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("encoding", list(Encoding))
+def test_questions_about_text_are_answered_or_refused(encoding: Encoding) -> None:
+    async def scenario() -> None:
+        async with a_client(encoding=encoding) as (client, _):
+            answer = await client.ask_about_text("tide-tiny", TokenizeText(prompt="ab"))
+            assert answer == TextTokenized(token_ids=(97, 98))
+            text = await client.ask_about_text("tide-tiny", DetokenizeIds(token_ids=(98, 97)))
+            assert text == IdsDetokenized(text="ba")
+            with pytest.raises(Unavailable):
+                await client.ask_about_text("another-model", TokenizeText(prompt="ab"))
 
     asyncio.run(scenario())
 

@@ -36,6 +36,22 @@ def test_a_request_that_fits_is_not_refused(a_request: RequestBuilder) -> None:
         ({"sampling": SamplingOptions(top_p=0.0)}, "top_p is 0.0"),
         ({"sampling": SamplingOptions(top_p=1.5)}, "top_p is 1.5"),
         ({"sampling": SamplingOptions(top_k=0)}, "top_k is 0"),
+        ({"sampling": SamplingOptions(min_p=1.5)}, "min_p is 1.5"),
+        ({"sampling": SamplingOptions(repetition_penalty=0.0)}, "repetition_penalty is 0.0"),
+        ({"sampling": SamplingOptions(presence_penalty=float("nan"))}, "presence_penalty is nan"),
+        ({"sampling": SamplingOptions(frequency_penalty=1e9)}, "frequency_penalty is 1000000000"),
+        ({"sampling": SamplingOptions(logprobs=-1)}, "logprobs is -1"),
+        (
+            {"sampling": SamplingOptions(logit_bias=((3, 1.0), (100, 1.0)))},
+            "logit_bias: token id 100 is outside the vocabulary of 100",
+        ),
+        ({"sampling": SamplingOptions(logit_bias=((3, float("inf")),))}, "token id 3 is inf"),
+        (
+            {"stop": StopOptions(max_tokens=1, stop_token_ids=frozenset({5, 100}))},
+            "stop_token_ids: token id 100 is outside the vocabulary of 100",
+        ),
+        ({"stop": StopOptions(max_tokens=4, min_tokens=5)}, "min_tokens is 5"),
+        ({"stop": StopOptions(max_tokens=4, min_tokens=-1)}, "min_tokens is -1"),
     ],
 )
 def test_what_can_never_run_is_refused_with_its_reason(
@@ -48,5 +64,17 @@ def test_what_can_never_run_is_refused_with_its_reason(
 
 def test_a_stop_token_of_the_request_stops_even_when_eos_is_ignored() -> None:
     stop = StopOptions(max_tokens=1, stop_token_ids=frozenset({5}), ignore_eos=True)
-    assert stop.is_stop_token(5, eos_token_ids=frozenset({6}))
-    assert not stop.is_stop_token(6, eos_token_ids=frozenset({6}))
+    assert stop.is_stop_token(5, output_index=0, eos_token_ids=frozenset({6}))
+    assert not stop.is_stop_token(6, output_index=0, eos_token_ids=frozenset({6}))
+    assert stop.ending_token_ids(frozenset({6})) == {5}
+
+
+def test_no_token_stops_before_min_tokens() -> None:
+    stop = StopOptions(max_tokens=9, min_tokens=2, stop_token_ids=frozenset({5}))
+    assert stop.ending_token_ids(frozenset({6})) == {5, 6}
+    for token_id in (5, 6):
+        stops = [
+            stop.is_stop_token(token_id, output_index=index, eos_token_ids=frozenset({6}))
+            for index in range(4)
+        ]
+        assert stops == [False, False, True, True]

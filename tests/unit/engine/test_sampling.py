@@ -36,7 +36,14 @@ def test_temperature_zero_takes_the_best() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"top_k": 7}, {"top_p": 0.8}, {"top_k": 20, "top_p": 0.5, "temperature": 0.7}]
+    "options",
+    [
+        {},
+        {"top_k": 7},
+        {"top_p": 0.8},
+        {"top_k": 20, "top_p": 0.5, "temperature": 0.7},
+        {"min_p": 0.1, "top_p": 0.9},
+    ],
 )
 def test_a_row_gets_the_same_token_alone_and_in_any_batch(options: dict[str, object]) -> None:
     logits = logits_of(40)
@@ -105,6 +112,23 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, kept: set[in
         SamplingOptions(temperature=1.0, top_p=top_p, seed=5), [0.1, 0.4, 0.3, 0.2], 1500
     )
     assert {token_id for token_id, count in enumerate(counts) if count} == kept
+
+
+@pytest.mark.parametrize(
+    ("min_p", "kept"),
+    [(1.0, {1}), (0.76, {1}), (0.74, {1, 2}), (0.3, {1, 2, 3}), (0.2, {0, 1, 2, 3})],
+)
+def test_min_p_keeps_what_has_this_share_of_the_best(min_p: float, kept: set[int]) -> None:
+    counts = frequencies(
+        SamplingOptions(temperature=1.0, min_p=min_p, seed=5), [0.1, 0.4, 0.3, 0.2], 1500
+    )
+    assert {token_id for token_id, count in enumerate(counts) if count} == kept
+
+
+def test_min_p_looks_at_the_scores_after_the_temperature() -> None:
+    options = SamplingOptions(temperature=2.0, min_p=0.45, seed=5)
+    counts = frequencies(options, [0.1, 0.4, 0.3, 0.2], 1500)
+    assert [count > 0 for count in counts] == [True] * 4
 
 
 def test_a_tiny_top_p_still_keeps_the_best() -> None:

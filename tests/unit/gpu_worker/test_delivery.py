@@ -4,9 +4,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from libs.contracts.online import FinishReason
+from libs.contracts.online import FinishReason, SamplingParameters
 from libs.contracts.sessions import RefuseReason, SessionStarted
-from libs.contracts.token_step import pack_step
+from libs.contracts.token_step import pack_step, unpack_step
 from libs.engine.simulated_runner import simulated_text
 
 AWorker = Callable[..., Any]
@@ -33,6 +33,26 @@ def test_a_session_ends_at_its_last_token_with_a_reason(a_worker: AWorker) -> No
     assert [e.finish_reason for e in entries] == [None, None, FinishReason.LENGTH]
     assert all(e.texts == tuple(map(simulated_text, e.token_ids)) for e in entries)
     assert worker.step is None
+
+
+def test_log_probabilities_go_with_every_token_and_every_repetition(a_worker: AWorker) -> None:
+    worker = a_worker()
+    sampling = SamplingParameters(temperature=0.0, logprobs=2)
+    worker.start(max_tokens=4, sampling=sampling)
+    worker.start("plain", max_tokens=4)
+    worker.finish_steps(4)
+    sent = [entry for entry in worker.take_entries() if entry.request_id == "r"]
+    assert [len(entry.logprobs) for entry in sent] == [1] * 4
+    assert all(len(entry.logprobs[0].best) == 2 for entry in sent)
+    assert [e.logprobs[0].chosen.token_id for e in sent] == [e.token_ids[0] for e in sent]
+    worker.acknowledge(next_index=1)
+    worker.advance(1_000)
+    again, plain = worker.take_entries()[-2:]
+    assert (again.first_index, again.logprobs) == (1, tuple(e.logprobs[0] for e in sent[1:]))
+    assert plain.logprobs == ()
+    worker.start(epoch=2, max_tokens=4, sampling=sampling, generated=again.token_ids[:0])
+    [rebound] = worker.take_entries()
+    assert rebound.logprobs == tuple(e.logprobs[0] for e in sent)
 
 
 def test_a_finished_session_is_forgotten_once_its_last_token_is_acknowledged(
@@ -206,6 +226,22 @@ def test_a_long_backlog_is_split_into_messages_below_the_bound(a_worker: AWorker
         assert entry.first_index == 0
         assert 0 < len(entry.token_ids) < 40
         assert entry.finish_reason is None
+
+
+def test_log_probabilities_count_towards_the_bound_of_a_message(a_worker: AWorker) -> None:
+    worker = a_worker(message_bytes_max=4_000, resend_tokens_max=1_000)
+    sampling = SamplingParameters(temperature=0.0, logprobs=20)
+    for request_id in ("a", "b"):
+        worker.start(request_id, max_tokens=40, sampling=sampling)
+    worker.finish_steps(41)
+    worker.take_tokens()
+    worker.advance(700)
+    messages = worker.take_tokens()
+    assert len(messages) == 2
+    for _, step in messages:
+        assert len(pack_step(step)) <= 4_000
+        assert 2 < len(step.entries[0].token_ids) < 40
+        assert unpack_step(pack_step(step)) == step
 
 
 def test_a_backlog_arrives_whole_however_many_repetitions_it_takes(a_worker: AWorker) -> None:

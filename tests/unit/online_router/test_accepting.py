@@ -291,3 +291,20 @@ def test_a_submission_without_a_reply_subject_is_counted_and_dropped(a_desk: ADe
     desk.tell(SubmissionMalformed(reply_to="", encoding=Encoding.JSON, message="x", cause_id="t"))
     assert not desk.commands
     assert desk.core.state.counters.unanswerable == 1
+
+
+@pytest.mark.parametrize(
+    ("sampling", "parameter"),
+    [
+        ({"logit_bias": {10**6: 1.0}}, "logit_bias"),
+        ({"stop_token_ids": (10**6,)}, "stop_token_ids"),
+    ],
+)
+def test_a_token_that_the_model_lacks_is_refused_by_the_name_of_its_field(
+    a_desk: ADesk, sampling: dict[str, Any], parameter: str
+) -> None:
+    desk = a_desk("w1")
+    desk.submit(sampling=sampling)
+    desk.tokenize()
+    refusal = rejection(desk)
+    assert (refusal.reason, refusal.parameter) == (RejectReason.INVALID, parameter)

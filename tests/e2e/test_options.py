@@ -1,0 +1,78 @@
+"""Options of the HTTP API through a real fleet: what comes back belongs together."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+QUESTION = [{"role": "user", "content": "What does str.split do?"}]
+
+
+@pytest.fixture(scope="module")
+def http(start_fleet: Callable[..., Any]) -> Any:
+    under_test = start_fleet(workers=1, routers=1)
+    with httpx.Client(base_url=under_test.fleet.http_url, timeout=60) as client:
+        yield client
+
+
+def ask(http: httpx.Client, path: str, **fields: object) -> dict[str, Any]:
+    response = http.post(path, json={"model": "tide-tiny", "max_tokens": 12, **fields})
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_token_ids_and_text_of_an_answer_belong_together(http: httpx.Client) -> None:
+    asked = {"messages": QUESTION, "temperature": 0, "ignore_eos": True}
+    answer = ask(http, "/v1/chat/completions", **asked, return_token_ids=True)
+    prompt_ids = ask(http, "/tokenize", messages=QUESTION)["tokens"]
+    assert answer["prompt_token_ids"] == prompt_ids
+    assert answer["usage"]["prompt_tokens"] == len(prompt_ids)
+    [choice] = answer["choices"]
+    assert len(choice["token_ids"]) == 12
+    told = ask(http, "/v1/completions", prompt=prompt_ids, temperature=0, ignore_eos=True)
+    assert told["choices"][0]["text"] == choice["message"]["content"]
+
+
+def test_log_probabilities_are_of_the_tokens_shown(http: httpx.Client) -> None:
+    asked = {"messages": QUESTION, "temperature": 0, "ignore_eos": True, "logprobs": True}
+    answer = ask(http, "/v1/chat/completions", **asked, top_logprobs=3)
+    content = answer["choices"][0]["logprobs"]["content"]
+    assert len(content) == 12
+    for entry in content:
+        best = entry["top_logprobs"]
+        assert len(best) == 3
+        assert entry["logprob"] == max(item["logprob"] for item in best), "greedy takes the best"
+        assert sum(math.exp(item["logprob"]) for item in best) <= 1 + 1e-6
+
+
+def test_the_first_of_several_seeded_answers_is_what_it_is_alone(http: httpx.Client) -> None:
+    asked = {"messages": QUESTION, "temperature": 1.0, "seed": 11, "ignore_eos": True}
+    alone = ask(http, "/v1/chat/completions", **asked)
+    several = ask(http, "/v1/chat/completions", **asked, n=3)
+    texts = [choice["message"]["content"] for choice in several["choices"]]
+    assert texts[0] == alone["choices"][0]["message"]["content"]
+    assert len(set(texts)) == 3
+    assert several["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"]
+    assert several["usage"]["completion_tokens"] == 36
+
+
+def test_echo_of_token_ids_is_their_text(http: httpx.Client) -> None:
+    prompt = "The tide comes in"
+    tokens = ask(http, "/tokenize", prompt=prompt, add_special_tokens=False)["tokens"]
+    answer = ask(http, "/v1/completions", prompt=[tokens, tokens], echo=True, temperature=0)
+    assert len(answer["choices"]) == 2
+    assert all(choice["text"].startswith(prompt) for choice in answer["choices"])
+    assert ask(http, "/detokenize", tokens=tokens)["prompt"] == prompt
+
+
+def test_a_forbidden_token_never_comes_and_a_forced_one_always_does(http: httpx.Client) -> None:
+    asked = {"prompt": "The", "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    first = ask(http, "/v1/completions", **asked)["choices"][0]["token_ids"][0]
+    bias = {str(first): -100}
+    without = ask(http, "/v1/completions", **asked, logit_bias=bias)["choices"][0]["token_ids"]
+    assert first not in without
+    forced = ask(http, "/v1/completions", **asked, logit_bias={"500": 100})
+    assert forced["choices"][0]["token_ids"] == [500] * 12

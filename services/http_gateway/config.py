@@ -18,6 +18,9 @@ class GatewayConfig:
     """Address to listen on. There is no authentication yet: open it to trusted networks only."""
     port: int = 8000
     """Port to listen on; 0 takes a free one, which the report and the log then tell."""
+    advertised_url: str | None = None
+    """Where clients reach this gateway, for its reports: the address in front of a container, say.
+    None reports the address it listens on."""
     body_bytes_max: int = 4 * MIB
     """Largest request body; read no further than that. JSON takes several times the room of the
     message made of it, which the broker bounds in turn (1 MB)."""

@@ -84,7 +84,7 @@ async def running_gateway(
         bus=bus, client=client, view=view, measures=measures, config=config, clock=clock
     )
     listener = _listen(config)
-    http_url = _url_of(listener)
+    http_url = config.advertised_url or _url_of(listener)
     server = _Server(_server_config(create_app(routes, measures), config))
     async with client:
         tasks = await _follow_reports(bus, view, clock)

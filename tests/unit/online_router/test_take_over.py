@@ -72,11 +72,12 @@ def some_tokens(count: int, *, finish_reason: FinishReason | None = None) -> Ses
     )
 
 
-def find_silent(desk: Any) -> None:
-    """List the dead journal and stay alone for as long as it takes to believe it dead."""
+def find_silent(desk: Any, *journal_ids: str) -> None:
+    """List dead journals and stay alone for as long as it takes to believe them dead."""
     desk.sweep(NS_PER_S)
     op_id = desk.only(ListJournals).op_id
-    desk.tell(JournalsListed(op_id=op_id, messages_by_journal_id={DEAD: 4}, cause_id="t"))
+    counts = dict.fromkeys(journal_ids or (DEAD,), 4)
+    desk.tell(JournalsListed(op_id=op_id, messages_by_journal_id=counts, cause_id="t"))
     for _ in range(10):
         desk.worker_reports("w1")
         desk.echo()
@@ -190,14 +191,7 @@ def test_the_end_of_an_adopted_session_that_was_over_is_told_again(a_desk: ADesk
 def test_a_journal_whose_taker_lives_is_left_to_it(a_desk: ADesk) -> None:
     taken = JournalTakenOver(by_router_id="router-y", by_journal_id="router-y-1")
     desk = a_desk("w1")
-    desk.sweep(NS_PER_S)
-    op_id = desk.only(ListJournals).op_id
-    journals = {DEAD: 4, "router-y-1": 2}
-    desk.tell(JournalsListed(op_id=op_id, messages_by_journal_id=journals, cause_id="t"))
-    for _ in range(10):
-        desk.worker_reports("w1")
-        desk.echo()
-    desk.sweep()
+    find_silent(desk, DEAD, "router-y-1")
     # Both fell silent; router-y's journal comes first in the list and is read first.
     first = desk.only(ReadJournal)
     assert first.journal_id == "router-y-1"
@@ -214,14 +208,7 @@ def test_a_journal_whose_taker_lives_is_left_to_it(a_desk: ADesk) -> None:
 def test_a_journal_whose_taker_died_half_way_waits_for_the_takers_own(a_desk: ADesk) -> None:
     taken = JournalTakenOver(by_router_id="router-zz", by_journal_id="router-zz-1")
     desk = a_desk("w1")
-    desk.sweep(NS_PER_S)
-    op_id = desk.only(ListJournals).op_id
-    journals = {DEAD: 4, "router-zz-1": 2}
-    desk.tell(JournalsListed(op_id=op_id, messages_by_journal_id=journals, cause_id="t"))
-    for _ in range(10):
-        desk.worker_reports("w1")
-        desk.echo()
-    desk.sweep()
+    find_silent(desk, DEAD, "router-zz-1")
     assert desk.only(ReadJournal).journal_id == DEAD
     read(desk, [an_opening(), taken])
     assert not desk.all(AppendJournal)

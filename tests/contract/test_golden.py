@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from libs.contracts import journal, online, reports, sessions, text, token_step
+from libs.contracts import (
+    handover,
+    journal,
+    online,
+    placement,
+    reports,
+    sessions,
+    text,
+    token_step,
+)
 from libs.contracts.wire import Codec, Encoding, Message, encode
 from libs.kernel.errors import ContractViolation
 from tools.document_messages import FAMILIES, messages_of, tag_of
@@ -22,6 +31,9 @@ CODECS: tuple[Codec[Any], ...] = (
     sessions.WORKER_CONTROL,
     sessions.ROUTER_CONTROL,
     reports.REPORTS,
+    placement.PLACEMENTS,
+    handover.WORKER_SHAPE,
+    handover.MIGRATOR_CONTROL,
 )
 TAGS = sorted(
     tag for _, module in FAMILIES for message in messages_of(module) if (tag := tag_of(message))
@@ -125,6 +137,9 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "worker control": sessions.WORKER_CONTROL.decode,
         "router control": sessions.ROUTER_CONTROL.decode,
         "reports": reports.REPORTS.decode,
+        "placements": placement.PLACEMENTS.decode,
+        "worker shape": handover.WORKER_SHAPE.decode,
+        "migrator control": handover.MIGRATOR_CONTROL.decode,
     }
 
 

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from libs.contracts import (
     handover,
     journal,
+    local_cloud,
     online,
     placement,
     reports,
@@ -35,6 +36,7 @@ FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Reports", reports),
     ("Placements", placement),
     ("Hand-overs", handover),
+    ("The cloud on one machine", local_cloud),
 )
 ARRAY_MESSAGES: tuple[tuple[str, ModuleType, tuple[type, ...]], ...] = (
     ("Token steps", token_step, (token_step.TokenStep, token_step.SessionTokens)),

@@ -138,6 +138,9 @@ def capacity_wanted(alias: str) -> str:
     return f"{ROOT}.capacity.{_token(alias)}"
 
 
+LOCAL_CLOUD: Final = f"{ROOT}.cloud.local"
+"""Where the launcher of a fleet on one machine is asked to add, preempt or kill a node."""
+
 CAPACITY_ALL: Final = f"{ROOT}.capacity.*"
 
 

@@ -28,6 +28,13 @@ from libs.contracts.journal import (
     SessionFailed,
     SessionOpened,
 )
+from libs.contracts.local_cloud import (
+    AddNode,
+    CloudDone,
+    CloudRefused,
+    KillNode,
+    PreemptNode,
+)
 from libs.contracts.online import (
     CancelRequest,
     ChatMessage,
@@ -51,6 +58,7 @@ from libs.contracts.placement import (
 )
 from libs.contracts.reports import (
     GatewayReport,
+    Market,
     MigratorReport,
     PlannerReport,
     RouterReport,
@@ -330,6 +338,13 @@ HANDOVER: tuple[Message, ...] = (
         message="worker-2 does not answer",
     ),
 )
+LOCAL_CLOUD: tuple[Message, ...] = (
+    AddNode(operation_id="operation-1", market=Market.SPOT, zone="us-east-1a"),
+    PreemptNode(operation_id="operation-2", node_id="node-4", grace_ms=5_000),
+    KillNode(operation_id="operation-3", node_id="node-4"),
+    CloudDone(operation_id="operation-1", node_id="node-5"),
+    CloudRefused(operation_id="operation-3", message="there is no node-4"),
+)
 STEP = TokenStep(worker_id="worker-1", step_id=120, entries=(TOKENS,))
 BATCH = (
     SessionOpened(
@@ -357,7 +372,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def messages() -> tuple[Message, ...]:
     """An example of each tagged message."""
-    return ONLINE + TEXT + SESSIONS + REPORTS + PLACEMENT + HANDOVER
+    return ONLINE + TEXT + SESSIONS + REPORTS + PLACEMENT + HANDOVER + LOCAL_CLOUD
 
 
 @pytest.fixture(scope="session")

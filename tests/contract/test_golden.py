@@ -10,6 +10,7 @@ import pytest
 from libs.contracts import (
     handover,
     journal,
+    local_cloud,
     online,
     placement,
     reports,
@@ -34,6 +35,8 @@ CODECS: tuple[Codec[Any], ...] = (
     placement.PLACEMENTS,
     handover.WORKER_SHAPE,
     handover.MIGRATOR_CONTROL,
+    local_cloud.CLOUD_REQUESTS,
+    local_cloud.CLOUD_ANSWERS,
 )
 TAGS = sorted(
     tag for _, module in FAMILIES for message in messages_of(module) if (tag := tag_of(message))
@@ -140,6 +143,8 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "placements": placement.PLACEMENTS.decode,
         "worker shape": handover.WORKER_SHAPE.decode,
         "migrator control": handover.MIGRATOR_CONTROL.decode,
+        "cloud requests": local_cloud.CLOUD_REQUESTS.decode,
+        "cloud answers": local_cloud.CLOUD_ANSWERS.decode,
     }
 
 

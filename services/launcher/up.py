@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from services.launcher.console import say, show, show_json
-from services.launcher.fleet import Fleet, FleetOptions
+from services.launcher.fleet import Fleet
 from services.launcher.model_source import find_model
 from services.launcher.paste import commands_to_paste
+from services.launcher.recipes import FleetOptions
 from services.launcher.state_file import DEFAULT_DATA_FOLDER
 
 WORKERS_DEFAULT = 2

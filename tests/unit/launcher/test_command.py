@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from libs.kernel.errors import ConfigError
-from services.launcher.fleet import FleetOptions, threads_per_worker
 from services.launcher.main import run
 from services.launcher.model_source import ModelSource, bundled_model, find_model
 from services.launcher.paste import commands_to_paste
+from services.launcher.recipes import FleetOptions, threads_per_worker
 from services.launcher.service import service_names
 from services.launcher.state_file import NATS_URL_VARIABLE, FleetState, find_nats_url
 from services.launcher.up import workers_of

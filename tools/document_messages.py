@@ -13,7 +13,17 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from libs.contracts import journal, online, reports, sessions, subjects, text, token_step, wire
+from libs.contracts import (
+    journal,
+    online,
+    preemption,
+    reports,
+    sessions,
+    subjects,
+    text,
+    token_step,
+    wire,
+)
 from libs.contracts.wire import Message
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "MESSAGES.md"
@@ -21,6 +31,7 @@ FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Online requests", online),
     ("Questions about text", text),
     ("Sessions", sessions),
+    ("Preemption", preemption),
     ("Reports", reports),
 )
 ARRAY_MESSAGES: tuple[tuple[str, ModuleType, tuple[type, ...]], ...] = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from libs.contracts import journal, online, reports, sessions, text, token_step
+from libs.contracts import journal, online, preemption, reports, sessions, text, token_step
 from libs.contracts.wire import Codec, Encoding, Message, encode
 from libs.kernel.errors import ContractViolation
 from tools.document_messages import FAMILIES, messages_of, tag_of
@@ -21,6 +21,9 @@ CODECS: tuple[Codec[Any], ...] = (
     text.TEXT_ANSWERS,
     sessions.WORKER_CONTROL,
     sessions.ROUTER_CONTROL,
+    preemption.NOTICES,
+    preemption.NOTICE_REQUESTS,
+    preemption.NOTICE_ANSWERS,
     reports.REPORTS,
 )
 TAGS = sorted(
@@ -124,6 +127,9 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "text answers": text.TEXT_ANSWERS.decode,
         "worker control": sessions.WORKER_CONTROL.decode,
         "router control": sessions.ROUTER_CONTROL.decode,
+        "notices": preemption.NOTICES.decode,
+        "notice requests": preemption.NOTICE_REQUESTS.decode,
+        "notice answers": preemption.NOTICE_ANSWERS.decode,
         "reports": reports.REPORTS.decode,
     }
 

@@ -186,6 +186,8 @@ class Fleet:
         for slot in slots:
             slot.is_given_up = True
             slot.child.signal(signal.SIGKILL)
+        if self._world.is_running:
+            self._write_state()
         return [slot.child.process_id for slot in slots]
 
     # ------------------------------------------------------------------ starting
@@ -314,5 +316,6 @@ class Fleet:
             alias=self.alias,
             launcher_process_id=os.getpid(),
             process_ids={child.name: child.process_id for child in self.children},
+            node_ids=self.node_ids,
         )
         state.write(self._options.data_folder)

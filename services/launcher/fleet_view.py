@@ -90,6 +90,10 @@ class FleetView:
         """Processes heard recently."""
         return frozenset(report.process_id for report in self._heard())
 
+    def process_id_by_entity(self) -> dict[str, int]:
+        """Whoever was heard recently, and its process."""
+        return {_id_of(report): report.process_id for report in self._heard()}
+
     async def wait_for_change(self) -> None:
         """Return when a report has come since the last look."""
         await self._changed.wait()

@@ -69,6 +69,13 @@ class LeavingNode(Message):
     )
 
 
+class PinnedShape(Message):
+    """The shape of every replica, where an operator chose it."""
+
+    stages: int = Field(ge=1, le=STAGES_MAX)
+    shards: int = Field(ge=1, le=SHARDS_MAX)
+
+
 class Placement(Message):
     """What every worker of one model is to compute.
 
@@ -85,8 +92,7 @@ class Placement(Message):
     spare_worker_ids: tuple[SubjectToken, ...] = Field(default=(), max_length=WORKERS_MAX)
     leaving: tuple[LeavingNode, ...] = ()
     batch_sequences_max: int = Field(default=64, ge=1, description="B, for each replica")
-    pinned_stages: int | None = Field(default=None, ge=1, description="by PinShape; none: free")
-    pinned_shards: int | None = Field(default=None, ge=1)
+    pinned_shape: PinnedShape | None = Field(default=None, description="by PinShape")
     reason: str = Field(default="", max_length=1024, description="for people, one sentence")
     planned_at_unix_ns: int = Field(default=0, ge=0)
     planner_id: str = ""
@@ -130,14 +136,7 @@ class PinShape(Message):
     """
 
     type: Literal["pin_shape.v1"] = "pin_shape.v1"
-    stages: int | None = Field(default=None, ge=1, le=STAGES_MAX)
-    shards: int | None = Field(default=None, ge=1, le=SHARDS_MAX)
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        if (self.stages is None) != (self.shards is None):
-            raise ValueError("shards: give both stages and shards, or neither")
-        return self
+    shape: PinnedShape | None = Field(default=None, description="none: the planner chooses again")
 
 
 class ShapePinned(Message):

@@ -52,6 +52,7 @@ from libs.contracts.online import (
 from libs.contracts.placement import (
     CapacityWanted,
     LeavingNode,
+    PinnedShape,
     PinRefused,
     PinShape,
     Placement,
@@ -319,7 +320,7 @@ PLACEMENT: tuple[Message, ...] = (
         nodes_to_release=("node-5",),
         reason="one spare",
     ),
-    PinShape(stages=2, shards=1),
+    PinShape(shape=PinnedShape(stages=2, shards=1)),
     ShapePinned(plan_revision=7),
     PinRefused(message="3 shards do not divide 4 attention heads"),
 )

@@ -100,8 +100,8 @@ class Connection(Protocol):
         """
         ...
 
-    async def close(self) -> None:
-        """Close; calls that wait on this connection raise ConnectionLost. Repeating it is safe."""
+    def close(self) -> None:
+        """Close at once; calls that wait raise ConnectionLost. Repeating it is safe."""
         ...
 
 
@@ -135,4 +135,8 @@ class Transport(Protocol):
 
     async def connect(self, address: str, *, timeout_ns: int) -> Connection:
         """Connect and shake hands. Raises: PeerUnreachable, ProtocolMismatch."""
+        ...
+
+    async def close(self) -> None:
+        """Close every listener and connection it made. Repeating it is safe."""
         ...

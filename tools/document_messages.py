@@ -13,7 +13,17 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from libs.contracts import journal, online, reports, sessions, subjects, text, token_step, wire
+from libs.contracts import (
+    journal,
+    online,
+    reports,
+    sessions,
+    subjects,
+    text,
+    token_step,
+    transfers,
+    wire,
+)
 from libs.contracts.wire import Message
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "MESSAGES.md"
@@ -22,6 +32,7 @@ FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Questions about text", text),
     ("Sessions", sessions),
     ("Reports", reports),
+    ("Transfers", transfers),
 )
 ARRAY_MESSAGES: tuple[tuple[str, ModuleType, tuple[type, ...]], ...] = (
     ("Token steps", token_step, (token_step.TokenStep, token_step.SessionTokens)),

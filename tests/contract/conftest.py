@@ -44,6 +44,16 @@ from libs.contracts.text import (
     TokenizeText,
 )
 from libs.contracts.token_step import SessionTokens, TokenStep
+from libs.contracts.transfers import (
+    CarryPieces,
+    IntroducePeer,
+    OfferTransfer,
+    PiecesCorrupted,
+    PiecesTaken,
+    TransferAccepted,
+    TransferRefusal,
+    TransferRefused,
+)
 from libs.contracts.wire import Encoding, Message
 
 SAMPLING = SamplingParameters(temperature=0.7, top_p=0.9, top_k=40, seed=-7)
@@ -169,6 +179,15 @@ REPORTS: tuple[Message, ...] = (
         streams_open=2,
     ),
 )
+TRANSFERS: tuple[Message, ...] = (
+    IntroducePeer(peer_id="worker-1", purpose="kv"),
+    OfferTransfer(ticket_id="plan-7/worker-1/worker-2", replica_epoch=3, pieces=2),
+    CarryPieces(buffer_number=1, checksum=2**64 - 1, piece_indices=(4, 2**32 - 1)),
+    TransferAccepted(ticket_id="plan-7/worker-1/worker-2"),
+    TransferRefused(reason=TransferRefusal.STALE_EPOCH),
+    PiecesTaken(buffer_number=1),
+    PiecesCorrupted(buffer_number=1),
+)
 STEP = TokenStep(worker_id="worker-1", step_id=120, entries=(TOKENS,))
 BATCH = (
     SessionOpened(
@@ -196,7 +215,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def messages() -> tuple[Message, ...]:
     """An example of each tagged message."""
-    return ONLINE + TEXT + SESSIONS + REPORTS
+    return ONLINE + TEXT + SESSIONS + REPORTS + TRANSFERS
 
 
 @pytest.fixture(scope="session")

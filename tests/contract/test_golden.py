@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from libs.contracts import journal, online, reports, sessions, text, token_step
+from libs.contracts import journal, online, reports, sessions, text, token_step, transfers
 from libs.contracts.wire import Codec, Encoding, Message, encode
 from libs.kernel.errors import ContractViolation
 from tools.document_messages import FAMILIES, messages_of, tag_of
@@ -22,6 +22,8 @@ CODECS: tuple[Codec[Any], ...] = (
     sessions.WORKER_CONTROL,
     sessions.ROUTER_CONTROL,
     reports.REPORTS,
+    transfers.TRANSFER_REQUESTS,
+    transfers.TRANSFER_ANSWERS,
 )
 TAGS = sorted(
     tag for _, module in FAMILIES for message in messages_of(module) if (tag := tag_of(message))
@@ -125,6 +127,8 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "worker control": sessions.WORKER_CONTROL.decode,
         "router control": sessions.ROUTER_CONTROL.decode,
         "reports": reports.REPORTS.decode,
+        "transfer requests": transfers.TRANSFER_REQUESTS.decode,
+        "transfer answers": transfers.TRANSFER_ANSWERS.decode,
     }
 
 

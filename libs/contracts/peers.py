@@ -5,14 +5,14 @@ a replica's lead to each of its members:
 
     lead                                  member
     OpenSteps                     --->
-                                  <---    StepsOpened | PeerRefused
+                                  <---    StepsOpened | StepsRefused
     CarryPlan + plan              --->                at each step, unanswered
     PeerAlive                     --->    PeerAlive   so that silence means something
     OpenTicket, CloseTicket       --->    TicketOpened, TicketClosed
                                   <---    MemberFailed
 
-An exchange link carries one question at a time; a transfer link carries transfers (`transfers.py`),
-which questions announce.
+Other links carry one question at a time, each answered before the next, or the transfers
+(`transfers.py`) that questions announce.
 
 A copy of KV: its ticket is open from the offer until the end of the link that carried it. A block
 is given to nobody else before every rank of the target has closed the ticket, so that nothing late
@@ -53,10 +53,10 @@ BLOCKS_PER_BATCH_MAX: Final = 4096
 SLICES_PER_FETCH_MAX: Final = 4096
 """Slices in one FetchWeights."""
 ROUTES_PER_RANK_MAX: Final = 256
-"""Rectangles of KV that one rank sends in one batch: one for each rank of the target at most."""
+"""Rectangles of KV that one rank sends: one for each rank of the target that it overlaps."""
 
 KvTicketId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,96}$")]
-"""Names one copy of KV; chosen by the lead of the source, unique for ever."""
+"""Names one copy of KV; chosen by the lead of the source, never used for another."""
 
 
 class PeerRefusal(StrEnum):
@@ -70,8 +70,6 @@ class PeerRefusal(StrEnum):
     """The copy was never offered, or has ended."""
     NOT_HELD = "not_held"
     """It does not hold the weights that are asked for."""
-    TOO_BUSY = "too_busy"
-    """It serves as many peers as it can."""
     PEER_LOST = "peer_lost"
     """Another peer that it needs for this is gone or silent."""
     FAILED = "failed"
@@ -81,8 +79,7 @@ class PeerRefusal(StrEnum):
 class PeerRefused(Message):
     """What was asked is not done, and nothing of it remains.
 
-    Sent in the place of any other answer. Handled by who asked; repeating the question as it is
-    helps for `unknown_replica` (the peer may be late) and `too_busy` alone.
+    Sent in the place of any other answer. Handled by who asked, which gives up.
     """
 
     type: Literal["peer_refused.v1"] = "peer_refused.v1"
@@ -100,8 +97,8 @@ class ReplicaMessage(Message):
 class OpenSteps(ReplicaMessage):
     """First message on a step link: the lead's plans for this replica will come here.
 
-    Sent by the lead. Handled by the member, which answers StepsOpened or PeerRefused. Another one
-    on a new connection replaces the link before.
+    Sent by the lead. Handled by the member, which answers StepsOpened or StepsRefused. Another
+    one on a new connection replaces the link before.
     """
 
     type: Literal["open_steps.v1"] = "open_steps.v1"
@@ -116,6 +113,18 @@ class StepsOpened(Message):
 
     type: Literal["steps_opened.v1"] = "steps_opened.v1"
     worker_id: SubjectToken
+
+
+class StepsRefused(Message):
+    """The member does not take these plans; the connection ends.
+
+    Sent by the member in the place of StepsOpened. Handled by the lead, which tries again while the
+    reason is `unknown_replica`: each worker is told separately to open the replica.
+    """
+
+    type: Literal["steps_refused.v1"] = "steps_refused.v1"
+    reason: PeerRefusal
+    message: str = Field(default="", max_length=1024)
 
 
 class CarryPlan(Message):
@@ -254,7 +263,8 @@ class SendKv(Message):
 
     type: Literal["send_kv.v1"] = "send_kv.v1"
     ticket_id: KvTicketId
-    batch: int = Field(ge=0, description="counts the batches of one copy")
+    batch: int = Field(ge=0, lt=2**32, description="counts the batches of one copy")
+    source_rank: int = Field(ge=0, lt=2**32, description="of the worker that is asked")
     source_replica_id: SubjectToken
     source_replica_epoch: int = Field(ge=1)
     target_replica_id: SubjectToken
@@ -280,6 +290,7 @@ class StoreKv(ReplicaMessage):
     type: Literal["store_kv.v1"] = "store_kv.v1"
     ticket_id: KvTicketId
     transfer_id: TicketId
+    blocks_per_piece: int = Field(ge=1, description="the last piece may have fewer")
     layer_start: int = Field(ge=0)
     layer_stop: int = Field(ge=1)
     head_start: int = Field(ge=0)
@@ -303,13 +314,14 @@ class FetchWeights(Message):
     transfer_id: TicketId
     replica_epoch: int = Field(ge=1, description="of the replica that is being loaded")
     peer_address: str = Field(max_length=256)
+    piece_bytes_max: int = Field(ge=1, description="slices are split to this, if they can be")
 
 
 class WeightsSent(Message):
     """Every slice was stored and verified. Sent by the holder."""
 
     type: Literal["weights_sent.v1"] = "weights_sent.v1"
-    bytes_moved: int = Field(ge=0, description="in this run")
+    pieces_resent: int = Field(ge=0, description="they had arrived corrupted")
 
 
 StepLinkMessage = (
@@ -322,7 +334,7 @@ StepLinkMessage = (
     | CloseTicket
     | TicketClosed
     | MemberFailed
-    | PeerRefused
+    | StepsRefused
 )
 PeerQuestion = OfferKv | CommitKv | EndKv | SendKv | StoreKv | FetchWeights
 PeerAnswer = KvOffered | KvCommitted | KvEnded | KvSent | KvAwaited | WeightsSent | PeerRefused

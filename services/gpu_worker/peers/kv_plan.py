@@ -1,8 +1,8 @@
 """Who sends which KV to whom in one copy, in which batches and pieces; pure.
 
-A copy goes from one replica to another of any shape. Each rank of the source sends, for every block
-that moves, the rectangles of layers and heads that `libs.transfer.layout` routes from it. A batch is
-what is committed at once; a piece is what is gathered, sent and scattered at once.
+A copy goes from one replica to another of any shape. Each rank of the source sends, for every
+block that moves, the rectangles of layers and heads that `libs.transfer.layout` routes from it. A
+batch is what is committed at once; a piece is what is gathered, sent and scattered at once.
 """
 
 from collections import defaultdict
@@ -16,6 +16,8 @@ from libs.transfer.spans import Span
 
 BlockPair = tuple[int, int]
 """A block of the source and the block of the target that takes its content."""
+WantedBlock = tuple[int, int, int]
+"""A prefix hash, the block of the source that it names, and the block of the target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +63,8 @@ class CopyPlan:
         return {worker_id: tuple(routes[worker_id]) for worker_id in sorted(routes)}
 
     def batches(
-        self, blocks: Sequence[tuple[int, int, int]], *, batch_bytes_max: int
-    ) -> list[Sequence[tuple[int, int, int]]]:
+        self, blocks: Sequence[WantedBlock], *, batch_bytes_max: int
+    ) -> list[Sequence[WantedBlock]]:
         """Cut the blocks, in their order, into what is committed at once: one at least."""
         size = max(1, min(BLOCKS_PER_BATCH_MAX, batch_bytes_max // self.bytes_per_block))
         return [blocks[start : start + size] for start in range(0, len(blocks), size)]

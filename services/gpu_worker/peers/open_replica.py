@@ -12,15 +12,17 @@ import structlog
 
 from libs.contracts.handover import PlacedWorker, ReplicaRoster
 from libs.contracts.peers import OpenSteps, PeerRefusal
+from libs.contracts.transfers import IntroducePeer
+from libs.contracts.wire import encode
 from libs.engine.steps import StepPlan
 from libs.kernel.core import require
 from libs.kernel.errors import ContractViolation, Unavailable
 from libs.kernel.units import NS_PER_MS, seconds
 from libs.runtime.clock import Clock
 from libs.transfer.transport import Connection, PeerUnreachable, Transport
-from services.gpu_worker.peers.exchange_links import Purpose, RefusedByPeer, connect
 from services.gpu_worker.peers.plan_codec import STEP_PLANS
 from services.gpu_worker.peers.ports import PeerHost, PeerOptions
+from services.gpu_worker.peers.questions import Purpose, RefusedByPeer
 from services.gpu_worker.peers.step_links import LinkToLead, LinkToMember
 from services.gpu_worker.peers.store_gate import StoreGate
 
@@ -168,13 +170,10 @@ class OpenReplica:
             await asyncio.sleep(seconds(OPEN_AGAIN_NS))
 
     async def _link_to(self, member: PlacedWorker) -> LinkToMember:
-        connection = await connect(
-            self._transport,
-            member.peer_address,
-            worker_id=self._worker_id,
-            purpose=Purpose.STEPS,
-            timeout_ns=self._options.connect_ns,
-        )
+        limit_ns = self._options.connect_ns
+        connection = await self._transport.connect(member.peer_address, timeout_ns=limit_ns)
+        introduction = IntroducePeer(peer_id=self._worker_id, purpose=Purpose.STEPS.value)
+        await connection.send(encode(introduction), [], timeout_ns=limit_ns)
         link = LinkToMember(
             connection,
             clock=self._clock,

@@ -52,8 +52,9 @@ class EngineAccess(Protocol):
     """The KV memory of this worker's positions. Runs on the engine's thread, between steps.
 
     Layers and heads are counted over the whole model. The layout of the bytes is
-    [layers, blocks, tokens of a block, keys and values, heads, head size].
-    Raises: Unavailable if the replica has no position here any more.
+    [layers, blocks, tokens of a block, keys and values, heads, head size]. A call that has returned
+    touches the memory no more.
+    Raises: Unavailable if the replica has no position here any more, or no such block.
     """
 
     async def export_kv(
@@ -158,11 +159,12 @@ class PeerOptions:
     """KV between two commits, all ranks together: what a cut can cost."""
     piece_bytes_max: int = 4 * 1024 * 1024
     """KV that is gathered or scattered at one step boundary."""
-    weight_piece_bytes_max: int = 1024 * 1024
-    fetch_attempts_max: int = 3
-    """Times that a cut fetch of weights is continued before it fails."""
-    links_idle_max: int = 4
-    """Links that are kept open to one peer while nobody uses them."""
+    weight_piece_bytes_max: int = 8 * 1024 * 1024
+    """Weights that are read or written at once; smaller slices are packed together."""
+    fetch_ns: int = 600 * NS_PER_S
+    """Longest time of one fetch of weights; it ends much sooner if nothing arrives."""
+    fetch_stall_ns: int = 10 * NS_PER_S
+    """Longest time in which nothing of a fetch arrives, cuts and new connections included."""
     tickets_max: int = 64
     """Copies into one replica at a time; one more is refused."""
     threads: int = 8

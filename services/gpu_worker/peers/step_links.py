@@ -20,9 +20,9 @@ from libs.contracts.peers import (
     OpenSteps,
     OpenTicket,
     PeerAlive,
-    PeerRefused,
     StepLinkMessage,
     StepsOpened,
+    StepsRefused,
     TicketClosed,
     TicketOpened,
 )
@@ -32,9 +32,9 @@ from libs.kernel.errors import ContractViolation, Unavailable
 from libs.kernel.units import seconds
 from libs.runtime.clock import Clock
 from libs.transfer.transport import Connection, ConnectionLost, Message
-from services.gpu_worker.peers.exchange_links import RefusedByPeer
 from services.gpu_worker.peers.plan_codec import STEP_PLANS
 from services.gpu_worker.peers.ports import PeerOptions
+from services.gpu_worker.peers.questions import RefusedByPeer
 from services.gpu_worker.peers.store_gate import StoreGate
 
 CARRY_PLAN: Final = encode(CarryPlan())
@@ -71,8 +71,10 @@ class LinkToMember:
             case StepsOpened():
                 watching = (self._hear, self._say_alive)
                 self._tasks = [asyncio.create_task(self._watch(each)) for each in watching]
-            case PeerRefused() as refused:
-                raise RefusedByPeer(refused, peer_address=self._connection.peer_address)
+            case StepsRefused(reason=reason, message=text):
+                raise RefusedByPeer(
+                    reason=reason, message=text, peer_address=self._connection.peer_address
+                )
             case answer:
                 raise ContractViolation(f"{type(answer).__name__} in answer to OpenSteps")
 

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from libs.contracts import journal, online, preemption, reports, sessions, token_step, transfers
+from libs.contracts import (
+    journal,
+    online,
+    preemption,
+    reports,
+    sessions,
+    token_step,
+    transfers,
+)
 from libs.contracts.wire import Encoding, Message, encode
 from libs.kernel.errors import ContractViolation
 

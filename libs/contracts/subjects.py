@@ -176,6 +176,19 @@ MIGRATOR_REPORTS: Final = f"{ROOT}.report.migrator.*"
 GATEWAY_REPORTS: Final = f"{ROOT}.report.gateway.*"
 
 
+def notice(node_id: str) -> str:
+    """Where a watcher publishes PreemptionNotice and NoticeWithdrawn about this node."""
+    return f"{ROOT}.notice.{_token(node_id)}"
+
+
+NOTICES_ALL: Final = f"{ROOT}.notice.*"
+
+
+def notice_request(node_id: str) -> str:
+    """Where the watcher of this node takes RaiseNotice, WithdrawNotice and ConfirmEvacuation."""
+    return f"{ROOT}.notice.request.{_token(node_id)}"
+
+
 def journal(journal_id: str) -> str:
     """The JetStream subject of one router's token journal."""
     return f"{ROOT}.journal.{_token(journal_id)}"

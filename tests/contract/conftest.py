@@ -56,6 +56,17 @@ from libs.contracts.placement import (
     Policy,
     ReplicaPlacement,
 )
+from libs.contracts.preemption import (
+    ConfirmEvacuation,
+    NoticeKind,
+    NoticeRejectReason,
+    NoticeRequestAccepted,
+    NoticeRequestRejected,
+    NoticeWithdrawn,
+    PreemptionNotice,
+    RaiseNotice,
+    WithdrawNotice,
+)
 from libs.contracts.reports import (
     GatewayReport,
     Market,
@@ -165,6 +176,38 @@ SESSIONS: tuple[Message, ...] = (
         session_epoch=2,
         reason=RefuseReason.FULL,
         message="1024 sessions are held",
+    ),
+)
+PREEMPTION: tuple[Message, ...] = (
+    PreemptionNotice(
+        notice_id="aws-1f3870be",
+        node_id="node-1",
+        kind=NoticeKind.PREEMPTION,
+        source="aws",
+        deadline_at_unix_ns=1_800_000_120_000_000_000,
+        observed_at_unix_ns=1_800_000_000_000_000_000,
+        grace_ns=115_000_000_000,
+        detail="terminate",
+    ),
+    NoticeWithdrawn(
+        notice_id="aws-1f3870be",
+        node_id="node-1",
+        kind=NoticeKind.PREEMPTION,
+        source="aws",
+        detail="the source no longer gives it",
+    ),
+    RaiseNotice(
+        notice_id="drill-1",
+        node_id="node-1",
+        kind=NoticeKind.MAINTENANCE,
+        grace_ns=30_000_000_000,
+        detail="a drill",
+    ),
+    WithdrawNotice(notice_id="drill-1", node_id="node-1"),
+    ConfirmEvacuation(notice_id="drill-1", node_id="node-1"),
+    NoticeRequestAccepted(notice_id="drill-1", node_id="node-1"),
+    NoticeRequestRejected(
+        reason=NoticeRejectReason.UNKNOWN_NOTICE, message="no notice drill-1 holds"
     ),
 )
 REPORTS: tuple[Message, ...] = (
@@ -372,7 +415,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def messages() -> tuple[Message, ...]:
     """An example of each tagged message."""
-    return ONLINE + TEXT + SESSIONS + REPORTS + PLACEMENT + HANDOVER + LOCAL_CLOUD
+    return (
+        *ONLINE,
+        *TEXT,
+        *SESSIONS,
+        *PREEMPTION,
+        *REPORTS,
+        *PLACEMENT,
+        *HANDOVER,
+        *LOCAL_CLOUD,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.engine_setup import WarmEngine, start_engine, worker_options
 from services.gpu_worker.engine_thread import EngineThread
+from services.gpu_worker.positions import SOLO_REPLICA_ID
 from services.gpu_worker.shell import WorkerShell
 from services.gpu_worker.worker_metrics import worker_metrics
 
@@ -72,10 +73,12 @@ class WorkerProcess:
         options = worker_options(config, engine, worker_id=worker_id, process_id=os.getpid())
         clock = SystemClock()
         core = WorkerCore(options, engine.scheduler)
+        engine_thread = EngineThread(clock, thread)
+        engine_thread.add(SOLO_REPLICA_ID, engine.loaded.runner)
         shell = WorkerShell(
             worker_id=worker_id,
             core=core,
-            engine=EngineThread(engine.loaded.runner, clock, thread),
+            engine=engine_thread,
             bus=bus,
             clock=clock,
             step_timeout_ns=config.step_timeout_ns,

@@ -27,28 +27,27 @@ class Arriving:
             assert position.scheduler is not None
             reserved = position.scheduler.reserve_imports(event.ticket_id, event.hashes)
             blocks = tuple(reserved.items())
-            position.tickets.setdefault(event.ticket_id, False)
         state.emit(AnswerPeer(op_id=event.op_id, blocks=blocks, cause_id=state.cause_id))
 
     def committed(self, event: KvCommitted) -> None:
-        """Let what has arrived be found, now if the replica serves or else once it does."""
+        """Let sessions find what has arrived."""
         position = self._current(event.replica_id, event.replica_epoch)
-        if position is None or event.ticket_id not in position.tickets:
+        if position is None:
             self._state.counters.stale_dropped += 1
             return
         assert position.scheduler is not None
         position.scheduler.commit_imports(event.ticket_id, event.hashes)
-        position.tickets[event.ticket_id] = True
-        if position.phase is PositionPhase.ACTIVE:
-            release_imports(position)
 
     def dropped(self, event: KvDropped) -> None:
-        """Reuse the blocks that were reserved and never committed."""
+        """Reuse what did not arrive; keep what did until the replica serves."""
         position = self._current(event.replica_id, event.replica_epoch)
-        if position is None or event.ticket_id not in position.tickets:
+        if position is None:
             return
         assert position.scheduler is not None
-        position.scheduler.drop_imports(event.ticket_id)
+        position.scheduler.drop_reserved(event.ticket_id)
+        position.tickets_ended.append(event.ticket_id)
+        if position.phase is PositionPhase.ACTIVE:
+            release_imports(position)
 
     def _current(self, replica_id: str, replica_epoch: int) -> WorkerPosition | None:
         position = self._state.positions.current(replica_id, replica_epoch)
@@ -60,8 +59,7 @@ class Arriving:
 
 def release_imports(position: WorkerPosition) -> None:
     """Treat what was copied here like any cached prefix: used by who needs it, else evicted."""
-    for ticket_id, is_committed in position.tickets.items():
-        if is_committed:
-            assert position.scheduler is not None
-            position.scheduler.release_imports(ticket_id)
-            position.tickets[ticket_id] = False
+    for ticket_id in position.tickets_ended:
+        assert position.scheduler is not None
+        position.scheduler.release_blocks(ticket_id)
+    position.tickets_ended.clear()

@@ -36,7 +36,6 @@ class _Round:
     is_begun: bool = False
     targets_by_op_id: dict[str, str] = field(default_factory=dict)
     """Copies under way, one per target replica."""
-    pinned: list[int] = field(default_factory=list)
     blocks_moved: int = 0
     bytes_planned: int = 0
     bytes_moved: int = 0
@@ -131,13 +130,14 @@ class Copying:
             return
         until = message.copy_until_unix_ns if isinstance(message, StopReplica) else None
         shares = assign_targets(position, state.sessions_at(position), message.targets)
+        pinned: list[int] = []
         for target in message.targets:
             blocks = self._blocks_lacking(position, shares[target.replica_id], target)
             if not blocks:
                 continue
             op_id = f"{message.op_id}.{len(round_.targets_by_op_id)}"
             round_.targets_by_op_id[op_id] = target.replica_id
-            round_.pinned += [block for _, block in blocks]
+            pinned += [block for _, block in blocks]
             state.emit(
                 CopyBlocks(
                     op_id=op_id,
@@ -149,7 +149,7 @@ class Copying:
                 )
             )
         assert position.scheduler is not None
-        position.scheduler.pin_blocks(round_.pinned)
+        position.scheduler.pin_blocks(message.op_id, pinned)
         self._end_if_over(round_)
 
     def _blocks_lacking(
@@ -179,7 +179,7 @@ class Copying:
         position, message = round_.position, round_.message
         self._rounds.remove(round_)
         assert position.scheduler is not None
-        position.scheduler.unpin_blocks(round_.pinned)
+        position.scheduler.release_blocks(message.op_id)
         if self._state.positions.find(position.replica_id) is not position:
             self._answers.failed(
                 message.op_id, ShapeFailReason.UNKNOWN_REPLICA, "dropped meanwhile"

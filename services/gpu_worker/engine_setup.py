@@ -7,9 +7,9 @@ import torch
 
 from libs.engine.loading import EngineOptions, LoadedEngine, load_engine
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
+from libs.engine.runner import ModelRunner
 from libs.engine.scheduler import Scheduler
 from services.gpu_worker.config import WorkerConfig
-from services.gpu_worker.engine_thread import StepRunner
 from services.gpu_worker.options import WorkerOptions
 
 WARM_UP_TOKENS: Final = 64
@@ -48,7 +48,7 @@ def start_engine(config: WorkerConfig) -> WarmEngine:
     return WarmEngine(loaded=loaded, scheduler=scheduler)
 
 
-def warm_up(scheduler: Scheduler, runner: StepRunner) -> None:
+def warm_up(scheduler: Scheduler, runner: ModelRunner) -> None:
     """Run one prefill and one decode; the scheduler is empty again afterwards."""
     prompt_tokens = min(WARM_UP_TOKENS, scheduler.options.context_tokens_max - 1)
     scheduler.add(

@@ -22,10 +22,17 @@ ANSWER_NS = 5 * NS_PER_S
 class PeerDesk:
     """The worker behind its peer network; every method is called on the event loop."""
 
-    def __init__(self, post: Callable[[WorkerEvent], None]) -> None:
-        self._post = post
+    def __init__(self) -> None:
+        self._post: Callable[[WorkerEvent], None] = _nobody_listens
         self._questions = 0
         self._answers: dict[str, asyncio.Future[tuple[tuple[int, int], ...]]] = {}
+
+    def attach(self, post: Callable[[WorkerEvent], None]) -> None:
+        """Bring everything before this mailbox from now on.
+
+        Until then nothing of worth can come: peers speak of replicas that the core was told of.
+        """
+        self._post = post
 
     def answer(self, command: AnswerPeer) -> None:
         """Give the core's answer to whoever waits for it, if they still do."""
@@ -64,6 +71,7 @@ class PeerDesk:
         """Reserve a block for each hash that is wanted."""
         self._questions += 1
         op_id = f"offer-{self._questions}"
+        waiting: asyncio.Future[tuple[tuple[int, int], ...]]
         waiting = asyncio.get_running_loop().create_future()
         self._answers[op_id] = waiting
         self._post(
@@ -106,3 +114,7 @@ class PeerDesk:
                 cause_id=ticket_id,
             )
         )
+
+
+def _nobody_listens(_event: WorkerEvent) -> None:
+    """Drop an event."""

@@ -62,9 +62,8 @@ class WorkerPosition:
     kv_blocks: int = 0
     scheduler: Scheduler | None = None
     """Of the lead, from the allocation on: KV is copied into its pool before it serves."""
-    tickets: dict[str, bool] = field(default_factory=dict)
-    """Copies that arrive here, and whether any block of each is committed: those are pinned until
-    the position serves."""
+    tickets_ended: list[str] = field(default_factory=list)
+    """Copies that came here before the position served; their blocks are kept until it does."""
     outgoing: OutgoingKv = field(default_factory=OutgoingKv)
 
     @property

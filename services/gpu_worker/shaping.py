@@ -151,7 +151,7 @@ class Shaping:
                 kv_blocks=kv_blocks, batch_sequences_max=position.batch_sequences_max
             )
             position.scheduler = Scheduler(engine)
-            position.tickets.clear()
+            position.tickets_ended.clear()
 
     def _answer_staged(self, op_id: str, position: WorkerPosition) -> None:
         self._answers.done(

@@ -104,7 +104,7 @@ class Stepping:
         load = position.scheduler.load()
         require(
             load.sequences_running + load.sequences_waiting == 0
-            or position.scheduler.is_holding_blocks,
+            or position.scheduler.is_copying,
             "the engine has work and stands still",
         )
 

@@ -118,6 +118,10 @@ class WorkerCore:
         """The report published last, for metrics."""
         return self._state.reporting.latest
 
+    def position_of(self, replica_id: str) -> WorkerPosition | None:
+        """Return the position that this worker holds in the replica, to look at."""
+        return self._state.positions.find(replica_id)
+
     def handle(self, event: WorkerEvent, *, now_ns: int) -> list[WorkerCommand]:
         """Apply one event. After StopProcess nothing follows any more."""
         state = self._state

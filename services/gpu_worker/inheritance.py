@@ -25,7 +25,7 @@ def assign_targets(
     for session in longest_first:
         if before.get(session.sequence_id, "") in shares:
             shares[before[session.sequence_id]].append(session)
-    for session in longest_first:
+    for session in longest_first if shares else ():
         if before.get(session.sequence_id, "") not in shares:
             lightest = min(shares, key=lambda name: (_tokens(shares[name]), name))
             shares[lightest].append(session)

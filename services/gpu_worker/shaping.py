@@ -194,8 +194,11 @@ class Shaping:
             self._answers.done(message.op_id, kv_blocks=position.kv_blocks)
         elif not position.is_allocated:
             self._refuse(message, "the position is not staged yet")
-        elif message.kv_blocks > position.kv_blocks:
-            detail = f"{message.kv_blocks} blocks asked for, {position.kv_blocks} fit"
+        elif not self._blocks_min() <= message.kv_blocks <= position.kv_blocks:
+            detail = (
+                f"{message.kv_blocks} blocks asked for: {position.kv_blocks} fit, and one session "
+                f"may need {self._blocks_min()}"
+            )
             self._answers.failed(message.op_id, ShapeFailReason.NO_MEMORY, detail)
         else:
             self._at_work[message.op_id] = position
@@ -208,6 +211,11 @@ class Shaping:
                     cause_id=self._state.cause_id,
                 )
             )
+
+    def _blocks_min(self) -> int:
+        """KV of fewer blocks could not hold the longest session that routers send."""
+        engine = self._state.options.engine
+        return -(-engine.context_tokens_max // engine.block_tokens)
 
     def formed(self, event: GroupFormed) -> None:
         """The replica has met. KV that was copied into a larger pool before is lost with it."""

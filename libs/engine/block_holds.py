@@ -79,8 +79,10 @@ class BlockHolds:
         return reserved
 
     def commit(self, ticket: str, hashes: Iterable[int]) -> None:
-        """Make reserved blocks known by their hashes; hashes without a reservation are ignored."""
-        hold = self._hold(ticket)
+        """Make reserved blocks known by their hashes; what is not reserved is ignored."""
+        hold = self._holds.get(ticket)
+        if hold is None:
+            return
         for block_hash in hashes:
             block = hold.arriving.pop(block_hash, None)
             if block is not None:

@@ -104,6 +104,19 @@ class LayerRows:
             yield from (*linear.weights, *linear.biases)
 
 
+def tensor_rows(config: ModelConfig) -> Iterator[TensorRow]:
+    """Yield every tensor of the model once."""
+    yield embedding_row(config)
+    positions = positions_row(config)
+    if positions is not None:
+        yield positions
+    for layer in range(config.layers):
+        yield from layer_rows(config, layer=layer)
+    yield from norm_tensors(final_norm_rows(config))
+    if not config.is_embedding_tied:
+        yield head_row(config)
+
+
 def norm_tensors(norm: NormRows) -> tuple[TensorRow, ...]:
     """Return the norm's weight and, if it has one, its bias."""
     return (norm.weight,) if norm.bias is None else (norm.weight, norm.bias)

@@ -24,7 +24,6 @@ from libs.contracts.sessions import RefuseReason
 from libs.engine.scheduler import Scheduler
 from services.gpu_worker.commands import (
     AllocatePosition,
-    BreakGroup,
     FormGroup,
     FreePosition,
     LoadPosition,
@@ -288,9 +287,6 @@ class Shaping:
         state = self._state
         for session in state.sessions_at(position):
             state.send_away(session, RefuseReason.MOVED, "the replica is dropped")
-        if not position.is_alone:
-            # Whoever still waits for a peer in it, a step or a meeting, is let go.
-            state.emit(BreakGroup(replica_id=position.replica_id, cause_id=state.cause_id))
         was_serving = position is state.positions.serving
         state.positions.drop(position)
         state.emit(

@@ -88,7 +88,9 @@ class Stepping:
         state = self._state
         if position.is_broken:
             return
-        state.counters.replicas_broken += 1
+        if position.phase is not PositionPhase.STOPPED:
+            # Of a replica that is being dropped, one worker is always gone first.
+            state.counters.replicas_broken += 1
         for session in state.sessions_at(position):
             state.send_away(session, RefuseReason.MOVED, f"the replica is broken: {reason}")
         position.is_broken = True

@@ -154,7 +154,11 @@ class WatcherCore:
                 assert_never(event)
 
     def _take_in(self, source: str, observation: Observation, *, now_unix_ns: int) -> None:
-        """Bring the notices of this source to what it says now."""
+        """Bring the notices of this source to what it says now.
+
+        The new are raised before the missing are withdrawn: where one replaces the other, the node
+        is never believed safe in between.
+        """
         seen: set[NoticeKey] = set()
         changed = False
         for reading in observation.readings:

@@ -240,21 +240,26 @@ def _uid(subject: dict[str, Any]) -> str:
 
 def _taints(node: dict[str, Any]) -> list[tuple[str, str]]:
     """Return keys and values of the taints; a value may be missing."""
-    taints = (node.get("spec") or {}).get("taints") or []
-    if not isinstance(taints, list) or not all(isinstance(taint, dict) for taint in taints):
-        raise ContractViolation("spec.taints: must be a list of objects")
+    taints = _objects(node, "spec", "taints")
     return [(text_field(taint, "key"), str(taint.get("value") or "")) for taint in taints]
 
 
 def _is_shutting_down(node: dict[str, Any]) -> bool:
-    conditions = (node.get("status") or {}).get("conditions") or []
     return any(
-        isinstance(condition, dict)
-        and condition.get("type") == "Ready"
+        condition.get("type") == "Ready"
         and condition.get("status") != "True"
         and condition.get("message") == SHUTTING_DOWN
-        for condition in conditions
+        for condition in _objects(node, "status", "conditions")
     )
+
+
+def _objects(subject: dict[str, Any], section: str, name: str) -> list[dict[str, Any]]:
+    """Return a list of objects that may be missing. Raises: ContractViolation if it is no such."""
+    holder = subject.get(section) or {}
+    found = holder.get(name) or [] if isinstance(holder, dict) else None
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ContractViolation(f"{section}.{name}: must be a list of objects")
+    return found
 
 
 def _unavailable(reason: str) -> Unavailable:

@@ -25,6 +25,7 @@ from libs.contracts import (
     subjects,
     text,
     token_step,
+    transfers,
     wire,
 )
 from libs.contracts.wire import Message
@@ -39,6 +40,7 @@ FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Placements", placement),
     ("Hand-overs", handover),
     ("The cloud on one machine", local_cloud),
+    ("Transfers", transfers),
 )
 ARRAY_MESSAGES: tuple[tuple[str, ModuleType, tuple[type, ...]], ...] = (
     ("Token steps", token_step, (token_step.TokenStep, token_step.SessionTokens)),

@@ -195,7 +195,7 @@ class LoopbackListener:
         far = LoopbackConnection(outgoing=back, incoming=there, peer_address=f"{self.address}/peer")
         task = asyncio.create_task(self._serve(far))
         self._serving[task] = far
-        task.add_done_callback(self._serving.pop)
+        task.add_done_callback(self._end)
         return near
 
     async def _serve(self, connection: LoopbackConnection) -> None:
@@ -203,8 +203,10 @@ class LoopbackListener:
             await self._on_connection(connection)
         except (Unavailable, ContractViolation) as error:
             _log.info("connection_ended", reason=str(error), peer=connection.peer_address)
-        finally:
-            connection.close()
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        # Not in the task: one that is cancelled before its first step has no `finally`.
+        self._serving.pop(task).close()
 
 
 class LoopbackTransport:

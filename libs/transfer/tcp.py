@@ -7,8 +7,8 @@ threads do, so there are no threads here. The kernel's socket buffers are the on
 import asyncio
 import contextlib
 import socket
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import structlog
@@ -121,13 +121,13 @@ class TcpListener:
         self._sock = sock
         self._kind = kind
         self._on_connection = on_connection
-        self._serving: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[Any], Callable[[], None]] = {}
         self._accepting = asyncio.create_task(self._accept())
         self.address = address_of(kind, sock.getsockname())
 
     async def close(self) -> None:
         """See Listener."""
-        tasks = [self._accepting, *self._serving]
+        tasks = [self._accepting, *self._closing]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -143,13 +143,13 @@ class TcpListener:
                 _log.warning("accept_failed", address=self.address, error=str(error))
                 await asyncio.sleep(seconds(RETRY_AFTER_NS))
                 continue
-            if len(self._serving) >= CONNECTIONS_MAX:
+            if len(self._closing) >= CONNECTIONS_MAX:
                 _log.warning("connection_refused", reason="too many", address=self.address)
                 sock.close()
                 continue
             task = asyncio.create_task(self._serve(sock, address_of(self._kind, name)))
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
+            self._closing[task] = sock.close
+            task.add_done_callback(self._end)
 
     async def _serve(self, sock: socket.socket, peer_address: str) -> None:
         try:
@@ -157,18 +157,19 @@ class TcpListener:
                 await _shake_hands(sock, kind=self._kind)
         except (OSError, EOFError, ContractViolation) as error:
             _log.warning("connection_refused", reason=str(error), peer=peer_address)
-            sock.close()
             return
-        except asyncio.CancelledError:
-            sock.close()
-            raise
         connection = TcpConnection(sock, peer_address=peer_address)
+        task = asyncio.current_task()
+        assert task is not None
+        self._closing[task] = connection.close
         try:
             await self._on_connection(connection)
         except (Unavailable, ContractViolation) as error:
             _log.info("connection_ended", reason=str(error), peer=peer_address)
-        finally:
-            connection.close()
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        # Not in the task: one that is cancelled before its first step has no `finally`.
+        self._closing.pop(task)()
 
 
 class TcpTransport:

@@ -1,15 +1,23 @@
 """The words of a transfer: its ticket, its pieces, and what the two ends must supply."""
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
-from libs.kernel.errors import Unavailable
+from libs.contracts.transfers import TransferRefusal
+from libs.kernel.errors import ContractViolation, Unavailable
 from libs.kernel.units import MIB, NS_PER_MS, NS_PER_S
 
+PIECE_BYTES_MAX: Final = 32 * MIB
+"""A larger piece must be split (`TensorSlice.split`); staging memory grows with the largest."""
+BUFFER_BYTES_MAX: Final = 2 * PIECE_BYTES_MAX
+"""A receiver refuses a longer body, however a sender packs."""
+RETRY_AFTER_NS: Final = 100 * NS_PER_MS
+_PIECE: Final = struct.Struct(">IQ")
+
 Fill = Callable[[int, memoryview], None]
-"""Gathers the piece of this index into the memory given, exactly as long as the piece."""
+"""Gathers the piece of this index into the memory given, which is exactly as long as the piece."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,27 +39,13 @@ class Piece:
     bytes: int
 
 
-class Refusal(StrEnum):
-    """Why a receiver takes no more of a transfer."""
-
-    UNKNOWN_TICKET = "unknown_ticket"
-    """Nobody there expects it, or does so no longer."""
-    STALE_EPOCH = "stale_epoch"
-    """The sink's epoch has moved on; the sender's view is out of date."""
-    PIECES_DIFFER = "pieces_differ"
-    """The ticket was offered before with other pieces."""
-    CORRUPT = "corrupt"
-    """A buffer arrived with a wrong checksum too often."""
-    SINK_UNAVAILABLE = "sink_unavailable"
-    """The sink had no room, or failed."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferOptions:
     """How a transfer uses memory and time.
 
-    Either end holds at most `buffers_in_flight` staging buffers, each of at most
-    `buffer_bytes_max` plus one piece.
+    The source holds at most `buffers_in_flight` staging buffers, the target two, each of at most
+    `buffer_bytes_max + buffer_bytes_min` or, where pieces are large, one piece more than the
+    minimum.
     """
 
     buffer_bytes_min: int = 1 * MIB
@@ -59,16 +53,21 @@ class TransferOptions:
     buffer_bytes_max: int = 2 * MIB
     """A buffer grows past this only to reach the minimum."""
     buffers_in_flight: int = 4
-    """One is gathered, one sent, one received, one taken."""
+    """At the source: one is gathered, one sent, one received, one taken."""
     corruptions_max: int = 3
     """Times that one buffer may arrive corrupted before the transfer fails."""
     stall_ns: int = 5 * NS_PER_S
-    """Longest wait for the peer to take or acknowledge one buffer."""
+    """Longest wait of the source for the target to take or acknowledge one buffer."""
+    idle_ns: int = 60 * NS_PER_S
+    """Longest wait of the target for the next buffer of a transfer."""
+
+
+DEFAULT_OPTIONS: Final = TransferOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferSummary:
-    """What one run of a transfer did: after a cut, of the run that completed it."""
+    """What one run of a transfer did: after a cut, the run that completed it."""
 
     bytes: int
     """Sent and verified in this run."""
@@ -80,19 +79,27 @@ class TransferSummary:
     """Not sent: the receiver had them from an earlier run."""
 
 
-class TransferRefused(Unavailable):
+class RefusedByReceiver(Unavailable):
     """The receiver wants no more of this transfer; repeating it as it is would not help."""
 
-    def __init__(self, reason: Refusal, *, ticket_id: str) -> None:
-        super().__init__(f"transfer {ticket_id}: {reason}", retry_after_ns=100 * NS_PER_MS)
+    def __init__(self, reason: TransferRefusal, *, ticket_id: str) -> None:
+        super().__init__(f"transfer {ticket_id}: {reason}", retry_after_ns=RETRY_AFTER_NS)
         self.reason = reason
+
+
+class TransferCorrupted(Unavailable):
+    """The same pieces arrived with a wrong checksum again and again."""
+
+    def __init__(self, *, ticket_id: str) -> None:
+        super().__init__(f"transfer {ticket_id}: corrupted", retry_after_ns=RETRY_AFTER_NS)
 
 
 class Sink(Protocol):
     """Where the pieces of one transfer go. Its methods run in the receiver's executor."""
 
     def is_current(self, ticket: TransferTicket) -> bool:
-        """Whether the ticket's epoch is still that of this sink; asked again before each buffer."""
+        """Whether the ticket's epoch is still that of this sink; asked again before each buffer,
+        in the same turn of the executor that takes it."""
         ...
 
     def take(self, piece_index: int, data: memoryview) -> None:
@@ -101,3 +108,22 @@ class Sink(Protocol):
         Raises: Unavailable if there is no room for it; the transfer is then refused.
         """
         ...
+
+
+def pack_pieces(pieces: Sequence[Piece]) -> bytes:
+    """Return the table of pieces as it is offered."""
+    return b"".join(_PIECE.pack(piece.piece_index, piece.bytes) for piece in pieces)
+
+
+def unpack_pieces(table: bytes | memoryview) -> tuple[Piece, ...]:
+    """Read a table. Raises: ContractViolation if it is none that an honest peer would offer."""
+    if len(table) % _PIECE.size:
+        raise ContractViolation("a table of pieces ends in half a piece")
+    pieces = tuple(
+        Piece(piece_index=index, bytes=size) for index, size in _PIECE.iter_unpack(table)
+    )
+    if len({piece.piece_index for piece in pieces}) < len(pieces):
+        raise ContractViolation("a piece is offered twice")
+    if not all(0 < piece.bytes <= PIECE_BYTES_MAX for piece in pieces):
+        raise ContractViolation(f"a piece is empty or over {PIECE_BYTES_MAX} bytes")
+    return pieces

@@ -97,6 +97,16 @@ from libs.contracts.text import (
     TokenizeText,
 )
 from libs.contracts.token_step import SessionTokens, TokenStep
+from libs.contracts.transfers import (
+    CarryPieces,
+    IntroducePeer,
+    OfferTransfer,
+    PiecesCorrupted,
+    PiecesTaken,
+    TransferAccepted,
+    TransferRefusal,
+    TransferRefused,
+)
 from libs.contracts.wire import Encoding, Message
 
 SAMPLING = SamplingParameters(temperature=0.7, top_p=0.9, top_k=40, seed=-7)
@@ -395,6 +405,15 @@ LOCAL_CLOUD: tuple[Message, ...] = (
     CloudDone(operation_id="operation-1", node_id="node-5"),
     CloudRefused(operation_id="operation-3", message="there is no node-4"),
 )
+TRANSFERS: tuple[Message, ...] = (
+    IntroducePeer(peer_id="worker-1", purpose="kv"),
+    OfferTransfer(ticket_id="plan-7/worker-1/worker-2", replica_epoch=3, pieces=2),
+    CarryPieces(buffer_number=1, checksum=2**64 - 1, piece_indices=(4, 2**32 - 1)),
+    TransferAccepted(ticket_id="plan-7/worker-1/worker-2"),
+    TransferRefused(reason=TransferRefusal.STALE_EPOCH),
+    PiecesTaken(buffer_number=1),
+    PiecesCorrupted(buffer_number=1),
+)
 STEP = TokenStep(worker_id="worker-1", step_id=120, entries=(TOKENS,))
 BATCH = (
     SessionOpened(
@@ -431,6 +450,7 @@ def messages() -> tuple[Message, ...]:
         *PLACEMENT,
         *HANDOVER,
         *LOCAL_CLOUD,
+        *TRANSFERS,
     )
 
 

@@ -18,6 +18,7 @@ from libs.contracts import (
     sessions,
     text,
     token_step,
+    transfers,
 )
 from libs.contracts.wire import Codec, Encoding, Message, encode
 from libs.kernel.errors import ContractViolation
@@ -43,6 +44,8 @@ CODECS: tuple[Codec[Any], ...] = (
     handover.MIGRATOR_CONTROL,
     local_cloud.CLOUD_REQUESTS,
     local_cloud.CLOUD_ANSWERS,
+    transfers.TRANSFER_REQUESTS,
+    transfers.TRANSFER_ANSWERS,
 )
 TAGS = sorted(
     tag for _, module in FAMILIES for message in messages_of(module) if (tag := tag_of(message))
@@ -156,6 +159,8 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "migrator control": handover.MIGRATOR_CONTROL.decode,
         "cloud requests": local_cloud.CLOUD_REQUESTS.decode,
         "cloud answers": local_cloud.CLOUD_ANSWERS.decode,
+        "transfer requests": transfers.TRANSFER_REQUESTS.decode,
+        "transfer answers": transfers.TRANSFER_ANSWERS.decode,
     }
 
 

@@ -188,9 +188,7 @@ class Copying:
             self._answers.failed(message.op_id, ShapeFailReason.BROKEN, "broken meanwhile")
         elif round_.failure is not None:
             self._go_on(round_)
-            self._answers.failed(
-                message.op_id, round_.failure.reason, round_.failure.message
-            )
+            self._answers.failed(message.op_id, round_.failure.reason, round_.failure.message)
         elif isinstance(message, StopReplica) and position.phase is PositionPhase.ACTIVE:
             self._answers.failed(message.op_id, ShapeFailReason.WRONG_STATE, "resumed meanwhile")
         else:

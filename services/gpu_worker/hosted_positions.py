@@ -14,14 +14,13 @@ from functools import partial
 import structlog
 import torch
 
-from libs.contracts.handover import ShapeFailReason, WeightsFrom
+from libs.contracts.handover import ShapeFailReason
 from libs.contracts.reports import LinkRate
 from libs.engine.attention import PagedAttention
 from libs.engine.parallel.group import Rendezvous, ReplicaGroup
 from libs.engine.parallel.member import ReplicaModel, build_member, new_attention
 from libs.engine.parallel.position import Position, check_shape, position_at
 from libs.engine.parallel.slices import all_slices_of
-from libs.engine.parallel.weight_store import WeightStore
 from libs.kernel.core import require
 from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
@@ -52,6 +51,7 @@ from services.gpu_worker.weight_loading import WeightLoading
 from services.gpu_worker.weight_plan import plan_weights
 
 _log = structlog.get_logger(__name__)
+
 
 class HostedPositions:
     """The positions of one worker, by replica; see PositionHost for what each method promises."""
@@ -114,7 +114,7 @@ class HostedPositions:
             hosted = await self._host(command)
             self._hosted[command.replica.replica_id] = hosted
         try:
-            await hosted.doing(self._peers.open_replica(hosted.roster))
+            await hosted.doing(self._peers.open_replica(hosted.roster, rank=command.rank))
         except BaseException:
             async with self._changing:
                 await self._free(hosted)
@@ -238,9 +238,7 @@ class HostedPositions:
             stage=command.rank // roster.shards,
             shard=command.rank % roster.shards,
         )
-        kv_blocks = self._memory.kv_blocks(
-            self._model, stages=roster.stages, shards=roster.shards
-        )
+        kv_blocks = self._memory.kv_blocks(self._model, stages=roster.stages, shards=roster.shards)
         attention = await self._new_attention(position, kv_blocks)
         is_meeting = position.is_lead and position.ranks > 1
         return HostedPosition(

@@ -34,7 +34,9 @@ class NodeLife:
     @property
     def ends_at_ns(self) -> int | None:
         """The earliest end that is known."""
-        return min((at_ns for at_ns in self._ends_at_ns.values() if at_ns is not None), default=None)
+        return min(
+            (at_ns for at_ns in self._ends_at_ns.values() if at_ns is not None), default=None
+        )
 
     def grace_left_ns(self, *, now_ns: int) -> int | None:
         """Return the time until the node ends; None if it stays, or nobody knows."""

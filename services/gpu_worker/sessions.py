@@ -36,9 +36,7 @@ class HeldSession:
         "token_ids",
     )
 
-    def __init__(
-        self, start: StartSession, *, scheduler: Scheduler, resend_delay_ns: int
-    ) -> None:
+    def __init__(self, start: StartSession, *, scheduler: Scheduler, resend_delay_ns: int) -> None:
         self.spec: SessionSpec = start.spec
         self.scheduler = scheduler
         """Of the position that runs it, for as long as it is not finished."""

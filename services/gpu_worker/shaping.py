@@ -22,15 +22,14 @@ from libs.contracts.handover import (
 )
 from libs.contracts.sessions import RefuseReason
 from libs.engine.scheduler import Scheduler
+from services.gpu_worker.arriving import release_imports
 from services.gpu_worker.commands import (
     AllocatePosition,
     FormGroup,
     FreePosition,
     LoadPosition,
 )
-from services.gpu_worker.arriving import release_imports
 from services.gpu_worker.copying import Copying
-from services.gpu_worker.inheritance import leads_for
 from services.gpu_worker.events import (
     GroupFormed,
     PositionAllocated,
@@ -38,6 +37,7 @@ from services.gpu_worker.events import (
     PositionLoaded,
     PositionWorkFailed,
 )
+from services.gpu_worker.inheritance import leads_for
 from services.gpu_worker.positions import PositionPhase, WorkerPosition
 from services.gpu_worker.shape_answers import ShapeAnswers, replica_id_of
 from services.gpu_worker.state import WorkerState
@@ -153,9 +153,7 @@ class Shaping:
             position.tickets_ended.clear()
 
     def _answer_staged(self, op_id: str, position: WorkerPosition) -> None:
-        self._answers.done(
-            op_id, rendezvous=position.rendezvous, kv_blocks=position.kv_blocks
-        )
+        self._answers.done(op_id, rendezvous=position.rendezvous, kv_blocks=position.kv_blocks)
 
     def _load(self, message: LoadWeights, position: WorkerPosition) -> None:
         if position.is_loaded:
@@ -165,9 +163,7 @@ class Shaping:
         else:
             self._at_work[message.op_id] = position
             self._state.emit(
-                LoadPosition(
-                    op_id=message.op_id, message=message, cause_id=self._state.cause_id
-                )
+                LoadPosition(op_id=message.op_id, message=message, cause_id=self._state.cause_id)
             )
 
     def loaded(self, event: PositionLoaded) -> None:

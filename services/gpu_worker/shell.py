@@ -182,9 +182,7 @@ class WorkerShell:
                     failed=lambda error: step_failed(command, error),
                     timeout_ns=self._step_timeout_ns,
                 )
-            case (
-                AllocatePosition() | LoadPosition() | FormGroup() | CopyBlocks() | FreePosition()
-            ):
+            case AllocatePosition() | LoadPosition() | FormGroup() | CopyBlocks() | FreePosition():
                 return self._position_effect(command)
             case BreakGroup():
                 self._planned_parts().host.break_group(command)

@@ -105,17 +105,14 @@ class Stepping:
         assert position.scheduler is not None
         load = position.scheduler.load()
         require(
-            load.sequences_running + load.sequences_waiting == 0
-            or position.scheduler.is_copying,
+            load.sequences_running + load.sequences_waiting == 0 or position.scheduler.is_copying,
             "the engine has work and stands still",
         )
 
     def _run(self, op_id: str, position: WorkerPosition, plan: StepPlan) -> None:
         state = self._state
         state.emit(
-            RunStep(
-                op_id=op_id, replica_id=position.replica_id, plan=plan, cause_id=state.cause_id
-            )
+            RunStep(op_id=op_id, replica_id=position.replica_id, plan=plan, cause_id=state.cause_id)
         )
 
     def _take_step(self, op_id: str) -> StepInFlight:

@@ -1,7 +1,6 @@
 """Brings a position's weights here, batch by batch, from peers and from disk at the same time."""
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from libs.engine.parallel.weight_store import WeightStore
 from libs.kernel.errors import Unavailable
 from libs.transfer.layout import TensorSlice
 from services.gpu_worker.peers.network import PeerNetwork
-from services.gpu_worker.weight_plan import WeightBatch, WeightPlan
+from services.gpu_worker.weight_plan import WeightPlan
 
 _log = structlog.get_logger(__name__)
 

@@ -121,9 +121,7 @@ def _without_held(
 def _batches(
     routes: Sequence[WeightRoute], own: Slices, message: LoadWeights
 ) -> tuple[WeightBatch, ...]:
-    layer_by_tensor = {
-        slice_.tensor: layer for layer, slices in own.items() for slice_ in slices
-    }
+    layer_by_tensor = {slice_.tensor: layer for layer, slices in own.items() for slice_ in slices}
     by_layer: dict[int | None, list[WeightRoute]] = defaultdict(list)
     for route in routes:
         by_layer[layer_by_tensor[route.slice.tensor]].append(route)

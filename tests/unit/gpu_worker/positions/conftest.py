@@ -252,7 +252,9 @@ class HandOver:
         self._ops += 1
         return self.ask_again(worker, kind, op_id=f"op-{self.epoch}-{self._ops}", **fields)
 
-    def ask_again(self, worker: PlannedWorker, kind: type[Any], *, op_id: str, **fields: Any) -> Any:
+    def ask_again(
+        self, worker: PlannedWorker, kind: type[Any], *, op_id: str, **fields: Any
+    ) -> Any:
         """Send a command under an op_id that may have been used."""
         known = len(worker.answers)
         head = {
@@ -374,7 +376,6 @@ class HandOver:
             duration_ns=1,
             cause_id="copy",
         )
-
 
     def _after_copies(self, lead: PlannedWorker, answer: Any) -> ShapeDone:
         while lead.copies:

@@ -197,8 +197,6 @@ def test_kv_and_plans_of_another_epoch_are_dropped(
     lead.handle(KvCommitted(replica_epoch=3, **offer))
     lead.start(a_start("r"))
     plan = lead.steps[-1].plan
-    member.handle(
-        PlanReceived(replica_id="replica-1", replica_epoch=3, plan=plan, cause_id="late")
-    )
+    member.handle(PlanReceived(replica_id="replica-1", replica_epoch=3, plan=plan, cause_id="late"))
     assert member.steps == []
     assert (lead.core.counters.stale_dropped, member.core.counters.stale_dropped) == (1, 1)

@@ -122,8 +122,10 @@ def test_sessions_go_on_at_the_target_with_the_same_tokens_and_compute_only_the_
     migrator = a_hand_over(source, target)
     before, after = a_roster("replica-1", "w-1"), a_roster("replica-2", "w-2", epoch=2)
     migrator.serve(before)
-    starts = {name: a_start(name, max_tokens=60, prompt_token_ids=(7,) * n) for name, n in
-              {"long": 40, "short": 9, "middle": 20}.items()}
+    starts = {
+        name: a_start(name, max_tokens=60, prompt_token_ids=(7,) * n)
+        for name, n in {"long": 40, "short": 9, "middle": 20}.items()
+    }
     for start in starts.values():
         source.start(start)
     source.finish_steps(10)
@@ -417,9 +419,7 @@ def test_a_member_whose_step_fails_reports_it_and_lives(
     lead.start(a_start("r"))
     bring_plan(lead, member)
     step = member.steps.pop()
-    member.handle(
-        StepFailed(op_id=step.op_id, replica_id="replica-1", reason="peer", cause_id="s")
-    )
+    member.handle(StepFailed(op_id=step.op_id, replica_id="replica-1", reason="peer", cause_id="s"))
     assert member.report.position.is_broken
     assert member.stopped is None
 

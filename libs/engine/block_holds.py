@@ -89,6 +89,13 @@ class BlockHolds:
                 self._pool.publish(block, block_hash)
                 hold.committed.append(block)
 
+    def drop_reserved(self, ticket: str) -> None:
+        """Free what the ticket has reserved and not committed; nobody writes to it any more."""
+        hold = self._holds.get(ticket)
+        if hold is not None:
+            self._pool.release(list(hold.arriving.values()))
+            hold.arriving = {}
+
     def give_up_committed(self) -> bool:
         """Let go of what the oldest ticket has committed; say whether there was any."""
         for hold in self._holds.values():

@@ -171,7 +171,7 @@ class Scheduler:
         if len(self._waiting) == waiting_before:
             entries += self._admit(tokens_left)
         if not entries:
-            is_explained = not self._sequences or self._holds.is_any_firm
+            is_explained = not self._sequences or self.is_copying
             require(is_explained, "sequences are left but none can advance")
             return None
         self._plan = StepPlan(
@@ -230,6 +230,15 @@ class Scheduler:
         ordered = sorted(self._sequences.values(), key=_Sequence.order)
         return tuple(sequence.request.sequence_id for sequence in ordered)
 
+    @property
+    def is_copying(self) -> bool:
+        """Whether blocks are pinned or reserved, for which sequences may have to wait."""
+        return self._holds.is_any_firm
+
+    def tokens_computed(self, sequence_id: str) -> int:
+        """Count the sequence's tokens that have KV; one that waits has none."""
+        return self._sequences[sequence_id].tokens_computed
+
     def full_blocks(self, sequence_id: str) -> tuple[tuple[int, int], ...]:
         """Return (prefix hash, block id) of the sequence's full, computed blocks, first to last.
 
@@ -255,6 +264,10 @@ class Scheduler:
         """Let sequences find reserved blocks whose content has arrived and is verified; until
         `release_blocks` they are evicted only to spare a running sequence."""
         self._holds.commit(ticket, hashes)
+
+    def drop_reserved(self, ticket: str) -> None:
+        """End an import halfway: what is committed stays held, what is not is free again."""
+        self._holds.drop_reserved(ticket)
 
     def release_blocks(self, ticket: str) -> None:
         """End a copy, whether it went well or not: committed blocks stay as cached ones, reserved

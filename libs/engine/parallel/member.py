@@ -122,16 +122,31 @@ def load_replica_member(
 
     Raises: ModelLoadError if so few blocks cannot hold a sequence.
     """
-    options = model.options
-    scheduler_options = scheduler_options_for(options, model.config.shape, blocks_total=kv_blocks)
-    attention = PagedAttention(
+    return build_member(model, position, store, new_attention(model, position, kv_blocks=kv_blocks))
+
+
+def new_attention(model: ReplicaModel, position: Position, *, kv_blocks: int) -> PagedAttention:
+    """Make room for a position's KV, into which blocks can be copied before it has weights.
+
+    Raises: ModelLoadError if so few blocks cannot hold a sequence.
+    """
+    shape = model.config.shape
+    bounds = scheduler_options_for(model.options, shape, blocks_total=kv_blocks)
+    return PagedAttention(
         model.kv_shape(position, blocks=kv_blocks),
         heads=len(position.head_range(model.config)),
-        windows=model.config.shape.windows,
-        context_tokens_max=scheduler_options.context_tokens_max,
+        windows=shape.windows,
+        context_tokens_max=bounds.context_tokens_max,
         dtype=model.dtype,
         device=model.device,
     )
+
+
+def build_member(
+    model: ReplicaModel, position: Position, store: WeightStore, attention: PagedAttention
+) -> ReplicaMember:
+    """Build a position whose slices are all in the store over the KV that it has already."""
+    options = model.options
     decoder = build_decoder(
         store,
         position,
@@ -142,10 +157,13 @@ def load_replica_member(
     runner: StageRunner = MemberRunner(forward)
     if position.is_lead:
         runner = make_runner(forward, model.config.shape, model.tokenizer)
+    blocks = attention.shape.blocks
     return ReplicaMember(
         position=position,
         runner=runner,
         attention=attention,
-        scheduler_options=scheduler_options,
+        scheduler_options=scheduler_options_for(
+            options, model.config.shape, blocks_total=blocks
+        ),
         forward=forward,
     )

@@ -23,6 +23,7 @@ from services.gpu_worker.commands import EXIT_ENGINE_FAILED
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.engine_thread import EngineThread
 from services.gpu_worker.options import WorkerOptions
+from services.gpu_worker.positions import SOLO_REPLICA_ID
 from services.gpu_worker.shell import WorkerShell
 from services.gpu_worker.worker_metrics import worker_metrics
 
@@ -76,7 +77,9 @@ class Fleet:
 
 def an_engine(runner: GatedRunner) -> EngineThread:
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-    return EngineThread(runner, SystemClock(), executor)
+    engine = EngineThread(SystemClock(), executor)
+    engine.add(SOLO_REPLICA_ID, runner)
+    return engine
 
 
 @asynccontextmanager

@@ -244,11 +244,10 @@ def _kv_interval(size: ModelBytes, *, shards: int, shard: int) -> tuple[float, f
     return head / size.kv_heads, (head + 1) / size.kv_heads
 
 
-def _overlap(
-    start: Bytes, stop: Bytes, other_start: Bytes, other_stop: Bytes
-) -> npt.NDArray[np.float64]:
-    lengths = np.minimum.outer(stop, other_stop) - np.maximum.outer(start, other_start)
-    return np.maximum(lengths, 0.0)
+def _overlap(start: Bytes, stop: Bytes, other_start: Bytes, other_stop: Bytes) -> Bytes:
+    starts = np.maximum(start[:, np.newaxis], other_start)
+    lengths: Bytes = np.maximum(np.minimum(stop[:, np.newaxis], other_stop) - starts, 0.0)
+    return lengths
 
 
 def _tokens_inherited(task: MappingTask) -> Bytes:

@@ -2,7 +2,8 @@
 
 Source: Hsword/SpotServe (ASPLOS 2024), profile per layer in ms at 512 input tokens; sizes are
 parameters in fp32 (table 1: 25.0, 74.5 and 111.8 GiB). The artifact pads 44 and 32 layers to 48 and
-36 for the choice of P, and asks for at least 4, 12 and 16 GPUs. Golden execution times of batch 1: 5.447, 14.373, 17.540 s.
+36 for the choice of P, and asks for at least 4, 12 and 16 GPUs. Golden execution times of batch 1:
+5.447, 14.373 and 17.540 s.
 """
 
 from collections.abc import Mapping

@@ -36,6 +36,8 @@ class SearchOptions:
     """Latency includes waiting."""
     uses_all_workers: bool = True
     """D is the most that fits: workers that are there and paid for compute. Else the fewest."""
+    shape_only: ReplicaShape | None = None
+    """The one shape to consider; None: all that the model allows."""
     shards_max: int = 64
     near_tie_percent: int = 5
     """Latencies this close are equal; then fewer workers win."""
@@ -93,8 +95,11 @@ def shapes(
         if shards > min(options.shards_max, workers) or size.heads % shards:
             continue
         for stages in range(1, min(size.layers, workers // shards) + 1):
+            shape = ReplicaShape(stages=stages, shards=shards)
+            if options.shape_only not in (None, shape):
+                continue
             if profile.stages_divide is None or profile.stages_divide % stages == 0:
-                yield ReplicaShape(stages=stages, shards=shards)
+                yield shape
 
 
 def candidates(
@@ -170,7 +175,9 @@ def why_nothing_fits(
     profile: ModelProfile, *, workers: int, memory_bytes: int | None, options: SearchOptions
 ) -> NoShapeFits:
     """Say what is missing: workers of the least replica, or bytes on each worker."""
-    workers_min = max(profile.replica_workers_min, min(profile.times_by_shards))
+    shape = options.shape_only
+    least = min(profile.times_by_shards) if shape is None else shape.workers
+    workers_min = max(profile.replica_workers_min, least)
     if workers < workers_min:
         return NoShapeFits(
             reason=f"{profile.name} needs at least {workers_min} workers, {workers} can be used",
@@ -186,8 +193,9 @@ def why_nothing_fits(
     ]
     if not needs or memory_bytes is None:
         return NoShapeFits(
-            reason=f"{profile.name} cannot be cut for {workers} workers: no measured tensor "
-            f"degree of {sorted(profile.times_by_shards)} divides its {profile.size.heads} heads",
+            reason=f"{profile.name} cannot be cut for {workers} workers: its {profile.size.layers} "
+            f"layers and {profile.size.heads} heads and the measured tensor degrees "
+            f"{sorted(profile.times_by_shards)} allow {_named(shape)}",
             bytes_missing=0,
         )
     missing = min(needs) - memory_bytes
@@ -196,6 +204,10 @@ def why_nothing_fits(
         f"the best cut needs {missing / MIB:.1f} MiB more on each",
         bytes_missing=missing,
     )
+
+
+def _named(shape: ReplicaShape | None) -> str:
+    return "no shape" if shape is None else f"no shape {shape.stages} x {shape.shards}"
 
 
 def _static(

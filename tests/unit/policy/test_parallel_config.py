@@ -15,6 +15,7 @@ from libs.policy.parallel_config import (
     Workload,
     choose_config,
 )
+from libs.policy.shapes import ReplicaShape
 
 GPUS_PER_NODE = 4
 GOLDEN = {
@@ -141,7 +142,8 @@ def test_no_measured_degree_that_divides_the_heads_is_refused() -> None:
         model, Workload(requests_per_s=1), workers=8, memory_bytes=None, options=SearchOptions()
     )
     assert isinstance(refused, NoShapeFits)
-    assert "divides its 3 heads" in refused.reason
+    assert "3 heads" in refused.reason
+    assert "[2]" in refused.reason
 
 
 def test_more_than_can_be_served_chooses_the_most_throughput() -> None:
@@ -176,3 +178,21 @@ def test_continuous_batching_takes_as_many_sequences_as_fit() -> None:
             model, workers=1, rate=0.1, memory_bytes=memory_bytes, options=options
         ).config
         assert config.batch == batch
+
+
+def test_only_the_given_shape_is_considered() -> None:
+    only = replace(PAPER_SEARCH, shape_only=ReplicaShape(stages=3, shards=4))
+    assert chosen(GPT_20B, workers=48, rate=0.4, options=only).config.shape.stages == 3
+
+
+def test_a_given_shape_that_the_model_cannot_take_is_refused_by_name() -> None:
+    impossible = SearchOptions(shape_only=ReplicaShape(stages=9, shards=1))
+    refused = choose_config(
+        a_small_model(),
+        Workload(requests_per_s=1),
+        workers=20,
+        memory_bytes=None,
+        options=impossible,
+    )
+    assert isinstance(refused, NoShapeFits)
+    assert "no shape 9 x 1" in refused.reason

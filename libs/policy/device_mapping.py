@@ -6,8 +6,12 @@ pipeline inherits the replica that the worker belongs to. The heaviest matching 
 least. Departs from the artifact in counting real bytes.
 
     map_flat      over all workers at once: the optimum
-    map_two_step  first inside a node, then groups to slots, so that the shards of one stage stay
-                  on one node and talk over its fast links; may move more, never splits a stage
+    map_two_step  first inside a group of workers of one node, then groups to slots, so that the
+                  shards of one stage stay on one node and talk over its fast links; may move more
+
+After the two steps each node matches all its workers anew with the positions that fell to it. The
+artifact's fixed groups cannot halve a stage's shards otherwise: of four shards on a node, two wide
+ones want {0, 2} and {1, 3}, while groups of neighbours are {0, 1} and {2, 3}.
 
 A new pipeline that is an old replica, its workers unchanged, need not be matched at all: leaving it
 where it is belongs to some optimum. (Let worker u hold exactly what position v needs, and let an
@@ -114,7 +118,7 @@ def map_two_step(task: MappingTask) -> DeviceMapping:
     group_indices, slot_indices = linear_sum_assignment(weights, maximize=True)
     for group, slot in zip(group_indices, slot_indices, strict=True):
         chosen[slots[slot]] = groups[group][orders[group, slot]]
-    return _mapping(task, kept, chosen)
+    return _mapping(task, kept, _refined(task, kept, chosen))
 
 
 def map_in_order(task: MappingTask) -> DeviceMapping:
@@ -317,6 +321,18 @@ def _inside(kept: Bytes, groups: Indices, slots: Indices) -> tuple[Bytes, Indice
     shape = (len(groups), len(slots))
     indices = indices.reshape(shape)
     return best[indices], order[indices]
+
+
+def _refined(task: MappingTask, kept: Bytes, chosen: Indices) -> Indices:
+    """Match the workers of each node, idle ones too, with the positions that the node was given."""
+    node_of = np.array([holder.node_id for holder in task.holders])
+    refined = chosen.copy()
+    for node_id in np.unique(node_of[chosen]):
+        workers = np.flatnonzero(node_of == node_id)
+        positions = np.flatnonzero(node_of[chosen] == node_id)
+        rows, columns = linear_sum_assignment(kept[np.ix_(workers, positions)], maximize=True)
+        refined[positions[columns]] = workers[rows]
+    return refined
 
 
 def _mapping(task: MappingTask, kept: Bytes, chosen: Indices) -> DeviceMapping:

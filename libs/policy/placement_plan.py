@@ -84,8 +84,6 @@ class PlanOptions:
     policy: Policy
     search: SearchOptions = field(default_factory=SearchOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
-    shape_fixed: ReplicaShape | None = None
-    """The operator's choice; None: searched."""
     is_mapping_flat: bool = False
     """Ignore nodes when mapping: fewest bytes, whatever link they take."""
 
@@ -182,13 +180,9 @@ def _choose(
 
 def _shape_given(view: ClusterView, options: PlanOptions) -> ReplicaShape | None:
     """The operator's shape, or the present one for a policy that never changes it."""
-    match options.policy:
-        case Policy.REROUTE:
-            return options.shape_fixed or _shape_now(view)
-        case Policy.SPOTSERVE | Policy.REPARALLELIZE | Policy.TIDESERVE:
-            return options.shape_fixed
-        case _:
-            assert_never(options.policy)
+    if options.policy is Policy.REROUTE and options.search.shape_only is None:
+        return _shape_now(view)
+    return options.search.shape_only
 
 
 def _shape_now(view: ClusterView) -> ReplicaShape | None:

@@ -1,11 +1,17 @@
 """`tideserve bench`: the published tables."""
 
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
 from libs.kernel.errors import ConfigError
+
+JsonFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--json", help="Write the rows to this file as JSON.")
+]
 
 app = typer.Typer(help="Measure; one command per published table.", no_args_is_help=True)
 
@@ -16,17 +22,24 @@ def bench() -> None:
 
 
 @app.command()
-def engine(
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the rows to this file as JSON.")
-    ] = None,
-) -> None:
+def engine(json_file: JsonFile = None) -> None:
     """Compare this engine with transformers' generate and generate_batch, interleaved."""
+    _measure("engine", json_file)
+
+
+@app.command()
+def planner(json_file: JsonFile = None) -> None:
+    """Time one plan (shape, mapping, order of layers) for fleets of 8 to 1024 GPUs."""
+    _measure("planner", json_file)
+
+
+def _measure(name: str, json_file: Path | None) -> None:
     try:
-        # Imported here: it brings torch and transformers, which take seconds.
-        from benchmarks.engine import main as measure
+        # Imported when asked for: some bring torch and transformers, which take seconds.
+        module = import_module(f"benchmarks.{name}")
     except ImportError as error:
         raise ConfigError("bench: the benchmarks are part of a checkout, not of a wheel") from error
-    exit_code = measure(["--json", str(json_file)] if json_file is not None else [])
+    main: Callable[[Sequence[str]], int] = module.main
+    exit_code = main(["--json", str(json_file)] if json_file is not None else [])
     if exit_code:
         raise typer.Exit(exit_code)

@@ -153,3 +153,12 @@ def test_it_moves_less_than_taking_the_workers_as_they_come(chosen: object) -> N
     assert callable(chosen)
     assert chosen(mapped).bytes_moved == 0
     assert map_in_order(mapped).bytes_moved == 4_000
+
+
+def test_wider_shards_take_every_second_worker_of_a_node_as_its_new_group() -> None:
+    four = ReplicaShape(stages=1, shards=4)
+    holders = [
+        Holder(worker_id=f"w{rank}", node_id="n", held=held("x", four, rank)) for rank in range(4)
+    ]
+    mapped = task(*holders, shape=ReplicaShape(stages=2, shards=2))
+    assert map_two_step(mapped).bytes_moved == map_flat(mapped).bytes_moved == 2_000

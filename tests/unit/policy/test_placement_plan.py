@@ -77,7 +77,7 @@ def view(worker_ids: str, *replicas: CurrentReplica, rate: float = 1.0) -> Clust
 
 
 def options(policy: Policy = Policy.TIDESERVE, **fields: object) -> PlanOptions:
-    return replace(PlanOptions(policy=policy, shape_fixed=PAIR), **fields)  # type: ignore[arg-type]
+    return PlanOptions(policy=policy, search=replace(SearchOptions(shape_only=PAIR), **fields))  # type: ignore[arg-type]
 
 
 def planned(
@@ -157,9 +157,8 @@ def test_the_workers_left_over_are_spare() -> None:
 
 
 def test_of_too_many_replicas_those_with_most_tokens_stay() -> None:
-    fewer = SearchOptions(uses_all_workers=False)
     poor, rich = a_replica("poor", "a", "b", tokens=1), a_replica("rich", "c", "d", tokens=9)
-    plan = planned(view("abcd", poor, rich, rate=0.01), options(search=fewer))
+    plan = planned(view("abcd", poor, rich, rate=0.01), options(uses_all_workers=False))
     assert [replica.kept for replica in plan.replicas] == [rich]
     assert plan.spare_worker_ids == ("a", "b")
 

@@ -16,8 +16,10 @@ from pydantic.fields import FieldInfo
 from libs.contracts import (
     handover,
     journal,
+    local_cloud,
     online,
     placement,
+    preemption,
     reports,
     sessions,
     subjects,
@@ -32,9 +34,11 @@ FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Online requests", online),
     ("Questions about text", text),
     ("Sessions", sessions),
+    ("Preemption", preemption),
     ("Reports", reports),
     ("Placements", placement),
     ("Hand-overs", handover),
+    ("The cloud on one machine", local_cloud),
 )
 ARRAY_MESSAGES: tuple[tuple[str, ModuleType, tuple[type, ...]], ...] = (
     ("Token steps", token_step, (token_step.TokenStep, token_step.SessionTokens)),

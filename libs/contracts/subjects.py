@@ -138,6 +138,9 @@ def capacity_wanted(alias: str) -> str:
     return f"{ROOT}.capacity.{_token(alias)}"
 
 
+LOCAL_CLOUD: Final = f"{ROOT}.cloud.local"
+"""Where the launcher of a fleet on one machine is asked to add, preempt or kill a node."""
+
 CAPACITY_ALL: Final = f"{ROOT}.capacity.*"
 
 
@@ -171,6 +174,19 @@ ROUTER_REPORTS: Final = f"{ROOT}.report.router.*"
 PLANNER_REPORTS: Final = f"{ROOT}.report.planner.*"
 MIGRATOR_REPORTS: Final = f"{ROOT}.report.migrator.*"
 GATEWAY_REPORTS: Final = f"{ROOT}.report.gateway.*"
+
+
+def notice(node_id: str) -> str:
+    """Where a watcher publishes PreemptionNotice and NoticeWithdrawn about this node."""
+    return f"{ROOT}.notice.{_token(node_id)}"
+
+
+NOTICES_ALL: Final = f"{ROOT}.notice.*"
+
+
+def notice_request(node_id: str) -> str:
+    """Where the watcher of this node takes RaiseNotice, WithdrawNotice and ConfirmEvacuation."""
+    return f"{ROOT}.notice.request.{_token(node_id)}"
 
 
 def journal(journal_id: str) -> str:

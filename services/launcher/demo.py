@@ -28,8 +28,9 @@ from services.launcher.demo_report import DemoOutcome, Kill, interrupted_answer,
 from services.launcher.demo_requests import DemoRequest, demo_requests
 from services.launcher.demo_verdict import Summary, summarise
 from services.launcher.demo_view import DemoView
-from services.launcher.fleet import Fleet, FleetOptions
+from services.launcher.fleet import Fleet
 from services.launcher.model_source import find_model
+from services.launcher.recipes import FleetOptions
 
 WORKERS: Final = 3
 ROUTERS: Final = 2

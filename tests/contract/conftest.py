@@ -28,6 +28,13 @@ from libs.contracts.journal import (
     SessionFailed,
     SessionOpened,
 )
+from libs.contracts.local_cloud import (
+    AddNode,
+    CloudDone,
+    CloudRefused,
+    KillNode,
+    PreemptNode,
+)
 from libs.contracts.online import (
     CancelRequest,
     ChatMessage,
@@ -49,8 +56,20 @@ from libs.contracts.placement import (
     Policy,
     ReplicaPlacement,
 )
+from libs.contracts.preemption import (
+    ConfirmEvacuation,
+    NoticeKind,
+    NoticeRejectReason,
+    NoticeRequestAccepted,
+    NoticeRequestRejected,
+    NoticeWithdrawn,
+    PreemptionNotice,
+    RaiseNotice,
+    WithdrawNotice,
+)
 from libs.contracts.reports import (
     GatewayReport,
+    Market,
     MigratorReport,
     PlannerReport,
     RouterReport,
@@ -157,6 +176,38 @@ SESSIONS: tuple[Message, ...] = (
         session_epoch=2,
         reason=RefuseReason.FULL,
         message="1024 sessions are held",
+    ),
+)
+PREEMPTION: tuple[Message, ...] = (
+    PreemptionNotice(
+        notice_id="aws-1f3870be",
+        node_id="node-1",
+        kind=NoticeKind.PREEMPTION,
+        source="aws",
+        deadline_at_unix_ns=1_800_000_120_000_000_000,
+        observed_at_unix_ns=1_800_000_000_000_000_000,
+        grace_ns=115_000_000_000,
+        detail="terminate",
+    ),
+    NoticeWithdrawn(
+        notice_id="aws-1f3870be",
+        node_id="node-1",
+        kind=NoticeKind.PREEMPTION,
+        source="aws",
+        detail="the source no longer gives it",
+    ),
+    RaiseNotice(
+        notice_id="drill-1",
+        node_id="node-1",
+        kind=NoticeKind.MAINTENANCE,
+        grace_ns=30_000_000_000,
+        detail="a drill",
+    ),
+    WithdrawNotice(notice_id="drill-1", node_id="node-1"),
+    ConfirmEvacuation(notice_id="drill-1", node_id="node-1"),
+    NoticeRequestAccepted(notice_id="drill-1", node_id="node-1"),
+    NoticeRequestRejected(
+        reason=NoticeRejectReason.UNKNOWN_NOTICE, message="no notice drill-1 holds"
     ),
 )
 REPORTS: tuple[Message, ...] = (
@@ -330,6 +381,13 @@ HANDOVER: tuple[Message, ...] = (
         message="worker-2 does not answer",
     ),
 )
+LOCAL_CLOUD: tuple[Message, ...] = (
+    AddNode(operation_id="operation-1", market=Market.SPOT, zone="us-east-1a"),
+    PreemptNode(operation_id="operation-2", node_id="node-4", grace_ms=5_000),
+    KillNode(operation_id="operation-3", node_id="node-4"),
+    CloudDone(operation_id="operation-1", node_id="node-5"),
+    CloudRefused(operation_id="operation-3", message="there is no node-4"),
+)
 STEP = TokenStep(worker_id="worker-1", step_id=120, entries=(TOKENS,))
 BATCH = (
     SessionOpened(
@@ -357,7 +415,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def messages() -> tuple[Message, ...]:
     """An example of each tagged message."""
-    return ONLINE + TEXT + SESSIONS + REPORTS + PLACEMENT + HANDOVER
+    return (
+        *ONLINE,
+        *TEXT,
+        *SESSIONS,
+        *PREEMPTION,
+        *REPORTS,
+        *PLACEMENT,
+        *HANDOVER,
+        *LOCAL_CLOUD,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from libs.contracts import journal, online, reports, sessions, token_step
+from libs.contracts import journal, online, preemption, reports, sessions, token_step
 from libs.contracts.wire import Encoding, Message, encode
 from libs.kernel.errors import ContractViolation
 
@@ -18,6 +18,9 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "answers": online.ANSWERS.decode,
     "worker control": sessions.WORKER_CONTROL.decode,
     "router control": sessions.ROUTER_CONTROL.decode,
+    "notices": preemption.NOTICES.decode,
+    "notice requests": preemption.NOTICE_REQUESTS.decode,
+    "notice answers": preemption.NOTICE_ANSWERS.decode,
     "reports": reports.REPORTS.decode,
     "token step": token_step.unpack_step,
     "journal batch": journal.unpack_batch,

@@ -10,8 +10,10 @@ import pytest
 from libs.contracts import (
     handover,
     journal,
+    local_cloud,
     online,
     placement,
+    preemption,
     reports,
     sessions,
     text,
@@ -30,10 +32,15 @@ CODECS: tuple[Codec[Any], ...] = (
     text.TEXT_ANSWERS,
     sessions.WORKER_CONTROL,
     sessions.ROUTER_CONTROL,
+    preemption.NOTICES,
+    preemption.NOTICE_REQUESTS,
+    preemption.NOTICE_ANSWERS,
     reports.REPORTS,
     placement.PLACEMENTS,
     handover.WORKER_SHAPE,
     handover.MIGRATOR_CONTROL,
+    local_cloud.CLOUD_REQUESTS,
+    local_cloud.CLOUD_ANSWERS,
 )
 TAGS = sorted(
     tag for _, module in FAMILIES for message in messages_of(module) if (tag := tag_of(message))
@@ -136,10 +143,15 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "text answers": text.TEXT_ANSWERS.decode,
         "worker control": sessions.WORKER_CONTROL.decode,
         "router control": sessions.ROUTER_CONTROL.decode,
+        "notices": preemption.NOTICES.decode,
+        "notice requests": preemption.NOTICE_REQUESTS.decode,
+        "notice answers": preemption.NOTICE_ANSWERS.decode,
         "reports": reports.REPORTS.decode,
         "placements": placement.PLACEMENTS.decode,
         "worker shape": handover.WORKER_SHAPE.decode,
         "migrator control": handover.MIGRATOR_CONTROL.decode,
+        "cloud requests": local_cloud.CLOUD_REQUESTS.decode,
+        "cloud answers": local_cloud.CLOUD_ANSWERS.decode,
     }
 
 

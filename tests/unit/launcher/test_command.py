@@ -3,20 +3,33 @@
 import ast
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from libs.kernel.errors import ConfigError
-from services.launcher.fleet import FleetOptions, threads_per_worker
+from libs.kernel.errors import EXIT_CONFIG_ERROR, ConfigError
 from services.launcher.main import run
 from services.launcher.model_source import ModelSource, bundled_model, find_model
 from services.launcher.paste import commands_to_paste
+from services.launcher.recipes import FleetOptions, threads_per_worker
 from services.launcher.service import service_names
 from services.launcher.state_file import NATS_URL_VARIABLE, FleetState, find_nats_url
-from services.launcher.up import workers_of
 
-COMMANDS = ["up", "demo", "status", "chat", "complete", "kill", "service", "bench"]
+COMMANDS = [
+    "up",
+    "demo",
+    "status",
+    "top",
+    "story",
+    "chat",
+    "complete",
+    "preempt",
+    "kill",
+    "add-node",
+    "service",
+    "bench",
+]
 
 
 def a_state(*, launcher_process_id: int) -> FleetState:
@@ -108,11 +121,26 @@ def test_a_name_that_is_neither_folder_nor_hub_id_is_refused() -> None:
         find_model("nonsense")
 
 
-def test_nodes_times_gpus_is_another_way_to_say_workers() -> None:
-    assert workers_of(workers=None, nodes=None, gpus_per_node=1) == 2
-    assert workers_of(workers=5, nodes=None, gpus_per_node=1) == 5
-    assert workers_of(workers=None, nodes=2, gpus_per_node=3) == 6
-    assert workers_of(workers=None, nodes=None, gpus_per_node=4) == 4
+def test_workers_and_nodes_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--workers", "2", "--nodes", "2"]) == EXIT_CONFIG_ERROR
+    assert "give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["preempt", "node-9"], ["kill", "node-9"], ["add-node"]])
+def test_what_a_cloud_does_needs_a_fleet(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--data-dir", str(tmp_path)]) == EXIT_CONFIG_ERROR
+    assert "no fleet runs" in capsys.readouterr().err
+
+
+def test_a_node_that_is_not_there_is_named_with_those_that_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = replace(a_state(launcher_process_id=os.getpid()), node_ids=["node-1", "node-2"])
+    state.write(tmp_path)
+    assert run(["preempt", "node-9", "--data-dir", str(tmp_path)]) == EXIT_CONFIG_ERROR
+    assert "there is node-1, node-2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

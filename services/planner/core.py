@@ -111,8 +111,11 @@ class PlannerCore:
     def handle(self, event: PlannerEvent, *, now_ns: int) -> Sequence[PlannerCommand]:
         """Apply one event and return the commands it brings forth, in order."""
         require(now_ns >= self._now_ns, "time went backwards")
+        silent_ns = now_ns - self._now_ns
         self._now_ns = now_ns
         self._cause_id = event.cause_id
+        if silent_ns > self._options.liveness.outage_ns:
+            self._doubt()  # our own timers are late: we were frozen, and may have been replaced
         self._apply(event)
         commands, self._commands = self._commands, []
         return commands
@@ -167,8 +170,11 @@ class PlannerCore:
     def _planner_reported(self, event: PlannerReported) -> None:
         report = event.report
         if report.planner_id != self._options.planner_id:
-            if report.alias == self._options.alias:
-                self._planners.observe_peer(report.planner_id)
+            if report.alias != self._options.alias:
+                return
+            self._planners.observe_peer(report.planner_id)
+            if report.is_leader:
+                self._doubt()
             if report.planner_id == self._leader_dead_id:
                 self._leader_dead_id = None
         elif report.beat > self._echo_beat:  # a doubled echo must not count twice
@@ -220,6 +226,12 @@ class PlannerCore:
     def _read(self) -> None:
         self._read_at_ns = self._now_ns
         self._emit(self.leadership.read(cause_id=self._cause_id))
+
+    def _doubt(self) -> None:
+        """Somebody else may lead by now: read before anything else is said or written."""
+        if self.leadership.can_commit:
+            self._reasons.clear()
+            self._read()
 
     def _placement_read(self, event: PlacementRead) -> None:
         was_fenced = self.leadership.times_fenced

@@ -24,6 +24,8 @@ class PlannedOptions:
     migrators: int = 1
     transport: str = "auto"
     """Between workers: auto, tcp or ucx."""
+    memory_bytes: int | None = None
+    """Of each worker, for weights and KV; None: what the worker finds."""
 
     def __post_init__(self) -> None:
         for name in ("nodes", "gpus_per_node", "planners", "migrators"):
@@ -97,6 +99,7 @@ class Recipes:
             settings={"node_id": node_id, "sources": "manual", "socket_path": str(socket)},
             is_reporting=False,
         )
+        memory = {} if planned.memory_bytes is None else {"memory_bytes": str(planned.memory_bytes)}
         workers = [
             self._worker(
                 f"{node_id}-w{number}",
@@ -107,6 +110,7 @@ class Recipes:
                     "market": market.value,
                     "transport": planned.transport,
                     "watcher_socket": str(socket),
+                    **memory,
                 },
                 threads=threads_per_worker(planned.nodes * planned.gpus_per_node),
             )

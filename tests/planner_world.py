@@ -15,6 +15,7 @@ from libs.policy.placement_plan import PlanOptions
 from libs.policy.shapes import ReplicaShape
 from services.planner.commands import (
     AnnouncePlacement,
+    AnswerPin,
     CommitPlacement,
     PlannerCommand,
     PublishCapacity,
@@ -109,6 +110,7 @@ class PlannerWorld:
     """Everything that was ever committed, in order."""
     decisions: list[TellDecision] = field(default_factory=list)
     capacity: list[PublishCapacity] = field(default_factory=list)
+    answers: list[AnswerPin] = field(default_factory=list)
     announced: list[Placement] = field(default_factory=list)
     stored: bytes | Placement | None = None
     revision: int = 0
@@ -294,6 +296,8 @@ class PlannerWorld:
                 self.announced.append(command.placement)
             case PublishCapacity():
                 self.capacity.append(command)
+            case AnswerPin():
+                self.answers.append(command)
             case TellDecision():
                 self.decisions.append(command)
             case _:

@@ -99,12 +99,12 @@ def weight_bytes_max(profile: ModelProfile, shape: ReplicaShape) -> int:
     return math.ceil((stage_layers * size.layer_bytes + end_bytes) / shape.shards)
 
 
-def session_kv_bytes(profile: ModelProfile, shape: ReplicaShape) -> int:
-    """KV of one typical request at its end, on the worker that holds the most of it."""
+def kv_bytes_max(profile: ModelProfile, shape: ReplicaShape, *, tokens: int) -> int:
+    """KV of so many tokens, on the worker that holds the most of it."""
     size = profile.size
     stage_layers = math.ceil(size.layers / shape.stages)
     token_bytes = stage_layers * size.kv_bytes_per_token_layer * size.kv_share(shape.shards)
-    return math.ceil(token_bytes * profile.session_tokens)
+    return math.ceil(token_bytes * tokens)
 
 
 def _micro_batches(batch: int) -> Iterator[int]:

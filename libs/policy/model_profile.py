@@ -75,6 +75,8 @@ class ModelProfile:
     prompt_tokens: int
     """Typical request; also what prefill was measured with."""
     output_tokens: int
+    context_tokens_max: int = 0
+    """The longest request; a replica that cannot hold its KV is none."""
     margin_percent: int = 110
     """What is predicted is this much longer than the sum of the parts (the artifact's 1.1)."""
     stages_divide: int | None = None

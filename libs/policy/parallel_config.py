@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from libs.kernel.units import MIB, NS_PER_S
 from libs.policy.cost_model import (
     batch_times,
+    kv_bytes_max,
     queueing_ns,
     requests_per_s,
-    session_kv_bytes,
     weight_bytes_max,
 )
 from libs.policy.model_profile import ModelProfile
@@ -163,12 +163,17 @@ def batch_that_fits(
     memory_bytes: int | None,
     options: SearchOptions,
 ) -> int | None:
-    """Return the largest batch whose weights and KV fit one worker; None if not even one does."""
+    """Return the largest batch whose weights and KV fit one worker.
+
+    None if not even the smallest batch fits, or not the longest request.
+    """
     if memory_bytes is None:
         return options.batches[-1]
+    if memory_bytes < _bytes_needed(profile, shape, options):
+        return None
     left = memory_bytes - weight_bytes_max(profile, shape) - options.workspace_bytes
-    sequences = left // max(1, session_kv_bytes(profile, shape))
-    return max((batch for batch in options.batches if batch <= sequences), default=None)
+    sequences = left // max(1, kv_bytes_max(profile, shape, tokens=profile.session_tokens))
+    return max(batch for batch in options.batches if batch <= sequences)
 
 
 def why_nothing_fits(
@@ -185,9 +190,7 @@ def why_nothing_fits(
             workers_missing=workers_min - workers,
         )
     needs = [
-        weight_bytes_max(profile, shape)
-        + options.batches[0] * session_kv_bytes(profile, shape)
-        + options.workspace_bytes
+        _bytes_needed(profile, shape, options)
         for shape in shapes(profile, workers=workers, options=options)
         if shape.workers >= profile.replica_workers_min
     ]
@@ -204,6 +207,13 @@ def why_nothing_fits(
         f"the best cut needs {missing / MIB:.1f} MiB more on each",
         bytes_missing=missing,
     )
+
+
+def _bytes_needed(profile: ModelProfile, shape: ReplicaShape, options: SearchOptions) -> int:
+    """The least memory of a worker in this shape."""
+    tokens = max(profile.context_tokens_max, options.batches[0] * profile.session_tokens)
+    kv_bytes = kv_bytes_max(profile, shape, tokens=tokens)
+    return weight_bytes_max(profile, shape) + kv_bytes + options.workspace_bytes
 
 
 def _named(shape: ReplicaShape | None) -> str:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from libs.contracts.placement import CapacityWanted, Placement
+from libs.contracts.placement import CapacityWanted, PinAnswer, Placement
 from libs.contracts.reports import PlannerReport
+from libs.contracts.wire import Encoding
 from libs.kernel.core import SetTimer
 
 
@@ -42,8 +43,9 @@ class PublishCapacity:
     """Say which nodes are wanted, and let the provisioner, if there is one, get them."""
 
     wanted: CapacityWanted
-    spot_nodes_now: int
-    on_demand_nodes_now: int
+    spot_node_ids: tuple[str, ...]
+    """Those that are there and stay."""
+    on_demand_node_ids: tuple[str, ...]
     cause_id: str
 
 
@@ -52,6 +54,16 @@ class PublishReport:
     """Send the heartbeat. May be lost."""
 
     report: PlannerReport
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerPin:
+    """Tell an operator what became of a wish for a shape. May be lost."""
+
+    reply_to: str
+    encoding: Encoding
+    answer: PinAnswer
     cause_id: str
 
 
@@ -70,6 +82,7 @@ PlannerCommand: TypeAlias = (
     | AnnouncePlacement
     | PublishCapacity
     | PublishReport
+    | AnswerPin
     | TellDecision
     | SetTimer
 )

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from libs.contracts.placement import Placement
+from libs.contracts.placement import PinShape, Placement
 from libs.contracts.preemption import NoticeWithdrawn, PreemptionNotice
 from libs.contracts.reports import PlannerReport, RouterReport, WorkerReport
+from libs.contracts.wire import Encoding
 from libs.kernel.core import TimerFired
 
 
@@ -59,6 +60,16 @@ class WithdrawalReceived:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PinRequested:
+    """An operator wants this shape, or none in particular."""
+
+    request: PinShape
+    reply_to: str
+    encoding: Encoding
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementRead:
     """The committed placement; `placement` is None if there is none, or none that can be read."""
 
@@ -103,6 +114,7 @@ PlannerEvent: TypeAlias = (
     | PlannerReported
     | NoticeReceived
     | WithdrawalReceived
+    | PinRequested
     | PlacementRead
     | PlacementCommitted
     | PlacementConflict

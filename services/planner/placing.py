@@ -1,10 +1,16 @@
 """From a plan to the placement that is committed, and whether it differs from the one that is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from libs.contracts.placement import LeavingNode, Placement, ReplicaPlacement
-from libs.policy.parallel_config import NoShapeFits
-from libs.policy.placement_plan import PlacementPlan, PlannedReplica, plan_placement
+from libs.contracts.placement import LeavingNode, PinnedShape, Placement, ReplicaPlacement
+from libs.policy.parallel_config import NoShapeFits, shapes
+from libs.policy.placement_plan import (
+    ClusterView,
+    PlacementPlan,
+    PlannedReplica,
+    plan_placement,
+)
+from libs.policy.shapes import ReplicaShape
 from services.planner.fleet import Fleet
 from services.planner.options import PlannerOptions
 
@@ -15,6 +21,7 @@ class PlanningMoment:
 
     plan_revision: int
     requests_per_s: float
+    pinned_shape: PinnedShape | None
     reason: str
     cause_id: str
     now_ns: int
@@ -40,11 +47,8 @@ def make_placement(
     Where no shape fits the nodes that stay, whatever replica still stands goes on, on nodes that
     leave, too: their last seconds are better than none.
     """
-    plan = plan_placement(
-        options.profile,
-        fleet.view(before, requests_per_s=moment.requests_per_s),
-        options.plan,
-    )
+    view = fleet.view(before, requests_per_s=moment.requests_per_s)
+    plan = _plan(view, options, moment.pinned_shape)
     leaving = fleet.leaving_nodes(now_ns=moment.now_ns, now_unix_ns=moment.now_unix_ns)
     if isinstance(plan, NoShapeFits):
         standing = tuple(
@@ -70,14 +74,36 @@ def make_placement(
 
 
 def is_other(placement: Placement, before: Placement) -> bool:
-    """Whether anybody has to do anything: replicas or policy differ.
+    """Whether anybody has to do or to remember anything: replicas, policy or pinned shape differ.
 
     Spare workers, deadlines and batch sizes alone are no reason: a new revision makes a hand-over
     that is under way start over.
     """
-    return placement.policy != before.policy or {
-        replica.replica_id for replica in placement.replicas
-    } != {replica.replica_id for replica in before.replicas}
+    return _essence(placement) != _essence(before)
+
+
+def can_pin(shape: PinnedShape, options: PlannerOptions) -> bool:
+    """Whether the model can be cut like this at all, given workers enough."""
+    wanted = ReplicaShape(stages=shape.stages, shards=shape.shards)
+    return wanted in shapes(options.profile, workers=wanted.workers, options=options.plan.search)
+
+
+def _essence(placement: Placement) -> tuple[object, ...]:
+    replica_ids = sorted(replica.replica_id for replica in placement.replicas)
+    return (placement.policy, placement.pinned_shape, replica_ids)
+
+
+def _plan(
+    view: ClusterView, options: PlannerOptions, pinned: PinnedShape | None
+) -> PlacementPlan | NoShapeFits:
+    """Plan in the pinned shape; in another where that does not fit."""
+    if pinned is not None:
+        shape = ReplicaShape(stages=pinned.stages, shards=pinned.shards)
+        search = replace(options.plan.search, shape_only=shape)
+        plan = plan_placement(options.profile, view, replace(options.plan, search=search))
+        if isinstance(plan, PlacementPlan):
+            return plan
+    return plan_placement(options.profile, view, options.plan)
 
 
 def _replicas(
@@ -124,6 +150,7 @@ def _placement(
         batch_sequences_max=batch_sequences_max or before.batch_sequences_max,
         reason=moment.reason[:1024],
         planned_at_unix_ns=moment.now_unix_ns,
+        pinned_shape=moment.pinned_shape,
         planner_id=options.planner_id,
         cause_id=moment.cause_id,
     )

@@ -51,11 +51,11 @@ class Wishes:
         if wanted is None or (not is_due and self._said == wanted):
             return None
         self._said, self._said_at_ns = wanted, now_ns
-        spot = [fleet.is_spot(n) for n in fleet.node_ids if not fleet.is_leaving(n)]
+        staying = [n for n in fleet.node_ids if not fleet.is_leaving(n)]
         return PublishCapacity(
             wanted=wanted,
-            spot_nodes_now=sum(spot),
-            on_demand_nodes_now=len(spot) - sum(spot),
+            spot_node_ids=tuple(n for n in staying if fleet.is_spot(n)),
+            on_demand_node_ids=tuple(n for n in staying if not fleet.is_spot(n)),
             cause_id=cause_id,
         )
 
@@ -95,8 +95,7 @@ class Wishes:
             on_demand_nodes=wish.on_demand_nodes,
             zones_preferred=self._zones.preferred(nodes=counts)[:64],
             nodes_to_release=nodes_to_release(owned, wish),
-            reason=f"{requests_per_s:.2f} requests/s need {needed} nodes; "
-            f"{len(sure)} spot nodes are sure to stay",
+            reason=f"{needed} nodes are needed; {len(sure)} spot nodes are sure to stay",
         )
 
     def _nodes_needed(self, fleet: Fleet, *, requests_per_s: float) -> int:

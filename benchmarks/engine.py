@@ -18,7 +18,6 @@ import datetime
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from benchmarks.provenance import cpu_name, git_commit
 from libs.engine.batch_run import run_to_completion
 from libs.engine.loading import EngineOptions, load_engine
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
@@ -296,31 +296,6 @@ def _record(options: BenchmarkOptions) -> dict[str, object]:
         "python": platform.python_version(),
         "cpu": cpu_name(),
     }
-
-
-def git_commit() -> str:
-    """Return what is checked out, with a mark if it was changed."""
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return answer.stdout.strip()
-
-
-def cpu_name() -> str:
-    """Return the processor's name and how many cores there are."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

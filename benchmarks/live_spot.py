@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.engine import VOCABULARY, cpu_name, git_commit, save_random_llama
+from benchmarks.engine import VOCABULARY, save_random_llama
+from benchmarks.provenance import cpu_name, git_commit
 from libs.contracts.local_cloud import AddNode, KillNode, PreemptNode, ToCloud
 from libs.contracts.placement import Policy
 from libs.kernel.rng import Rng

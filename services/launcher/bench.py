@@ -1,13 +1,17 @@
 """`tideserve bench`: the published tables."""
 
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
 from libs.kernel.errors import ConfigError
 
-NOT_IN_A_WHEEL = "bench: the benchmarks are part of a checkout, not of a wheel"
+JsonFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--json", help="Write rows and how they came about to this file.")
+]
 
 app = typer.Typer(help="Measure; one command per published table.", no_args_is_help=True)
 
@@ -18,36 +22,34 @@ def bench() -> None:
 
 
 @app.command()
-def engine(
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the rows to this file as JSON.")
-    ] = None,
-) -> None:
+def engine(json_file: JsonFile = None) -> None:
     """Compare this engine with transformers' generate and generate_batch, interleaved."""
-    try:
-        # Imported here: it brings torch and transformers, which take seconds.
-        from benchmarks.engine import main as measure
-    except ImportError as error:
-        raise ConfigError(NOT_IN_A_WHEEL) from error
-    exit_code = measure(["--json", str(json_file)] if json_file is not None else [])
-    if exit_code:
-        raise typer.Exit(exit_code)
+    _measure("engine", json_file)
+
+
+@app.command()
+def planner(json_file: JsonFile = None) -> None:
+    """Time one plan (shape, mapping, order of layers) for fleets of 8 to 1024 GPUs."""
+    _measure("planner", json_file)
 
 
 @app.command("live-spot")
 def live_spot(
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write rows and runs to this file as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
     pairs: Annotated[int, typer.Option(help="Runs of each policy.", min=1)] = 5,
     seed: Annotated[int, typer.Option(help="Of arrivals and prompts.")] = 7,
 ) -> None:
     """Compare the policies on real processes: same arrivals, same notices; about 20 minutes."""
+    _measure("live_spot", json_file, "--pairs", str(pairs), "--seed", str(seed))
+
+
+def _measure(name: str, json_file: Path | None, *arguments: str) -> None:
     try:
-        from benchmarks.live_spot import main as measure
+        # Imported when asked for: some bring torch and transformers, which take seconds.
+        module = import_module(f"benchmarks.{name}")
     except ImportError as error:
-        raise ConfigError(NOT_IN_A_WHEEL) from error
-    arguments = ["--pairs", str(pairs), "--seed", str(seed)]
-    exit_code = measure(arguments + (["--json", str(json_file)] if json_file is not None else []))
+        raise ConfigError("bench: the benchmarks are part of a checkout, not of a wheel") from error
+    main: Callable[[Sequence[str]], int] = module.main
+    exit_code = main([*arguments, *(["--json", str(json_file)] if json_file is not None else [])])
     if exit_code:
         raise typer.Exit(exit_code)

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from libs.contracts import (
     handover,
+    handover_record,
     journal,
     local_cloud,
     online,
@@ -39,6 +40,7 @@ FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Reports", reports),
     ("Placements", placement),
     ("Hand-overs", handover),
+    ("The record of hand-overs", handover_record),
     ("The cloud on one machine", local_cloud),
     ("Transfers", transfers),
 )

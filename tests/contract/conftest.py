@@ -21,6 +21,16 @@ from libs.contracts.handover import (
     StopReplica,
     WeightsFrom,
 )
+from libs.contracts.handover_record import (
+    Handover,
+    HandoverMoment,
+    HandoverRecord,
+    HandoverSource,
+    HandoverState,
+    HandoverStory,
+    HandoverTarget,
+    HandoverTotals,
+)
 from libs.contracts.journal import (
     JournalClosed,
     JournalTakenOver,
@@ -398,6 +408,53 @@ HANDOVER: tuple[Message, ...] = (
         message="worker-2 does not answer",
     ),
 )
+STORY = HandoverStory(
+    handover_id="handover-7",
+    policy=Policy.TIDESERVE,
+    plan_revision=7,
+    cause_id="notice-4",
+    source_replica_ids=("replica-3-0",),
+    target_replica_ids=("replica-7-0",),
+    moments=(
+        HandoverMoment(state=HandoverState.STAGING, entered_at_unix_ns=1_800_000_000_000_000_000),
+        HandoverMoment(
+            state=HandoverState.STOPPING,
+            entered_at_unix_ns=1_800_000_001_000_000_000,
+            reason="a source ends before its targets could be ready",
+        ),
+    ),
+    totals=HandoverTotals(weight_bytes_planned=8192, kv_bytes_moved=4096, kv_blocks_moved=1),
+)
+RECORDS: tuple[Message, ...] = (
+    HandoverRecord(
+        alias="tide-tiny",
+        migrator_id="migrator-1",
+        handover_epoch=3,
+        plan_revision=7,
+        plan_revision_reached=6,
+        handovers_begun=7,
+        handovers_done=5,
+        handovers_abandoned=1,
+        weight_bytes_moved=1 << 30,
+        kv_bytes_moved=1 << 20,
+        under_way=(
+            Handover(
+                story=STORY,
+                sources=(HandoverSource(replica=ROSTER),),
+                targets=(
+                    HandoverTarget(
+                        replica=ROSTER,
+                        inherits=("replica-3-0",),
+                        rendezvous="127.0.0.1:4712",
+                        kv_blocks=512,
+                        batch_sequences_max=32,
+                    ),
+                ),
+            ),
+        ),
+        ended=(STORY,),
+    ),
+)
 LOCAL_CLOUD: tuple[Message, ...] = (
     AddNode(operation_id="operation-1", market=Market.SPOT, zone="us-east-1a"),
     PreemptNode(operation_id="operation-2", node_id="node-4", grace_ms=5_000),
@@ -449,6 +506,7 @@ def messages() -> tuple[Message, ...]:
         *REPORTS,
         *PLACEMENT,
         *HANDOVER,
+        *RECORDS,
         *LOCAL_CLOUD,
         *TRANSFERS,
     )

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from libs.contracts import (
+    handover_record,
     journal,
     online,
     preemption,
@@ -32,6 +33,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "reports": reports.REPORTS.decode,
     "transfer requests": transfers.TRANSFER_REQUESTS.decode,
     "transfer answers": transfers.TRANSFER_ANSWERS.decode,
+    "handover records": handover_record.HANDOVER_RECORDS.decode,
     "token step": token_step.unpack_step,
     "journal batch": journal.unpack_batch,
 }

@@ -9,6 +9,7 @@ import pytest
 
 from libs.contracts import (
     handover,
+    handover_record,
     journal,
     local_cloud,
     online,
@@ -42,6 +43,7 @@ CODECS: tuple[Codec[Any], ...] = (
     placement.PIN_ANSWERS,
     handover.WORKER_SHAPE,
     handover.MIGRATOR_CONTROL,
+    handover_record.HANDOVER_RECORDS,
     local_cloud.CLOUD_REQUESTS,
     local_cloud.CLOUD_ANSWERS,
     transfers.TRANSFER_REQUESTS,
@@ -157,6 +159,7 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "pin answers": placement.PIN_ANSWERS.decode,
         "worker shape": handover.WORKER_SHAPE.decode,
         "migrator control": handover.MIGRATOR_CONTROL.decode,
+        "handover records": handover_record.HANDOVER_RECORDS.decode,
         "cloud requests": local_cloud.CLOUD_REQUESTS.decode,
         "cloud answers": local_cloud.CLOUD_ANSWERS.decode,
         "transfer requests": transfers.TRANSFER_REQUESTS.decode,

@@ -14,8 +14,11 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from libs.contracts import (
+    handover,
     journal,
+    local_cloud,
     online,
+    placement,
     preemption,
     reports,
     sessions,
@@ -33,6 +36,9 @@ FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Sessions", sessions),
     ("Preemption", preemption),
     ("Reports", reports),
+    ("Placements", placement),
+    ("Hand-overs", handover),
+    ("The cloud on one machine", local_cloud),
 )
 ARRAY_MESSAGES: tuple[tuple[str, ModuleType, tuple[type, ...]], ...] = (
     ("Token steps", token_step, (token_step.TokenStep, token_step.SessionTokens)),

@@ -4,6 +4,7 @@ Reports are also the heartbeat. Silence of a peer counts only while the observer
 its own report through the broker.
 """
 
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -12,6 +13,35 @@ from libs.contracts.wire import Codec, Message, SubjectToken
 
 PREFIX_HASHES_MAX = 512
 """Cached block hashes in one report; the most recently used ones are kept."""
+
+
+LINK_RATES_MAX = 64
+
+
+class Market(StrEnum):
+    """How a node was bought."""
+
+    SPOT = "spot"
+    ON_DEMAND = "on_demand"
+
+
+class LinkRate(Message):
+    """What a transfer to this peer was measured to reach lately."""
+
+    peer_worker_id: SubjectToken
+    bytes_per_s: int = Field(ge=0)
+
+
+class ReportedPosition(Message):
+    """The part of a replica that a worker computes."""
+
+    replica_id: SubjectToken
+    replica_epoch: int = Field(ge=1)
+    stages: int = Field(ge=1)
+    shards: int = Field(ge=1)
+    stage: int = Field(ge=0)
+    shard: int = Field(ge=0)
+    is_broken: bool = Field(default=False, description="a peer was lost; nothing can be computed")
 
 
 class WorkerReport(Message):
@@ -43,6 +73,27 @@ class WorkerReport(Message):
         max_length=PREFIX_HASHES_MAX,
         description="cached block hashes, the most recently used first",
     )
+    node_id: SubjectToken | None = None
+    zone: SubjectToken | None = None
+    market: Market = Market.ON_DEMAND
+    is_planned: bool = Field(default=False, description="computes what the placement says")
+    is_serving: bool = Field(
+        default=True, description="takes sessions: the lead of a replica that is active"
+    )
+    position: ReportedPosition | None = Field(
+        default=None, description="what it serves; None: nothing yet, or a whole model alone"
+    )
+    peer_address: str = Field(default="", max_length=256, description="for KV, weights and plans")
+    memory_bytes: int = Field(default=0, ge=0, description="for weights and KV, both positions")
+    weights_bytes: int = Field(default=0, ge=0, description="held now")
+    kv_tokens: int = Field(default=0, ge=0, description="of the sessions that run here")
+    grace_left_ms: int | None = Field(
+        default=None, ge=0, description="until this node ends, on its own clock"
+    )
+    tokens_recomputed: int = Field(
+        default=0, ge=0, description="of moved sessions, since the start of this process"
+    )
+    link_rates: tuple[LinkRate, ...] = Field(default=(), max_length=LINK_RATES_MAX)
 
 
 class RouterReport(Message):
@@ -82,5 +133,51 @@ class GatewayReport(Message):
     streams_open: int = Field(ge=0)
 
 
-Report = WorkerReport | RouterReport | GatewayReport
+class PlannerReport(Message):
+    """Liveness of one planner, and what the leading one believes.
+
+    Sent by a planner to `planner_report(planner_id)` every report interval; its echo lets silence
+    count. Lost: the next one replaces it.
+    """
+
+    type: Literal["planner_report.v1"] = "planner_report.v1"
+    planner_id: SubjectToken
+    beat: int = Field(ge=0)
+    process_id: int = Field(ge=0)
+    alias: SubjectToken
+    is_leader: bool = False
+    policy: str = ""
+    plan_revision: int = Field(default=0, ge=0)
+    nodes_live: int = Field(default=0, ge=0)
+    nodes_leaving: int = Field(default=0, ge=0)
+    requests_per_s: float = Field(default=0.0, ge=0.0, description="arrivals over the window")
+    plans_made: int = Field(default=0, ge=0, description="since the start of this process")
+    plan_ms_recent: float = Field(default=0.0, ge=0.0)
+    why_no_plan: str = Field(default="", max_length=1024, description="no shape fits, and why")
+
+
+class MigratorReport(Message):
+    """Liveness of one migrator, and the hand-over that it carries out.
+
+    Sent by a migrator to `migrator_report(migrator_id)` every report interval and at every change.
+    Lost: the next one replaces it.
+    """
+
+    type: Literal["migrator_report.v1"] = "migrator_report.v1"
+    migrator_id: SubjectToken
+    beat: int = Field(ge=0)
+    process_id: int = Field(ge=0)
+    alias: SubjectToken
+    is_owner: bool = False
+    handover_id: str = ""
+    state: str = ""
+    plan_revision_reached: int = Field(default=0, ge=0, description="the fleet has this shape")
+    handovers_done: int = Field(default=0, ge=0)
+    handovers_abandoned: int = Field(default=0, ge=0)
+    weight_bytes_moved: int = Field(default=0, ge=0)
+    kv_bytes_moved: int = Field(default=0, ge=0)
+    stall_ms_recent: float = Field(default=0.0, ge=0.0, description="from stop to release")
+
+
+Report = WorkerReport | RouterReport | GatewayReport | PlannerReport | MigratorReport
 REPORTS: Codec[Report] = Codec(Annotated[Report, Field(discriminator="type")])

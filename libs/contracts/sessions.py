@@ -98,6 +98,8 @@ class RefuseReason(StrEnum):
     STALE_EPOCH = "stale_epoch"
     WRONG_MODEL = "wrong_model"
     ENGINE_ERROR = "engine_error"
+    MOVED = "moved"
+    """The replica changes its shape; the session goes on elsewhere, its KV perhaps waiting."""
 
 
 class SessionRefused(Message):
@@ -113,6 +115,9 @@ class SessionRefused(Message):
     session_epoch: int = Field(ge=1)
     reason: RefuseReason
     message: str = ""
+    target_worker_id: str = Field(
+        default="", description="with moved: where to go on; empty: the router chooses"
+    )
 
 
 ToWorker = StartSession | AcknowledgeTokens | EndSession

@@ -12,6 +12,10 @@ _TOKEN = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
 
 JOURNAL_STREAM: Final = "TIDE_JOURNAL"
 CLAIM_BUCKET: Final = "tide_claims"
+PLACEMENT_BUCKET: Final = "tide_placements"
+"""Committed placements, one key per alias, and who leads the planners."""
+HANDOVER_BUCKET: Final = "tide_handovers"
+"""Hand-overs under way, and who owns each."""
 ROUTER_QUEUE_GROUP: Final = "online-router"
 
 
@@ -96,6 +100,55 @@ def worker_control(worker_id: str) -> str:
     return f"{ROOT}.worker.control.{_token(worker_id)}"
 
 
+def worker_shape(worker_id: str) -> str:
+    """Where the migrator sends a worker the commands of a hand-over."""
+    return f"{ROOT}.worker.shape.{_token(worker_id)}"
+
+
+def migrator_control(migrator_id: str) -> str:
+    """Where workers answer the migrator."""
+    return f"{ROOT}.migrator.control.{_token(migrator_id)}"
+
+
+def placement(alias: str) -> str:
+    """Where the leading planner announces each placement that it has committed."""
+    return f"{ROOT}.placement.{_token(alias)}"
+
+
+PLACEMENT_ALL: Final = f"{ROOT}.placement.*"
+
+
+def planner_control(alias: str) -> str:
+    """Where the leading planner is asked to pin a shape."""
+    return f"{ROOT}.planner.control.{_token(alias)}"
+
+
+def placement_key(alias: str) -> str:
+    """Key of the committed placement in PLACEMENT_BUCKET."""
+    return f"placement.{_token(alias)}"
+
+
+def planner_leader_key(alias: str) -> str:
+    """Key of the leading planner in PLACEMENT_BUCKET."""
+    return f"leader.{_token(alias)}"
+
+
+def handover_key(alias: str) -> str:
+    """Key of the hand-over under way in HANDOVER_BUCKET."""
+    return f"handover.{_token(alias)}"
+
+
+def capacity_wanted(alias: str) -> str:
+    """Where the leading planner says how many nodes it would like."""
+    return f"{ROOT}.capacity.{_token(alias)}"
+
+
+LOCAL_CLOUD: Final = f"{ROOT}.cloud.local"
+"""Where the launcher of a fleet on one machine is asked to add, preempt or kill a node."""
+
+CAPACITY_ALL: Final = f"{ROOT}.capacity.*"
+
+
 def worker_report(worker_id: str) -> str:
     """Where a worker publishes its WorkerReport."""
     return f"{ROOT}.report.worker.{_token(worker_id)}"
@@ -106,6 +159,16 @@ def router_report(router_id: str) -> str:
     return f"{ROOT}.report.router.{_token(router_id)}"
 
 
+def planner_report(planner_id: str) -> str:
+    """Where a planner publishes its PlannerReport, and hears its own echo."""
+    return f"{ROOT}.report.planner.{_token(planner_id)}"
+
+
+def migrator_report(migrator_id: str) -> str:
+    """Where a migrator publishes its MigratorReport."""
+    return f"{ROOT}.report.migrator.{_token(migrator_id)}"
+
+
 def gateway_report(gateway_id: str) -> str:
     """Where a gateway publishes its GatewayReport."""
     return f"{ROOT}.report.gateway.{_token(gateway_id)}"
@@ -113,6 +176,8 @@ def gateway_report(gateway_id: str) -> str:
 
 WORKER_REPORTS: Final = f"{ROOT}.report.worker.*"
 ROUTER_REPORTS: Final = f"{ROOT}.report.router.*"
+PLANNER_REPORTS: Final = f"{ROOT}.report.planner.*"
+MIGRATOR_REPORTS: Final = f"{ROOT}.report.migrator.*"
 GATEWAY_REPORTS: Final = f"{ROOT}.report.gateway.*"
 
 

@@ -77,7 +77,10 @@ class Delivery:
     def _is_worker_there(self, session: Session) -> bool:
         """Whether the worker chosen before the record was durable still lives, undisturbed."""
         placed = self._state.placed.get(session.worker_id, ())
-        return session.worker_id in self._state.workers and session.request_id in placed
+        view = self._state.workers.get(session.worker_id)
+        # A lead that has drained since then refuses, which costs a round; one that serves nothing
+        # may be all there was to choose.
+        return view is not None and view.report.is_serving and session.request_id in placed
 
     def _dispatched(self, record: SessionDispatched) -> Session | None:
         session = self._state.sessions.get(record.request_id)

@@ -34,8 +34,10 @@ class Dispatch:
             return  # overtaken on the way
         is_new = state.worker_liveness.observe_peer(report.worker_id)
         placed = len(state.placed.get(report.worker_id, ()))
-        state.workers[report.worker_id] = view_of(report, sessions_placed=placed)
-        if is_new:
+        view = view_of(report, sessions_placed=placed)
+        state.workers[report.worker_id] = view
+        was_taking = not is_new and known is not None and known.is_taking
+        if view.is_taking and not was_taking:
             self.place_waiting()
 
     def echo_heard(self) -> None:
@@ -77,7 +79,12 @@ class Dispatch:
         worker_id = state.choose_worker_for(session, avoided_worker_id=avoided_worker_id)
         if worker_id is None:
             self._wait(session)
-            return
+        else:
+            self._dispatch(session, worker_id)
+
+    def _dispatch(self, session: Session, worker_id: str) -> None:
+        """Write that this worker is in charge; the dispatch itself follows the record."""
+        state = self._state
         state.assign(session, worker_id)
         state.counters.resumed += 1
         if session.phase is not Phase.PLACED:
@@ -219,16 +226,26 @@ class Dispatch:
                 self._place_elsewhere(session)
             case RefuseReason.UNKNOWN_SESSION | RefuseReason.STALE_EPOCH:
                 self.place(session)
+            case RefuseReason.MOVED:
+                self._follow(session, answer.target_worker_id)
             case RefuseReason.ENGINE_ERROR:
                 session.is_started = True
                 self._place_after_loss(session)
+
+    def _follow(self, session: Session, target_worker_id: str) -> None:
+        """Go where the session's KV went, if that worker is there."""
+        target = self._state.workers.get(target_worker_id)
+        if target is None or not target.is_taking:
+            self._place_elsewhere(session)
+        else:
+            self._dispatch(session, target_worker_id)
 
     def _place_elsewhere(self, session: Session) -> None:
         """Go to another worker at once, or wait for the sweep to try the same one again."""
         others = [
             view
             for view in self._state.views_of(session.alias)
-            if view.report.worker_id != session.worker_id and not view.report.is_draining
+            if view.report.worker_id != session.worker_id and view.is_taking
         ]
         if others:
             self.place(session, avoided_worker_id=session.worker_id)

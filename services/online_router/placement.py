@@ -24,9 +24,16 @@ class WorkerView:
     tokens_sent_since_report: int = 0
 
     @property
+    def is_taking(self) -> bool:
+        """Whether new sessions may go there."""
+        return self.report.is_serving and not self.report.is_draining
+
+    @property
     def capacity_tokens(self) -> int:
         """Prompt and answer of one session together, at most."""
         report = self.report
+        if report.is_planned and not report.is_serving:
+            return report.context_tokens_max  # it has no KV of its own yet, or is no lead
         return min(report.context_tokens_max, report.blocks_total * report.block_tokens)
 
 
@@ -69,9 +76,9 @@ def choose_worker(
 ) -> WorkerView | None:
     """Return the cheapest worker; ties go to the lower id. None if there is no worker at all.
 
-    A draining worker is never chosen; the one to avoid only when nobody else is there.
+    One that takes nothing new is never chosen; the one to avoid only when nobody else is there.
     """
-    willing = [view for view in views if not view.report.is_draining]
+    willing = [view for view in views if view.is_taking]
     others = [view for view in willing if view.report.worker_id != avoided_worker_id]
     return min(
         others or willing,

@@ -4,12 +4,36 @@ from typing import Any
 
 import pytest
 
+from libs.contracts.handover import (
+    ActivateReplica,
+    CopyKv,
+    DropReplica,
+    FormReplica,
+    LoadWeights,
+    PlacedWorker,
+    ReleaseSessions,
+    ReplicaRoster,
+    ResumeReplica,
+    ShapeDone,
+    ShapeFailed,
+    ShapeFailReason,
+    StagePosition,
+    StopReplica,
+    WeightsFrom,
+)
 from libs.contracts.journal import (
     JournalClosed,
     JournalTakenOver,
     SessionDispatched,
     SessionFailed,
     SessionOpened,
+)
+from libs.contracts.local_cloud import (
+    AddNode,
+    CloudDone,
+    CloudRefused,
+    KillNode,
+    PreemptNode,
 )
 from libs.contracts.online import (
     CancelRequest,
@@ -25,6 +49,17 @@ from libs.contracts.online import (
     SubmitRequest,
     TokensGenerated,
 )
+from libs.contracts.placement import (
+    CapacityWanted,
+    LeavingNode,
+    PinnedShape,
+    PinRefused,
+    PinShape,
+    Placement,
+    Policy,
+    ReplicaPlacement,
+    ShapePinned,
+)
 from libs.contracts.preemption import (
     ConfirmEvacuation,
     NoticeKind,
@@ -36,7 +71,14 @@ from libs.contracts.preemption import (
     RaiseNotice,
     WithdrawNotice,
 )
-from libs.contracts.reports import GatewayReport, RouterReport, WorkerReport
+from libs.contracts.reports import (
+    GatewayReport,
+    Market,
+    MigratorReport,
+    PlannerReport,
+    RouterReport,
+    WorkerReport,
+)
 from libs.contracts.sessions import (
     AcknowledgeTokens,
     EndSession,
@@ -211,6 +253,147 @@ REPORTS: tuple[Message, ...] = (
         http_url="http://127.0.0.1:8000",
         streams_open=2,
     ),
+    PlannerReport(
+        planner_id="planner-1",
+        beat=12,
+        process_id=4245,
+        alias="tide-tiny",
+        is_leader=True,
+        policy="tideserve",
+        plan_revision=7,
+        nodes_live=4,
+        nodes_leaving=1,
+        requests_per_s=0.35,
+        plans_made=3,
+        plan_ms_recent=1.5,
+    ),
+    MigratorReport(
+        migrator_id="migrator-1",
+        beat=12,
+        process_id=4246,
+        alias="tide-tiny",
+        is_owner=True,
+        handover_id="handover-7",
+        state="copying",
+        plan_revision_reached=6,
+        handovers_done=5,
+        weight_bytes_moved=4096,
+        kv_bytes_moved=8192,
+        stall_ms_recent=12.5,
+    ),
+)
+PLACEMENT: tuple[Message, ...] = (
+    Placement(
+        plan_revision=7,
+        alias="tide-tiny",
+        policy=Policy.TIDESERVE,
+        replicas=(
+            ReplicaPlacement(
+                replica_id="replica-7-0",
+                replica_epoch=7,
+                stages=2,
+                shards=1,
+                worker_ids=("worker-1", "worker-2"),
+                inherits=("replica-3-0",),
+            ),
+        ),
+        spare_worker_ids=("worker-3",),
+        leaving=(
+            LeavingNode(
+                node_id="node-4",
+                worker_ids=("worker-4",),
+                deadline_at_unix_ns=1_800_000_000_000_000_000,
+            ),
+        ),
+        batch_sequences_max=8,
+        reason="node-4 is to end in 30 s",
+        planned_at_unix_ns=1_799_999_970_000_000_000,
+        planner_id="planner-1",
+        cause_id="notice-9",
+    ),
+    CapacityWanted(
+        alias="tide-tiny",
+        plan_revision=7,
+        spot_nodes=4,
+        on_demand_nodes=1,
+        zones_preferred=("us-east-1a",),
+        nodes_to_release=("node-5",),
+        reason="one spare",
+    ),
+    PinShape(shape=PinnedShape(stages=2, shards=1)),
+    ShapePinned(plan_revision=7),
+    PinRefused(message="3 shards do not divide 4 attention heads"),
+)
+ROSTER = ReplicaRoster(
+    replica_id="replica-7-0",
+    replica_epoch=7,
+    stages=1,
+    shards=1,
+    workers=(
+        PlacedWorker(
+            worker_id="worker-1",
+            peer_address="tcp://127.0.0.1:4711",
+            stage=0,
+            shard=0,
+            is_leaving=True,
+        ),
+    ),
+)
+COMMAND: dict[str, Any] = {
+    "handover_id": "handover-7",
+    "handover_epoch": 2,
+    "migrator_id": "migrator-1",
+    "op_id": "op-12",
+    "plan_revision": 7,
+}
+HANDOVER: tuple[Message, ...] = (
+    StagePosition(**COMMAND, replica=ROSTER, batch_sequences_max=8),
+    LoadWeights(
+        **COMMAND,
+        replica_id="replica-7-0",
+        weights_from=WeightsFrom.DISK,
+        holders=(ROSTER,),
+        targets=(ROSTER,),
+        layer_order=(1, 0),
+    ),
+    FormReplica(**COMMAND, replica_id="replica-7-0", rendezvous="127.0.0.1:4712", kv_blocks=512),
+    CopyKv(**COMMAND, source=ROSTER, targets=(ROSTER,)),
+    StopReplica(
+        **COMMAND,
+        source=ROSTER,
+        targets=(ROSTER,),
+        copy_until_unix_ns=1_800_000_000_000_000_000,
+    ),
+    ResumeReplica(**COMMAND, replica_id="replica-7-0"),
+    ActivateReplica(**COMMAND, replica_id="replica-7-0"),
+    ReleaseSessions(**COMMAND, replica_id="replica-3-0", target_worker_ids=("worker-1",)),
+    DropReplica(**COMMAND, replica_id="replica-3-0"),
+    ShapeDone(
+        worker_id="worker-1",
+        handover_id="handover-7",
+        op_id="op-12",
+        rendezvous="127.0.0.1:4712",
+        kv_blocks=512,
+        bytes_planned=8192,
+        bytes_moved=8192,
+        blocks_moved=2,
+        sessions=1,
+        duration_ns=1_000_000,
+    ),
+    ShapeFailed(
+        worker_id="worker-1",
+        handover_id="handover-7",
+        op_id="op-12",
+        reason=ShapeFailReason.PEER_LOST,
+        message="worker-2 does not answer",
+    ),
+)
+LOCAL_CLOUD: tuple[Message, ...] = (
+    AddNode(operation_id="operation-1", market=Market.SPOT, zone="us-east-1a"),
+    PreemptNode(operation_id="operation-2", node_id="node-4", grace_ms=5_000),
+    KillNode(operation_id="operation-3", node_id="node-4"),
+    CloudDone(operation_id="operation-1", node_id="node-5"),
+    CloudRefused(operation_id="operation-3", message="there is no node-4"),
 )
 STEP = TokenStep(worker_id="worker-1", step_id=120, entries=(TOKENS,))
 BATCH = (
@@ -239,7 +422,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def messages() -> tuple[Message, ...]:
     """An example of each tagged message."""
-    return ONLINE + TEXT + SESSIONS + PREEMPTION + REPORTS
+    return (
+        *ONLINE,
+        *TEXT,
+        *SESSIONS,
+        *PREEMPTION,
+        *REPORTS,
+        *PLACEMENT,
+        *HANDOVER,
+        *LOCAL_CLOUD,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from libs.contracts import journal, online, preemption, reports, sessions, text, token_step
+from libs.contracts import (
+    handover,
+    journal,
+    local_cloud,
+    online,
+    placement,
+    preemption,
+    reports,
+    sessions,
+    text,
+    token_step,
+)
 from libs.contracts.wire import Codec, Encoding, Message, encode
 from libs.kernel.errors import ContractViolation
 from tools.document_messages import FAMILIES, messages_of, tag_of
@@ -25,6 +36,13 @@ CODECS: tuple[Codec[Any], ...] = (
     preemption.NOTICE_REQUESTS,
     preemption.NOTICE_ANSWERS,
     reports.REPORTS,
+    placement.PLACEMENTS,
+    placement.PIN_REQUESTS,
+    placement.PIN_ANSWERS,
+    handover.WORKER_SHAPE,
+    handover.MIGRATOR_CONTROL,
+    local_cloud.CLOUD_REQUESTS,
+    local_cloud.CLOUD_ANSWERS,
 )
 TAGS = sorted(
     tag for _, module in FAMILIES for message in messages_of(module) if (tag := tag_of(message))
@@ -131,6 +149,13 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "notice requests": preemption.NOTICE_REQUESTS.decode,
         "notice answers": preemption.NOTICE_ANSWERS.decode,
         "reports": reports.REPORTS.decode,
+        "placements": placement.PLACEMENTS.decode,
+        "pin requests": placement.PIN_REQUESTS.decode,
+        "pin answers": placement.PIN_ANSWERS.decode,
+        "worker shape": handover.WORKER_SHAPE.decode,
+        "migrator control": handover.MIGRATOR_CONTROL.decode,
+        "cloud requests": local_cloud.CLOUD_REQUESTS.decode,
+        "cloud answers": local_cloud.CLOUD_ANSWERS.decode,
     }
 
 

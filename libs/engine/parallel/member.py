@@ -162,8 +162,6 @@ def build_member(
         position=position,
         runner=runner,
         attention=attention,
-        scheduler_options=scheduler_options_for(
-            options, model.config.shape, blocks_total=blocks
-        ),
+        scheduler_options=scheduler_options_for(options, model.config.shape, blocks_total=blocks),
         forward=forward,
     )

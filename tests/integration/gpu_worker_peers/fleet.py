@@ -232,9 +232,7 @@ class Fleet:
         cuts = rectangles(roster.stages, roster.shards)
         for rank, placed in enumerate(roster.workers):
             layers, heads = cuts[rank]
-            self.worker(placed.worker_id).memory.hold(
-                roster.replica_id, layers=layers, heads=heads
-            )
+            self.worker(placed.worker_id).memory.hold(roster.replica_id, layers=layers, heads=heads)
         await asyncio.gather(
             *(
                 self.worker(placed.worker_id).network.open_replica(roster, rank=rank)

@@ -1,15 +1,13 @@
 """KV goes between replicas of any two shapes, each wanted block once, and nothing late is kept."""
 
-import asyncio
 from itertools import product
 
 import pytest
 
-from services.gpu_worker.peers.ports import KvCopyEnd, PeerOptions
+from services.gpu_worker.peers.ports import KvCopyEnd
 from tests.integration.gpu_worker_peers.conftest import OpenFleet
 from tests.integration.gpu_worker_peers.fleet import (
     CELL_BYTES,
-    MODEL_BLOCK_BYTES,
     Fleet,
     random_kv,
     rectangles,

@@ -48,7 +48,3 @@ class RecentMap(Generic[KeyT, ValueT]):
     def pop(self, key: KeyT) -> ValueT | None:
         """Remove and return the entry, or None if it is not there."""
         return self._entries.pop(key, None)
-
-    def values(self) -> list[ValueT]:
-        """Return the values, oldest first."""
-        return list(self._entries.values())

@@ -14,11 +14,8 @@ is not. A step of 32 costs at least 62 ms in the linears (28 of reading, 34 of m
 """
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +34,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from benchmarks.provenance import provenance
 from libs.engine.batch_run import run_to_completion
 from libs.engine.loading import EngineOptions, load_engine
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
@@ -287,38 +285,11 @@ def _median_or_none(ratios: list[float]) -> float | None:
 
 def _record(options: BenchmarkOptions) -> dict[str, object]:
     return {
-        "command": f"python -m benchmarks.engine {' '.join(sys.argv[1:])}".strip(),
+        **provenance("benchmarks.engine"),
         "options": asdict(options),
-        "commit": _git_commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "cpu": _cpu_name(),
     }
-
-
-def _git_commit() -> str:
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return answer.stdout.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from libs.contracts.transfers import PIECES_PER_BUFFER_MAX
 from libs.transfer.ledger import LedgerBook, TransferLedger
 from libs.transfer.packing import bytes_of, pack
-from libs.transfer.ticket import Piece, TransferOptions, TransferTicket
+from libs.transfer.ticket import Piece, TransferOptions, TransferTicket, pack_pieces
 
 MIN, MAX = 100, 200
 OPTIONS = TransferOptions(buffer_bytes_min=MIN, buffer_bytes_max=MAX)
@@ -52,6 +52,6 @@ def test_through_any_cuts_and_epochs_each_piece_is_sent_until_it_is_held(
 
 
 def _opened(book: LedgerBook, pieces: list[Piece], epoch: int) -> TransferLedger:
-    ledger = book.open(TransferTicket(ticket_id="t", replica_epoch=epoch), pieces)
+    ledger = book.open(TransferTicket(ticket_id="t", replica_epoch=epoch), pack_pieces(pieces))
     assert isinstance(ledger, TransferLedger)
     return ledger

@@ -1,0 +1,41 @@
+"""Where a figure comes from: without this no result is worth keeping."""
+
+import datetime
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+
+def provenance(module: str) -> dict[str, object]:
+    """Return command, commit, date, interpreter and processor of the benchmark now running."""
+    return {
+        "command": f"python -m {module} {' '.join(sys.argv[1:])}".strip(),
+        "commit": _git_commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+    }
+
+
+def _git_commit() -> str:
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return answer.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()

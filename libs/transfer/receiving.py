@@ -3,9 +3,9 @@
     receive buffer 1 | receive buffer 2       | receive buffer 3 ...
                      | verify, take, answer 1 | verify, take, answer 2 ...
 
-Two staging buffers per connection: while one is taken the next one fills. A piece is noted in the
-ledger after the sink has stored it and before it is acknowledged, so that neither a cut nor the
-death of the source lets a piece count that is not there.
+Two staging buffers per connection: while the executor takes one the next one fills. A piece is
+noted in the ledger after the sink has stored it and before it is acknowledged, so that neither a
+cut nor the death of the source lets a piece count that is not there.
 """
 
 import asyncio
@@ -93,6 +93,11 @@ class TransferInbox:
         Raises: ConnectionLost at its end, ContractViolation if the peer breaks the protocol.
         """
         await _Serving(self, connection).run()
+
+    @property
+    def takes_in_place(self) -> bool:
+        """Whether pieces are taken on the loop itself, for lack of an executor."""
+        return self._executor is None
 
     def forget(self, ticket_id: str) -> None:
         """Drop what is known of a ticket; offered again, it starts from nothing."""
@@ -195,6 +200,9 @@ class _Serving:
                     return
                 self._pieces_being_taken = len(request.piece_indices)
                 self._taking = asyncio.create_task(self._take(self._run, request, message.body))
+                if self._inbox.takes_in_place:
+                    # Nothing runs beside it; to receive first would only spoil the cache.
+                    await self._finish_taking()
             case _:
                 assert_never(request)
 
@@ -242,15 +250,16 @@ class _Serving:
         await self._connection.send(encode(answer), [body], timeout_ns=self._inbox.options.stall_ns)
 
     def _allocate(self, header: bytes, size: int) -> memoryview:
-        """Give the buffer that is not being taken, or a larger one if it is too small."""
+        """Give a buffer that is not being taken: the last one if it is free, for it is in cache."""
         if size > BUFFER_BYTES_MAX:
             raise ContractViolation(f"a buffer of {size} bytes, over {BUFFER_BYTES_MAX}")
         if self._run is None:
             return memoryview(bytearray(size))
-        if len(self._buffers) < BUFFERS:
+        is_last_free = self._taking is None or self._taking.done()
+        if not self._buffers or (len(self._buffers) < BUFFERS and not is_last_free):
             self._buffers.append(self._inbox.staging.borrow(size))
-        else:
-            self._buffers.append(self._buffers.pop(0))
+        elif not is_last_free:
+            self._buffers.reverse()
         if len(self._buffers[-1]) < size:
             self._inbox.staging.give_back(self._buffers[-1])
             self._buffers[-1] = self._inbox.staging.borrow(size)

@@ -228,10 +228,6 @@ class TcpTransport:
 
     async def connect(self, address: str, *, timeout_ns: int) -> Connection:
         """See Transport."""
-        return await self.connect_tcp(address, timeout_ns=timeout_ns)
-
-    async def connect_tcp(self, address: str, *, timeout_ns: int) -> TcpConnection:
-        """Connect to an address of this transport's kind."""
         host, port = host_and_port(address, kind=self._kind)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)

@@ -50,8 +50,9 @@ class TransferOptions:
 
     buffer_bytes_min: int = 1 * MIB
     """Pieces are packed into buffers no smaller than this, unless the whole transfer is."""
-    buffer_bytes_max: int = 2 * MIB
-    """A buffer grows past this only to reach the minimum."""
+    buffer_bytes_max: int = 4 * MIB
+    """A buffer grows past this only to reach the minimum. Larger ones leave the cache between the
+    gathering, the checksum and the kernel; smaller ones cost more in messages."""
     buffers_in_flight: int = 3
     """At the source: one is gathered, one sent, one taken. More only spoil the cache."""
     corruptions_max: int = 3

@@ -9,8 +9,11 @@ from pathlib import Path
 
 def provenance(module: str) -> dict[str, object]:
     """Return command, commit, date, interpreter and processor of the benchmark now running."""
+    program = Path(sys.argv[0])
+    # Run as a module or by `tideserve bench`, it is repeated in the same way.
+    command = f"python -m {module}" if program.suffix == ".py" else program.name
     return {
-        "command": f"python -m {module} {' '.join(sys.argv[1:])}".strip(),
+        "command": " ".join((command, *sys.argv[1:])),
         "commit": _git_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),

@@ -37,7 +37,7 @@ from benchmarks.transfer_pool import REFERENCE_DONE, BlockPool, pack_reference, 
 from benchmarks.ucx_tool import measure_ucx_tool
 from libs.kernel.units import KIB, MIB, NS_PER_S
 from libs.transfer.opening import TransportKind, open_transport
-from libs.transfer.packing import bytes_of, pack
+from libs.transfer.packing import pack
 from libs.transfer.sending import send_transfer
 from libs.transfer.staging import StagingPool
 from libs.transfer.ticket import DEFAULT_OPTIONS, TransferTicket
@@ -106,8 +106,8 @@ class Sender:
         batches = pack(pieces_of(size), DEFAULT_OPTIONS)
         staging = memoryview(self._reference_staging)
         for batch in batches:
-            buffer = staging[: bytes_of(batch)]
-            piece_indices = [piece.piece_index for piece in batch]
+            buffer = staging[: batch.bytes]
+            piece_indices = [piece.piece_index for piece in batch.pieces]
             self._pool.gather(piece_indices, buffer)
             header = pack_reference(xxhash.xxh3_64_intdigest(buffer), piece_indices)
             await connection.send(header, [buffer], timeout_ns=LIMIT_NS)

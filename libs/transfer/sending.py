@@ -29,7 +29,7 @@ from libs.contracts.transfers import (
 from libs.contracts.wire import encode
 from libs.kernel.errors import ContractViolation, Unavailable
 from libs.transfer.executing import run_in
-from libs.transfer.packing import Batch, bytes_of, cut, pack
+from libs.transfer.packing import Batch, pack
 from libs.transfer.staging import StagingPool
 from libs.transfer.ticket import (
     DEFAULT_OPTIONS,
@@ -130,7 +130,7 @@ class _Run:
     async def send(self, batches: Sequence[Batch], staging: StagingPool) -> None:
         """Deliver every batch, or raise what went wrong first."""
         remaining = iter(batches)
-        largest_bytes = max(map(bytes_of, batches), default=0)
+        largest_bytes = max((batch.bytes for batch in batches), default=0)
         buffers = [
             staging.borrow(largest_bytes)
             for _ in range(min(self._options.buffers_in_flight, len(batches)))
@@ -157,7 +157,7 @@ class _Run:
         """Deliver one batch after the other until there is none, or some lane has failed."""
         for batch in remaining:
             try:
-                await self._deliver(batch, staging[: bytes_of(batch)])
+                await self._deliver(batch, staging[: batch.bytes])
             except (Unavailable, ContractViolation) as error:
                 self._failure = self._failure or error
                 if not isinstance(error, RefusedByReceiver):
@@ -175,7 +175,7 @@ class _Run:
                 case PiecesTaken():
                     return
                 case PiecesCorrupted():
-                    self.pieces_resent += len(batch)
+                    self.pieces_resent += len(batch.pieces)
                 case TransferRefused(reason=reason):
                     raise RefusedByReceiver(reason, ticket_id=self._ticket.ticket_id)
                 case TransferAccepted():
@@ -183,9 +183,10 @@ class _Run:
         raise TransferCorrupted(ticket_id=self._ticket.ticket_id)
 
     def _gather(self, batch: Batch, buffer: memoryview) -> None:
-        parts = cut(buffer, [piece.bytes for piece in batch])
-        for piece, part in zip(batch, parts, strict=True):
-            self._fill(piece.piece_index, part)
+        start = 0
+        for piece in batch.pieces:
+            self._fill(piece.piece_index, buffer[start : start + piece.bytes])
+            start += piece.bytes
 
     async def _send_buffer(
         self, batch: Batch, buffer: memoryview
@@ -194,7 +195,7 @@ class _Run:
         request = CarryPieces(
             buffer_number=self._buffers_sent,
             checksum=xxhash.xxh3_64_intdigest(buffer),
-            piece_indices=tuple(piece.piece_index for piece in batch),
+            piece_indices=tuple(piece.piece_index for piece in batch.pieces),
         )
         self._buffers_sent += 1
         await self._connection.send(encode(request), [buffer], timeout_ns=self._options.stall_ns)

@@ -11,9 +11,15 @@ ResultT = TypeVar("ResultT")
 async def run_in(executor: Executor | None, work: Callable[[], ResultT]) -> ResultT:
     """Run the work in the executor, or at once on the loop if there is none.
 
-    Work that has begun runs to its end even if the caller is cancelled: give an executor of one
-    thread if what it touches is freed afterwards, and free it on the same thread.
+    A caller that is cancelled goes on only when the work has ended or will never begin: the memory
+    that it reads and writes is then free for other use.
     """
     if executor is None:
         return work()
-    return await asyncio.get_running_loop().run_in_executor(executor, work)
+    job = executor.submit(work)
+    try:
+        return await asyncio.shield(asyncio.wrap_future(job))
+    except asyncio.CancelledError:
+        if not job.cancel():
+            await asyncio.wait({asyncio.wrap_future(job)})
+        raise

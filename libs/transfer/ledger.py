@@ -11,20 +11,28 @@ from typing import Final
 from libs.contracts.transfers import TransferRefusal
 from libs.kernel.core import require
 from libs.kernel.errors import ContractViolation
-from libs.transfer.ticket import Piece, TransferTicket
+from libs.transfer.ticket import TransferTicket, unpack_sizes
 
 BOOK_PIECES_MAX: Final = 1 << 20
 """Past it the oldest transfer is forgotten, and would start again from nothing if it came back."""
 
 
 class TransferLedger:
-    """The pieces of one transfer and which of them are taken."""
+    """The pieces of one transfer and which of them are taken.
 
-    def __init__(self, *, ticket: TransferTicket, pieces: Sequence[Piece]) -> None:
+    Raises: ContractViolation for a table that is none.
+    """
+
+    def __init__(self, *, ticket: TransferTicket, table: bytes) -> None:
         self.ticket = ticket
-        self.pieces = tuple(pieces)
-        self._bytes_of = {piece.piece_index: piece.bytes for piece in pieces}
+        self.table = table
+        self._bytes_of = unpack_sizes(table)
         self._taken: set[int] = set()
+
+    @property
+    def pieces(self) -> int:
+        """How many there are."""
+        return len(self._bytes_of)
 
     @property
     def is_complete(self) -> bool:
@@ -38,7 +46,9 @@ class TransferLedger:
 
     def held(self) -> bytes:
         """Return one byte per piece, in the order of the offer: 1 if it is taken."""
-        return bytes(piece.piece_index in self._taken for piece in self.pieces)
+        if not self._taken:
+            return bytes(self.pieces)
+        return bytes(piece_index in self._taken for piece_index in self._bytes_of)
 
     def sizes_of(self, piece_indices: Sequence[int], *, buffer_bytes: int) -> list[int]:
         """Return the sizes of pieces that together fill one buffer.
@@ -75,16 +85,17 @@ class LedgerBook:
         self._pieces = 0
         self._ledgers: OrderedDict[str, TransferLedger] = OrderedDict()
 
-    def open(
-        self, ticket: TransferTicket, pieces: Sequence[Piece]
-    ) -> TransferLedger | TransferRefusal:
-        """Return the ledger that continues this ticket or begins it, or why there is none."""
+    def open(self, ticket: TransferTicket, table: bytes) -> TransferLedger | TransferRefusal:
+        """Return the ledger that continues this ticket or begins it, or why there is none.
+
+        Raises: ContractViolation for a table that is none.
+        """
         known = self._ledgers.get(ticket.ticket_id)
         if known is None or known.ticket.replica_epoch < ticket.replica_epoch:
-            return self._begin(TransferLedger(ticket=ticket, pieces=pieces))
+            return self._begin(TransferLedger(ticket=ticket, table=table))
         if known.ticket.replica_epoch > ticket.replica_epoch:
             return TransferRefusal.STALE_EPOCH
-        if known.pieces != tuple(pieces):
+        if known.table != table:
             return TransferRefusal.PIECES_DIFFER
         return known
 
@@ -92,11 +103,11 @@ class LedgerBook:
         """Drop a ledger; the ticket, offered again, starts from nothing."""
         ledger = self._ledgers.pop(ticket_id, None)
         if ledger is not None:
-            self._pieces -= len(ledger.pieces)
+            self._pieces -= ledger.pieces
 
     def check_invariants(self) -> None:
         """Raise InvariantViolation if the count of pieces went astray or a ledger contradicts."""
-        counted = sum(len(ledger.pieces) for ledger in self._ledgers.values())
+        counted = sum(ledger.pieces for ledger in self._ledgers.values())
         require(counted == self._pieces, f"{counted} pieces, not {self._pieces}")
         for ledger in self._ledgers.values():
             ledger.check_invariants()
@@ -104,7 +115,7 @@ class LedgerBook:
     def _begin(self, ledger: TransferLedger) -> TransferLedger:
         self.forget(ledger.ticket.ticket_id)
         self._ledgers[ledger.ticket.ticket_id] = ledger
-        self._pieces += len(ledger.pieces)
+        self._pieces += ledger.pieces
         while self._pieces > self._pieces_max and len(self._ledgers) > 1:
             self.forget(next(iter(self._ledgers)))
         return ledger

@@ -1,12 +1,19 @@
 """Packs pieces into buffers: few and large, since each message costs both ends a fixed time."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from libs.contracts.transfers import PIECES_PER_BUFFER_MAX
 from libs.kernel.core import require
 from libs.transfer.ticket import PIECE_BYTES_MAX, Piece, TransferOptions
 
-Batch = tuple[Piece, ...]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The pieces of one buffer, in order, and how long it is."""
+
+    pieces: tuple[Piece, ...]
+    bytes: int
 
 
 def pack(pieces: Sequence[Piece], options: TransferOptions) -> list[Batch]:
@@ -16,30 +23,27 @@ def pack(pieces: Sequence[Piece], options: TransferOptions) -> list[Batch]:
     bounds a buffer. One is over `buffer_bytes_max` only by what the minimum needs.
     Raises: InvariantViolation for a piece that no buffer may carry.
     """
-    batches: list[list[Piece]] = []
-    size = 0
+    lists: list[list[Piece]] = []
+    sizes: list[int] = []
     for piece in pieces:
         require(0 < piece.bytes <= PIECE_BYTES_MAX, f"a piece of {piece.bytes} bytes")
-        is_full = size >= options.buffer_bytes_min and (
-            size + piece.bytes > options.buffer_bytes_max
+        is_full = bool(lists) and (
+            len(lists[-1]) == PIECES_PER_BUFFER_MAX
+            or (
+                sizes[-1] >= options.buffer_bytes_min
+                and sizes[-1] + piece.bytes > options.buffer_bytes_max
+            )
         )
-        if not batches or is_full or len(batches[-1]) == PIECES_PER_BUFFER_MAX:
-            batches.append([])
-            size = 0
-        batches[-1].append(piece)
-        size += piece.bytes
-    if len(batches) > 1 and size < options.buffer_bytes_min:
-        last = batches.pop()
-        if len(batches[-1]) + len(last) <= PIECES_PER_BUFFER_MAX:
-            batches[-1] += last
-        else:
-            batches.append(last)
-    return [tuple(batch) for batch in batches]
-
-
-def bytes_of(batch: Batch) -> int:
-    """Return the length of a batch's buffer."""
-    return sum(piece.bytes for piece in batch)
+        if is_full or not lists:
+            lists.append([])
+            sizes.append(0)
+        lists[-1].append(piece)
+        sizes[-1] += piece.bytes
+    if len(lists) > 1 and sizes[-1] < options.buffer_bytes_min:
+        _join_last(lists, sizes)
+    return [
+        Batch(pieces=tuple(listed), bytes=size) for listed, size in zip(lists, sizes, strict=True)
+    ]
 
 
 def cut(buffer: memoryview, sizes: Sequence[int]) -> list[memoryview]:
@@ -50,3 +54,11 @@ def cut(buffer: memoryview, sizes: Sequence[int]) -> list[memoryview]:
         parts.append(buffer[start : start + size])
         start += size
     return parts
+
+
+def _join_last(lists: list[list[Piece]], sizes: list[int]) -> None:
+    """Add the small rest to the buffer before it, unless that holds too many pieces already."""
+    if len(lists[-2]) + len(lists[-1]) <= PIECES_PER_BUFFER_MAX:
+        rest, rest_bytes = lists.pop(), sizes.pop()
+        lists[-1] += rest
+        sizes[-1] += rest_bytes

@@ -20,6 +20,7 @@ from libs.kernel.errors import ContractViolation, Unavailable
 from libs.kernel.units import NS_PER_MS, NS_PER_S, seconds
 from libs.transfer.link_rates import LinkRates
 from libs.transfer.sending import send_transfer
+from libs.transfer.staging import StagingPool
 from libs.transfer.ticket import (
     DEFAULT_OPTIONS,
     Fill,
@@ -73,6 +74,7 @@ class PeerConnections:
         self._transport = transport
         self._options = options or LinkOptions()
         self._links: dict[tuple[str, str], _Link] = {}
+        self._staging = StagingPool()
 
     def connect_ahead(self, address: str, *, purpose: str) -> None:
         """Have a connection ready soon; goes on trying until `forget` if nobody answers."""
@@ -142,6 +144,7 @@ class PeerConnections:
                         pieces=pieces,
                         fill=fill,
                         executor=executor,
+                        staging=self._staging,
                         options=options,
                     )
             except TimeoutError as error:

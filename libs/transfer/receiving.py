@@ -3,16 +3,16 @@
     receive buffer 1 | receive buffer 2       | receive buffer 3 ...
                      | verify, take, answer 1 | verify, take, answer 2 ...
 
-Two staging buffers per connection: while one is taken the next one fills. A piece is noted in the
-ledger after the sink has stored it and before it is acknowledged, so that neither a cut nor the
-death of the source lets a piece count that is not there.
+Two staging buffers per connection: while the executor takes one the next one fills. A piece is
+noted in the ledger after the sink has stored it and before it is acknowledged, so that neither a
+cut nor the death of the source lets a piece count that is not there.
 """
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import Final, assert_never
 
 import structlog
 import xxhash
@@ -34,13 +34,13 @@ from libs.kernel.errors import ContractViolation, Unavailable
 from libs.transfer.executing import run_in
 from libs.transfer.ledger import LedgerBook, TransferLedger
 from libs.transfer.packing import cut
+from libs.transfer.staging import StagingPool
 from libs.transfer.ticket import (
     BUFFER_BYTES_MAX,
     DEFAULT_OPTIONS,
     Sink,
     TransferOptions,
     TransferTicket,
-    unpack_pieces,
 )
 from libs.transfer.transport import Connection, ConnectionLost, Message
 
@@ -50,6 +50,9 @@ executor."""
 
 Received = Callable[[TransferTicket], None]
 """Is told once, on the loop, that all of a ticket is stored, before its source learns it."""
+
+BUFFERS: Final = 2
+"""Staging buffers of one connection: one fills while the other is taken."""
 
 _log = structlog.get_logger(__name__)
 
@@ -77,6 +80,7 @@ class TransferInbox:
         options: TransferOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.options = options
+        self.staging = StagingPool()
         self._open_sink = open_sink
         self._received = received
         self._executor = executor
@@ -90,6 +94,11 @@ class TransferInbox:
         """
         await _Serving(self, connection).run()
 
+    @property
+    def takes_in_place(self) -> bool:
+        """Whether pieces are taken on the loop itself, for lack of an executor."""
+        return self._executor is None
+
     def forget(self, ticket_id: str) -> None:
         """Drop what is known of a ticket; offered again, it starts from nothing."""
         self._book.forget(ticket_id)
@@ -98,9 +107,6 @@ class TransferInbox:
         self, connection: Connection, offer: OfferTransfer, table: memoryview
     ) -> _Run | TransferRefusal:
         """Open the ledger and the sink of an offer, after the end of its earlier run."""
-        pieces = unpack_pieces(table)
-        if len(pieces) != offer.pieces:
-            raise ContractViolation(f"{len(pieces)} pieces in a table of {offer.pieces}")
         ticket = TransferTicket(ticket_id=offer.ticket_id, replica_epoch=offer.replica_epoch)
         sink = await run_in(self._executor, lambda: self._current_sink(ticket))
         if isinstance(sink, TransferRefusal):
@@ -109,9 +115,11 @@ class TransferInbox:
             # Its source has given it up; what it still takes must be noted before we answer.
             earlier.connection.close()
             await earlier.ended.wait()
-        ledger = self._book.open(ticket, pieces)
+        ledger = self._book.open(ticket, bytes(table))
         if isinstance(ledger, TransferRefusal):
             return ledger
+        if ledger.pieces != offer.pieces:
+            raise ContractViolation(f"{ledger.pieces} pieces in a table of {offer.pieces}")
         run = _Run(connection=connection, ledger=ledger, sink=sink)
         self._runs[ticket.ticket_id] = run
         return run
@@ -153,7 +161,7 @@ class _Serving:
         self._run: _Run | None = None
         self._taking: asyncio.Task[None] | None = None
         self._pieces_being_taken = 0
-        self._staging = [bytearray(), bytearray()]
+        self._buffers: list[bytearray] = []
 
     async def run(self) -> None:
         try:
@@ -192,6 +200,9 @@ class _Serving:
                     return
                 self._pieces_being_taken = len(request.piece_indices)
                 self._taking = asyncio.create_task(self._take(self._run, request, message.body))
+                if self._inbox.takes_in_place:
+                    # Nothing runs beside it; to receive first would only spoil the cache.
+                    await self._finish_taking()
             case _:
                 assert_never(request)
 
@@ -211,7 +222,10 @@ class _Serving:
         if self._run is not None:
             self._inbox.end(self._run)
         self._run = None
-        self._staging = [bytearray(), bytearray()]
+        buffers, self._buffers = self._buffers, []
+        if not self._connection.is_closed:
+            for buffer in buffers:
+                self._inbox.staging.give_back(buffer)
 
     async def _take(self, run: _Run, request: CarryPieces, body: memoryview) -> None:
         try:
@@ -236,13 +250,20 @@ class _Serving:
         await self._connection.send(encode(answer), [body], timeout_ns=self._inbox.options.stall_ns)
 
     def _allocate(self, header: bytes, size: int) -> memoryview:
-        """Give the staging buffer that is not being taken; both grow to what the transfer needs."""
+        """Give a buffer that is not being taken: the last one if it is free, for it is in cache."""
         if size > BUFFER_BYTES_MAX:
             raise ContractViolation(f"a buffer of {size} bytes, over {BUFFER_BYTES_MAX}")
-        self._staging.reverse()
-        if len(self._staging[0]) < size:
-            self._staging[0] = bytearray(size)
-        return memoryview(self._staging[0])[:size]
+        if self._run is None:
+            return memoryview(bytearray(size))
+        is_last_free = self._taking is None or self._taking.done()
+        if not self._buffers or (len(self._buffers) < BUFFERS and not is_last_free):
+            self._buffers.append(self._inbox.staging.borrow(size))
+        elif not is_last_free:
+            self._buffers.reverse()
+        if len(self._buffers[-1]) < size:
+            self._inbox.staging.give_back(self._buffers[-1])
+            self._buffers[-1] = self._inbox.staging.borrow(size)
+        return memoryview(self._buffers[-1])[:size]
 
 
 def _store(run: _Run, parts: list[tuple[int, memoryview]]) -> TransferRefusal | None:

@@ -29,7 +29,8 @@ from libs.contracts.transfers import (
 from libs.contracts.wire import encode
 from libs.kernel.errors import ContractViolation, Unavailable
 from libs.transfer.executing import run_in
-from libs.transfer.packing import Batch, bytes_of, cut, pack
+from libs.transfer.packing import Batch, pack
+from libs.transfer.staging import StagingPool
 from libs.transfer.ticket import (
     DEFAULT_OPTIONS,
     Fill,
@@ -51,13 +52,15 @@ async def send_transfer(
     pieces: Sequence[Piece],
     fill: Fill,
     executor: Executor | None = None,
+    staging: StagingPool | None = None,
     options: TransferOptions = DEFAULT_OPTIONS,
 ) -> TransferSummary:
     """Send the pieces that the receiver lacks; return when it has verified and stored them all.
 
     `fill` runs in the executor (see `run_in`), once per piece and again for pieces that arrived
     corrupted; the source of a piece must not change until then. The connection must be used for
-    nothing else meanwhile; it stays open unless it is lost.
+    nothing else meanwhile; it stays open unless it is lost. Buffers come from `staging`, which is
+    best shared by all transfers of a process.
 
     After ConnectionLost the same ticket and pieces on another connection continue the transfer.
     Raises: ConnectionLost, PeerSilent; RefusedByReceiver, TransferCorrupted; ContractViolation if
@@ -67,7 +70,7 @@ async def send_transfer(
     held = await _offer(connection, ticket=ticket, pieces=pieces, options=options)
     wanted = [piece for piece, is_held in zip(pieces, held, strict=True) if not is_held]
     run = _Run(connection, ticket=ticket, fill=fill, executor=executor, options=options)
-    await run.send(pack(wanted, options))
+    await run.send(pack(wanted, options), staging or StagingPool())
     return TransferSummary(
         bytes=sum(piece.bytes for piece in wanted),
         duration_ns=time.monotonic_ns() - started_at_ns,
@@ -124,13 +127,16 @@ class _Run:
         self._unanswered: asyncio.Queue[asyncio.Future[TransferAnswer]] = asyncio.Queue()
         self._failure: Exception | None = None
 
-    async def send(self, batches: Sequence[Batch]) -> None:
+    async def send(self, batches: Sequence[Batch], staging: StagingPool) -> None:
         """Deliver every batch, or raise what went wrong first."""
         remaining = iter(batches)
-        staging_bytes = max(map(bytes_of, batches), default=0)
-        lanes = [
-            asyncio.create_task(self._lane(remaining, memoryview(bytearray(staging_bytes))))
+        largest_bytes = max((batch.bytes for batch in batches), default=0)
+        buffers = [
+            staging.borrow(largest_bytes)
             for _ in range(min(self._options.buffers_in_flight, len(batches)))
+        ]
+        lanes = [
+            asyncio.create_task(self._lane(remaining, memoryview(buffer))) for buffer in buffers
         ]
         hearing = asyncio.create_task(self._hear())
         try:
@@ -142,6 +148,8 @@ class _Run:
             for task in (*lanes, hearing):
                 task.cancel()
             await asyncio.gather(*lanes, hearing, return_exceptions=True)
+        for buffer in buffers:
+            staging.give_back(buffer)
         if self._failure is not None:
             raise self._failure
 
@@ -149,7 +157,7 @@ class _Run:
         """Deliver one batch after the other until there is none, or some lane has failed."""
         for batch in remaining:
             try:
-                await self._deliver(batch, staging[: bytes_of(batch)])
+                await self._deliver(batch, staging[: batch.bytes])
             except (Unavailable, ContractViolation) as error:
                 self._failure = self._failure or error
                 if not isinstance(error, RefusedByReceiver):
@@ -167,7 +175,7 @@ class _Run:
                 case PiecesTaken():
                     return
                 case PiecesCorrupted():
-                    self.pieces_resent += len(batch)
+                    self.pieces_resent += len(batch.pieces)
                 case TransferRefused(reason=reason):
                     raise RefusedByReceiver(reason, ticket_id=self._ticket.ticket_id)
                 case TransferAccepted():
@@ -175,9 +183,10 @@ class _Run:
         raise TransferCorrupted(ticket_id=self._ticket.ticket_id)
 
     def _gather(self, batch: Batch, buffer: memoryview) -> None:
-        parts = cut(buffer, [piece.bytes for piece in batch])
-        for piece, part in zip(batch, parts, strict=True):
-            self._fill(piece.piece_index, part)
+        start = 0
+        for piece in batch.pieces:
+            self._fill(piece.piece_index, buffer[start : start + piece.bytes])
+            start += piece.bytes
 
     async def _send_buffer(
         self, batch: Batch, buffer: memoryview
@@ -186,7 +195,7 @@ class _Run:
         request = CarryPieces(
             buffer_number=self._buffers_sent,
             checksum=xxhash.xxh3_64_intdigest(buffer),
-            piece_indices=tuple(piece.piece_index for piece in batch),
+            piece_indices=tuple(piece.piece_index for piece in batch.pieces),
         )
         self._buffers_sent += 1
         await self._connection.send(encode(request), [buffer], timeout_ns=self._options.stall_ns)

@@ -40,8 +40,10 @@ from libs.transfer.transport import (
     PeerUnreachable,
 )
 
-JOINED_BYTES_MAX: Final = 16 * KIB
-"""A body up to this travels in one write with its header."""
+READ_AHEAD_BYTES: Final = 16 * KIB
+"""Read with a header if it has come, so that a small message costs one call to the kernel."""
+SENDMSG_SEGMENTS_MAX: Final = 64
+"""Buffers handed to the kernel in one call; it takes no more than 1024."""
 BACKLOG: Final = 128
 KEEPALIVE_IDLE_S: Final = 10
 KEEPALIVE_INTERVAL_S: Final = 5
@@ -58,6 +60,8 @@ class TcpConnection:
         self._sock = sock
         self._peer_address = peer_address
         self._loop = asyncio.get_running_loop()
+        self._ahead_memory = memoryview(bytearray(READ_AHEAD_BYTES))
+        self._ahead = self._ahead_memory[:0]
         self._calls = LinkCalls(
             peer_address=peer_address,
             interrupt=self._interrupt,
@@ -78,14 +82,9 @@ class TcpConnection:
     async def send(self, header: bytes, body: Sequence[Buffer], *, timeout_ns: int) -> None:
         """See Connection: returns when the kernel has taken everything."""
         segments = checked_segments(header, body)
-        size = body_bytes(segments)
-        start = pack_lengths(header, size) + header
-        if size <= JOINED_BYTES_MAX:
-            start, segments = b"".join((start, *segments)), []
+        start = pack_lengths(header, body_bytes(segments)) + header
         async with self._calls.call("send", timeout_ns=timeout_ns):
-            await self._loop.sock_sendall(self._sock, start)
-            for segment in segments:
-                await self._loop.sock_sendall(self._sock, segment)
+            await self._send_all([memoryview(start), *segments])
 
     async def receive(
         self, *, timeout_ns: int | None = None, allocate: Allocate | None = None
@@ -96,7 +95,7 @@ class TcpConnection:
             header_bytes, size = unpack_lengths(lengths)
             header = await self._read_bytes(header_bytes)
             body = allocated(header, size, allocate)
-            await _read_into(self._loop, self._sock, body)
+            await self._read_into(body)
             return Message(header=header, body=body)
 
     def close(self) -> None:
@@ -108,10 +107,41 @@ class TcpConnection:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
+    async def _send_all(self, segments: list[memoryview]) -> None:
+        try:
+            # All in one call, so that the peer does not wake up for a header alone.
+            sent = self._sock.sendmsg(segments[:SENDMSG_SEGMENTS_MAX])
+        except BlockingIOError:
+            sent = 0
+        for segment in segments:
+            if sent < segment.nbytes:
+                await self._loop.sock_sendall(self._sock, segment[sent:])
+            sent = max(0, sent - segment.nbytes)
+
     async def _read_bytes(self, count: int) -> bytes:
         target = bytearray(count)
-        await _read_into(self._loop, self._sock, memoryview(target))
+        await self._read_into(memoryview(target))
         return bytes(target)
+
+    async def _read_into(self, target: memoryview) -> None:
+        """Fill the target, first with what was read ahead."""
+        while target.nbytes:
+            if not self._ahead and target.nbytes < READ_AHEAD_BYTES:
+                await self._read_ahead()
+            if self._ahead:
+                count = min(target.nbytes, self._ahead.nbytes)
+                target[:count] = self._ahead[:count]
+                target, self._ahead = target[count:], self._ahead[count:]
+            else:
+                await _read_into(self._loop, self._sock, target)
+                return
+
+    async def _read_ahead(self) -> None:
+        """Read what has come: with one call a small message, or a header and its body's start."""
+        count = await self._loop.sock_recv_into(self._sock, self._ahead_memory)
+        if not count:
+            raise EOFError("closed by the peer")
+        self._ahead = self._ahead_memory[:count]
 
 
 class TcpListener:
@@ -198,10 +228,6 @@ class TcpTransport:
 
     async def connect(self, address: str, *, timeout_ns: int) -> Connection:
         """See Transport."""
-        return await self.connect_tcp(address, timeout_ns=timeout_ns)
-
-    async def connect_tcp(self, address: str, *, timeout_ns: int) -> TcpConnection:
-        """Connect to an address of this transport's kind."""
         host, port = host_and_port(address, kind=self._kind)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)

@@ -28,6 +28,7 @@ from libs.transfer.framing import allocated, body_bytes, checked_segments
 from libs.transfer.link_calls import LinkCalls
 from libs.transfer.tcp import TcpTransport
 from libs.transfer.transport import (
+    BODY_BYTES_MAX,
     HANDSHAKE_NS,
     Allocate,
     Buffer,
@@ -122,7 +123,8 @@ class UcxConnection:
         segments = checked_segments(header, body)
         async with self._calls.call("send", timeout_ns=timeout_ns):
             if body_bytes(segments) <= INLINE_BYTES_MAX:
-                await self._control.send(header, [_INLINE, *segments], timeout_ns=timeout_ns)
+                inline = b"".join((_INLINE, *segments))
+                await self._control.send(header, [inline], timeout_ns=timeout_ns)
                 return
             sizes = b"".join(_SEGMENT.pack(segment.nbytes) for segment in segments)
             await self._control.send(header, [_BULK, sizes], timeout_ns=timeout_ns)
@@ -146,6 +148,8 @@ class UcxConnection:
             if kind != _BULK or rest.nbytes % _SEGMENT.size:
                 raise ProtocolMismatch("neither a body nor the sizes of one")
             sizes = [size for (size,) in _SEGMENT.iter_unpack(rest)]
+            if sum(sizes) > BODY_BYTES_MAX:
+                raise ProtocolMismatch(f"a body of {sum(sizes)} bytes, over {BODY_BYTES_MAX}")
             body = allocated(announced.header, sum(sizes), allocate)
             await self._receive_segments(body, sizes)
             return Message(header=announced.header, body=body)
@@ -167,7 +171,11 @@ class UcxConnection:
 
 
 class UcxTransport:
-    """Listens on `host`, at `port` or at any free one, and connects to `ucx://host:port`."""
+    """Listens on `host`, at `port` or at any free one, and connects to `ucx://host:port`.
+
+    Make it on the loop that uses it. The first one of a process decides for all whether UCX keeps
+    to loopback. A peer past the greeting is trusted: UCX reads its address as it comes.
+    """
 
     def __init__(self, *, host: str, port: int = 0) -> None:
         self._control = TcpTransport(host=host, port=port, kind="ucx")
@@ -219,6 +227,9 @@ class UcxTransport:
         except (struct.error, UCXError) as error:
             control.close()
             raise ProtocolMismatch(f"{control.peer_address}: no UCX address: {error}") from error
+        except asyncio.CancelledError:
+            control.close()
+            raise
         connection = UcxConnection(
             control, endpoint=endpoint, send_tag=send_tag, receive_tag=receive_tag
         )

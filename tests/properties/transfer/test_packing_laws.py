@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from libs.contracts.transfers import PIECES_PER_BUFFER_MAX
 from libs.transfer.ledger import LedgerBook, TransferLedger
-from libs.transfer.packing import bytes_of, pack
-from libs.transfer.ticket import Piece, TransferOptions, TransferTicket
+from libs.transfer.packing import pack
+from libs.transfer.ticket import Piece, TransferOptions, TransferTicket, pack_pieces
 
 MIN, MAX = 100, 200
 OPTIONS = TransferOptions(buffer_bytes_min=MIN, buffer_bytes_max=MAX)
@@ -21,11 +21,12 @@ def pieces_of(sizes: list[int]) -> list[Piece]:
 def test_buffers_hold_every_piece_in_order_and_keep_their_bounds(sizes: list[int]) -> None:
     pieces = pieces_of(sizes)
     batches = pack(pieces, OPTIONS)
-    assert [piece for batch in batches for piece in batch] == pieces
-    lengths = [bytes_of(batch) for batch in batches]
+    assert [piece for batch in batches for piece in batch.pieces] == pieces
+    lengths = [batch.bytes for batch in batches]
+    assert lengths == [sum(piece.bytes for piece in batch.pieces) for batch in batches]
     assert all(length >= MIN for length in lengths) or len(lengths) <= 1
     assert all(length <= max(MAX, MIN + 3 * MAX) + MIN for length in lengths)
-    assert all(0 < len(batch) <= PIECES_PER_BUFFER_MAX for batch in batches)
+    assert all(0 < len(batch.pieces) <= PIECES_PER_BUFFER_MAX for batch in batches)
 
 
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=20), data=st.data())
@@ -52,6 +53,6 @@ def test_through_any_cuts_and_epochs_each_piece_is_sent_until_it_is_held(
 
 
 def _opened(book: LedgerBook, pieces: list[Piece], epoch: int) -> TransferLedger:
-    ledger = book.open(TransferTicket(ticket_id="t", replica_epoch=epoch), pieces)
+    ledger = book.open(TransferTicket(ticket_id="t", replica_epoch=epoch), pack_pieces(pieces))
     assert isinstance(ledger, TransferLedger)
     return ledger

@@ -10,7 +10,7 @@ from libs.transfer.ticket import (
     Piece,
     TransferTicket,
     pack_pieces,
-    unpack_pieces,
+    unpack_sizes,
 )
 
 
@@ -22,12 +22,16 @@ def pieces_of(*sizes: int) -> tuple[Piece, ...]:
     return tuple(Piece(piece_index=10 + n, bytes=size) for n, size in enumerate(sizes))
 
 
+def a_table(*sizes: int) -> bytes:
+    return pack_pieces(pieces_of(*sizes))
+
+
 def a_ledger(*sizes: int) -> TransferLedger:
-    return TransferLedger(ticket=a_ticket(), pieces=pieces_of(*sizes))
+    return TransferLedger(ticket=a_ticket(), table=a_table(*sizes))
 
 
 def opened(book: LedgerBook, ticket: TransferTicket, *sizes: int) -> TransferLedger:
-    ledger = book.open(ticket, pieces_of(*sizes))
+    ledger = book.open(ticket, a_table(*sizes))
     assert isinstance(ledger, TransferLedger)
     book.check_invariants()
     return ledger
@@ -70,13 +74,13 @@ def test_a_newer_epoch_starts_from_nothing_and_an_older_one_is_refused() -> None
     book = LedgerBook()
     opened(book, a_ticket(epoch=1), 5, 6).mark_taken([10])
     assert opened(book, a_ticket(epoch=2), 5, 6).held() == b"\0\0"
-    assert book.open(a_ticket(epoch=1), pieces_of(5, 6)) is TransferRefusal.STALE_EPOCH
+    assert book.open(a_ticket(epoch=1), a_table(5, 6)) is TransferRefusal.STALE_EPOCH
 
 
 def test_other_pieces_under_the_same_ticket_are_refused() -> None:
     book = LedgerBook()
     opened(book, a_ticket(), 5, 6)
-    assert book.open(a_ticket(), pieces_of(5, 7)) is TransferRefusal.PIECES_DIFFER
+    assert book.open(a_ticket(), a_table(5, 7)) is TransferRefusal.PIECES_DIFFER
 
 
 def test_the_oldest_transfer_is_forgotten_past_the_bound() -> None:
@@ -99,8 +103,9 @@ def test_one_transfer_past_the_bound_is_still_kept() -> None:
 
 def test_a_table_of_pieces_survives_the_wire() -> None:
     pieces = (*pieces_of(1, PIECE_BYTES_MAX), Piece(piece_index=2**32 - 1, bytes=7))
-    assert unpack_pieces(pack_pieces(pieces)) == pieces
-    assert unpack_pieces(b"") == ()
+    sizes = [(piece.piece_index, piece.bytes) for piece in pieces]
+    assert list(unpack_sizes(pack_pieces(pieces)).items()) == sizes
+    assert unpack_sizes(b"") == {}
 
 
 @pytest.mark.parametrize(
@@ -115,4 +120,4 @@ def test_a_table_of_pieces_survives_the_wire() -> None:
 )
 def test_a_dishonest_table_is_refused(table: bytes) -> None:
     with pytest.raises(ContractViolation):
-        unpack_pieces(table)
+        unpack_sizes(table)

@@ -4,7 +4,7 @@ import pytest
 
 from libs.contracts.transfers import PIECES_PER_BUFFER_MAX
 from libs.kernel.errors import InvariantViolation
-from libs.transfer.packing import bytes_of, cut, pack
+from libs.transfer.packing import cut, pack
 from libs.transfer.ticket import PIECE_BYTES_MAX, Piece, TransferOptions
 
 OPTIONS = TransferOptions(buffer_bytes_min=100, buffer_bytes_max=200)
@@ -13,8 +13,8 @@ OPTIONS = TransferOptions(buffer_bytes_min=100, buffer_bytes_max=200)
 def packed(*sizes: int) -> list[int]:
     pieces = [Piece(piece_index=n, bytes=size) for n, size in enumerate(sizes)]
     batches = pack(pieces, OPTIONS)
-    assert [piece for batch in batches for piece in batch] == pieces
-    return [bytes_of(batch) for batch in batches]
+    assert [piece for batch in batches for piece in batch.pieces] == pieces
+    return [batch.bytes for batch in batches]
 
 
 def test_small_pieces_share_a_buffer_up_to_its_size() -> None:
@@ -37,7 +37,7 @@ def test_a_whole_below_the_minimum_is_one_small_buffer() -> None:
 def test_the_number_of_pieces_bounds_a_buffer() -> None:
     tiny = TransferOptions()
     pieces = [Piece(piece_index=n, bytes=1) for n in range(PIECES_PER_BUFFER_MAX + 5)]
-    assert [len(batch) for batch in pack(pieces, tiny)] == [PIECES_PER_BUFFER_MAX, 5]
+    assert [len(batch.pieces) for batch in pack(pieces, tiny)] == [PIECES_PER_BUFFER_MAX, 5]
 
 
 @pytest.mark.parametrize("size", [0, PIECE_BYTES_MAX + 1])

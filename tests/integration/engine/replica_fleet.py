@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from libs.engine.loading import EngineOptions
 from libs.engine.parallel.group import Rendezvous, ReplicaGroup
@@ -19,7 +20,7 @@ from libs.engine.requests import SequenceRequest
 from libs.engine.scheduler import Scheduler
 from libs.engine.steps import StepPlan, TokenEmitted
 from libs.kernel.units import NS_PER_S
-from tests.integration.engine.replica_member import build_member
+from tests.integration.engine.replica_member import build_member, export_piece, import_piece
 
 SCRIPT = Path(__file__).with_name("replica_member.py")
 ROOT = Path(__file__).parents[3]
@@ -121,6 +122,27 @@ class Replica:
         emitted = self.scheduler.account(result)
         self.scheduler.check_invariants()
         return emitted
+
+    def export_kv(self, rank: int, piece: dict[str, Any], path: Path) -> None:
+        """Let a rank write a piece of its KV to a file."""
+        if rank == self.lead.position.rank:
+            path.write_bytes(export_piece(self.lead, piece))
+            return
+        self._copy("export", rank, piece, path)
+
+    def import_kv(self, rank: int, piece: dict[str, Any], path: Path) -> None:
+        """Let a rank read a piece of its KV from a file."""
+        if rank == self.lead.position.rank:
+            import_piece(self.lead, piece, path.read_bytes())
+            return
+        self._copy("import", rank, piece, path)
+
+    def _copy(self, command: str, rank: int, piece: dict[str, Any], path: Path) -> None:
+        ranks = [r for r in range(self.lead.position.ranks) if r != self.lead.position.rank]
+        member = self.members[ranks.index(rank)]
+        member.tell(command=command, piece=piece, path=str(path))
+        member.tell(command="sync")
+        assert member.answer()["answer"] == "in sync"
 
     def run(self, requests: Sequence[SequenceRequest]) -> dict[str, list[int]]:
         for request in requests:

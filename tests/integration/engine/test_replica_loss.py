@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,6 @@ TOKENS_BEFORE = 21
 TIMEOUT_S = 4.0
 NOTICED_S = 1.5
 """Some 60 ms, on a machine that does nothing else."""
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    fleet = Fleet()
-    yield fleet
-    fleet.stop()
 
 
 def a_request(generated: tuple[int, ...] = ()) -> SequenceRequest:

@@ -52,7 +52,7 @@ class TransferSender:
                 pieces=[Piece(piece_index=index, bytes=size) for index, size in enumerate(sizes)],
                 fill=fill,
                 executor=self.executor,
-                options=TransferOptions(stall_ns=self.options.answer_ns),
+                options=TransferOptions(stall_ns=self.options.piece_ns),
             )
         self._note(worker_id, summary)
         return summary

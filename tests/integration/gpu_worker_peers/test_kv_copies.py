@@ -13,11 +13,11 @@ from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.transfer.loopback import LoopbackTransport
 from services.gpu_worker.peers.ports import KvCopyEnd, KvCopySummary, PeerOptions
 from tests.integration.gpu_worker_peers.conftest import OpenFleet
-from tests.integration.gpu_worker_peers.fleet import (
+from tests.integration.gpu_worker_peers.fleet import Fleet
+from tests.integration.gpu_worker_peers.kv_memory import random_kv
+from tests.integration.gpu_worker_peers.shapes import (
     CELL_BYTES,
     MODEL_BLOCK_BYTES,
-    Fleet,
-    random_kv,
     rectangles,
 )
 
@@ -69,9 +69,7 @@ def committed_blocks(fleet: Fleet, target: ReplicaRoster) -> list[tuple[int, int
     return [(source_blocks[block_hash], block) for block_hash, block in committed.items()]
 
 
-@pytest.mark.parametrize(
-    ("source_shape", "target_shape"), list(product(SHAPES, SHAPES)), ids=str
-)
+@pytest.mark.parametrize(("source_shape", "target_shape"), list(product(SHAPES, SHAPES)), ids=str)
 async def test_every_block_arrives_whole_between_any_two_shapes(
     fleet: OpenFleet, source_shape: tuple[int, int], target_shape: tuple[int, int]
 ) -> None:
@@ -173,14 +171,14 @@ async def test_blocks_go_to_nobody_else_while_something_late_is_being_stored(
     async with fleet(3) as workers:
         source, target, _ = await a_pair(workers, (1, 1), (1, 2))
         lead, member = workers.lead(target), workers.workers[2]
-        member.memory.gate.clear()
+        member.memory.may_import.clear()
         summary = await copy(
             workers, source, target, deadline_at_ns=time.monotonic_ns() + 200 * NS_PER_MS
         )
         assert (summary.end, summary.blocks_moved) == (KvCopyEnd.DEADLINE, 0)
         assert summary.blocks_left == len(OFFERED)
         assert lead.host.dropped == [], "the member's engine has not stored what it has begun"
-        member.memory.gate.set()
+        member.memory.may_import.set()
         await lead.host.until(lead.host.dropped)
         imports = member.memory.imports
         again = await copy(workers, source, target, ticket_id="copy-2")
@@ -197,9 +195,9 @@ async def test_what_was_committed_before_the_deadline_stays(fleet: OpenFleet) ->
         )
         while not host.committed:
             await asyncio.sleep(0)
-        workers.lead(target).memory.gate.clear()
+        workers.lead(target).memory.may_import.clear()
         summary = await copying
-        workers.lead(target).memory.gate.set()
+        workers.lead(target).memory.may_import.set()
         await host.until(host.dropped)
         assert summary.end is KvCopyEnd.DEADLINE
         assert 0 < summary.blocks_moved < len(OFFERED)
@@ -249,12 +247,12 @@ async def test_a_closed_replica_ends_its_copies_and_hears_no_more_of_them(
     async with fleet(2, options=TWO_BLOCKS_A_BATCH) as workers:
         source, target, _ = await a_pair(workers)
         lead = workers.lead(target)
-        lead.memory.gate.clear()
+        lead.memory.may_import.clear()
         copying = asyncio.create_task(copy(workers, source, target))
         while not lead.host.reserved:
             await asyncio.sleep(0)
         closing = asyncio.create_task(lead.network.close_replica("target"))
-        lead.memory.gate.set()
+        lead.memory.may_import.set()
         await closing
         assert lead.host.dropped == ["copy-1"]
         committed = dict(lead.host.committed)

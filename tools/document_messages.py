@@ -19,6 +19,7 @@ from libs.contracts import (
     journal,
     local_cloud,
     online,
+    peers,
     placement,
     preemption,
     reports,
@@ -43,6 +44,7 @@ FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("The record of hand-overs", handover_record),
     ("The cloud on one machine", local_cloud),
     ("Transfers", transfers),
+    ("Peers", peers),
 )
 ARRAY_MESSAGES: tuple[tuple[str, ModuleType, tuple[type, ...]], ...] = (
     ("Token steps", token_step, (token_step.TokenStep, token_step.SessionTokens)),

@@ -15,6 +15,7 @@ from tests.contract.examples_of_fleets import (
     REPORTS,
     TRANSFERS,
 )
+from tests.contract.examples_of_peers import PEERS
 from tests.contract.examples_of_requests import (
     BATCH,
     ONLINE,
@@ -42,6 +43,7 @@ def messages() -> tuple[Message, ...]:
         *RECORDS,
         *LOCAL_CLOUD,
         *TRANSFERS,
+        *PEERS,
     )
 
 

@@ -12,6 +12,7 @@ from libs.contracts import (
     handover_record,
     journal,
     online,
+    peers,
     preemption,
     reports,
     sessions,
@@ -34,6 +35,9 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "transfer requests": transfers.TRANSFER_REQUESTS.decode,
     "transfer answers": transfers.TRANSFER_ANSWERS.decode,
     "handover records": handover_record.HANDOVER_RECORDS.decode,
+    "step link": peers.STEP_LINK.decode,
+    "peer questions": peers.PEER_QUESTIONS.decode,
+    "peer answers": peers.PEER_ANSWERS.decode,
     "token step": token_step.unpack_step,
     "journal batch": journal.unpack_batch,
 }

@@ -1,13 +1,14 @@
 """Fetches slices of weights from peers that hold them, and sends peers what they ask for.
 
 The loading worker asks; the holder sends one transfer back to it. After a cut the loading worker
-asks again, and what has arrived is not sent again. It gives up when an attempt brings nothing, or
-when nothing arrives for a while.
+asks again, and what has arrived is not sent again. It gives up when a few attempts bring nothing,
+or when nothing arrives for a while.
 """
 
 import asyncio
 import itertools
 from collections.abc import Sequence
+from typing import Final
 
 from libs.contracts.peers import SLICES_PER_FETCH_MAX, FetchWeights, PeerRefusal, WeightsSent
 from libs.kernel.core import require
@@ -23,6 +24,9 @@ from services.gpu_worker.peers.inbox import Inbox
 from services.gpu_worker.peers.ports import PeerOptions, WeightReader, WeightWriter
 from services.gpu_worker.peers.questions import Purpose, RefusedByPeer, Refusing, ask
 from services.gpu_worker.peers.transfer_sender import TransferSender
+
+ATTEMPTS_IN_VAIN_MAX: Final = 3
+"""Attempts in a row of which nothing arrives; then the fetch fails."""
 
 
 class WeightFetcher:
@@ -87,7 +91,8 @@ class WeightFetcher:
         slices: Sequence[TensorSlice],
         sink: "WeightSink",
     ) -> WeightsSent:
-        """Ask again after a cut for as long as each attempt brings something."""
+        """Ask again after a cut, unless too many attempts in a row have brought nothing."""
+        attempts_in_vain = 0
         while True:
             pieces_before = sink.pieces_taken
             asking = asyncio.create_task(self._ask(source_address, question, slices))
@@ -95,10 +100,9 @@ class WeightFetcher:
                 await self._while_arriving(asking, sink)
                 return await asking
             except (ConnectionLost, RefusedByPeer) as error:
-                is_cut = not isinstance(error, RefusedByPeer) or (
-                    error.reason is PeerRefusal.PEER_LOST
-                )
-                if not is_cut or sink.pieces_taken == pieces_before:
+                is_in_vain = sink.pieces_taken == pieces_before
+                attempts_in_vain = attempts_in_vain + 1 if is_in_vain else 0
+                if not _is_cut(error) or attempts_in_vain == ATTEMPTS_IN_VAIN_MAX:
                     raise
             finally:
                 asking.cancel()
@@ -168,9 +172,13 @@ class WeightSender:
     ) -> WeightsSent:
         """Send the slices to who asks. Raises: Refusing; Unavailable if the peer is lost."""
         store = self._store
-        if store is None or missing(slices, store.held()):
+        if store is None:
             raise Refusing(PeerRefusal.NOT_HELD, self._worker_id)
+        lacking = missing(slices, store.held())
+        if lacking:
+            raise Refusing(PeerRefusal.NOT_HELD, f"{len(lacking)} slices, of {lacking[0].tensor}")
         parts = split(slices, piece_bytes_max=question.piece_bytes_max)
+
         summary = await self._sender.send(
             worker_id=peer_id,
             peer_address=question.peer_address,
@@ -186,3 +194,10 @@ class WeightSender:
 def split(slices: Sequence[TensorSlice], *, piece_bytes_max: int) -> tuple[TensorSlice, ...]:
     """Cut the slices into the pieces of their transfer; both ends do it alike."""
     return tuple(part for slice_ in slices for part in slice_.split(bytes_max=piece_bytes_max))
+
+
+def _is_cut(error: ConnectionLost | RefusedByPeer) -> bool:
+    """Whether a link broke: this one, or the holder's to here. Silence is more than a cut."""
+    if isinstance(error, RefusedByPeer):
+        return error.reason is PeerRefusal.PEER_LOST
+    return not isinstance(error, PeerSilent)

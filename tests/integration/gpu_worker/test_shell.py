@@ -270,7 +270,9 @@ def test_a_broken_invariant_ends_the_process_with_its_own_exit_code() -> None:
     class BrokenCore(WorkerCore):
         def handle(self, event: Any, *, now_ns: int) -> Any:
             super().handle(event, now_ns=now_ns)
-            self._scheduler.account(StepResult(step_id=0, sampled=()))
+            scheduler.account(StepResult(step_id=0, sampled=()))
+
+    scheduler = Scheduler(ENGINE)
 
     async def serve(stopping: asyncio.Event) -> None:
         options = WorkerOptions(
@@ -278,7 +280,7 @@ def test_a_broken_invariant_ends_the_process_with_its_own_exit_code() -> None:
         )
         shell = WorkerShell(
             worker_id="worker-a",
-            core=BrokenCore(options, Scheduler(ENGINE)),
+            core=BrokenCore(options, scheduler),
             engine=an_engine(GatedRunner()),
             bus=MemoryBus(MemoryHub()),
             clock=SystemClock(),

@@ -98,24 +98,20 @@ class ReplicaGroup:
         self._stage: Backend | None = None
         self._is_broken = False
 
+        new = _new_gloo if device.type == "cpu" else _new_nccl
+
         def meet() -> None:
             store = self._connect(rendezvous)
-            new = _new_gloo if device.type == "cpu" else _new_nccl
+            shared, own = f"{name}/replica", f"{name}/stage{position.stage}"
             self._replica = new(
-                PrefixStore(f"{name}/replica", store),
-                position.rank,
-                position.ranks,
-                host,
-                self._timeout,
+                PrefixStore(shared, store), position.rank, position.ranks, host, self._timeout
             )
             if position.shards > 1:
                 self._stage = new(
-                    PrefixStore(f"{name}/stage{position.stage}", store),
-                    position.shard,
-                    position.shards,
-                    host,
-                    self._timeout,
+                    PrefixStore(own, store), position.shard, position.shards, host, self._timeout
                 )
+            # Past this sum nobody needs the rendezvous any more.
+            self._replica.allreduce([torch.zeros(1, device=device)]).wait()
 
         self._guard(meet)
 

@@ -20,6 +20,7 @@ from libs.engine.loading import (
 )
 from libs.engine.model_config import ModelConfig, read_model_config
 from libs.engine.parallel.group import ReplicaGroup
+from libs.engine.parallel.micro_batches import MICRO_BATCH_TOKENS_MIN
 from libs.engine.parallel.position import Position
 from libs.engine.parallel.stage_pass import MemberRunner, StagePass
 from libs.engine.parallel.weight_store import WeightStore
@@ -110,7 +111,12 @@ def read_replica_model(model: str, *, options: EngineOptions) -> ReplicaModel:
 
 
 def load_replica_member(
-    model: ReplicaModel, position: Position, store: WeightStore, *, kv_blocks: int
+    model: ReplicaModel,
+    position: Position,
+    store: WeightStore,
+    *,
+    kv_blocks: int,
+    micro_batch_tokens_min: int = MICRO_BATCH_TOKENS_MIN,
 ) -> ReplicaMember:
     """Build a position whose slices are all in the store, and make room for its KV.
 
@@ -147,7 +153,7 @@ def build_member(
         row_copy_bytes_max=options.row_copy_bytes_max,
         is_packed=options.pack_linears,
     )
-    forward = StagePass(decoder, attention)
+    forward = StagePass(decoder, attention, micro_batch_tokens_min=micro_batch_tokens_min)
     runner: StageRunner = MemberRunner(forward)
     if position.is_lead:
         runner = make_runner(forward, model.config.shape, model.tokenizer)

@@ -29,7 +29,8 @@ class StagePass:
         self._attention = attention
         self._position = decoder.position
         self._micro_batch_tokens_min = micro_batch_tokens_min
-        self._group: ReplicaGroup | None = None
+        self.group: ReplicaGroup | None = None
+        """The peers of the passes to come; see `join`."""
 
     @property
     def device(self) -> torch.device:
@@ -39,12 +40,12 @@ class StagePass:
     def join(self, group: ReplicaGroup) -> None:
         """Run from now on with these peers; before the first plan, and again after a loss."""
         require(group.position == self._position, "this group is another position's")
-        self._group = group
+        self.group = group
         self._decoder.shard_sum = group if self._position.shards > 1 else None
 
     def logits(self, plan: StepPlan) -> torch.Tensor:
         """Compute this position's part; logits_RV on the lead, none elsewhere."""
-        require(self._position.ranks == 1 or self._group is not None, "no group was joined")
+        require(self._position.ranks == 1 or self.group is not None, "no group was joined")
         hidden: list[torch.Tensor] = []
         for index, entries in enumerate(self._micro_batches(plan)):
             step = decoder_step(entries, self._attention, device=self.device)
@@ -52,10 +53,10 @@ class StagePass:
             self._decoder.run_layers(rows, self._position.layers, attention=self._attention)
             if self._position.is_last_stage:
                 hidden.append(self._decoder.sampling_rows(rows))
-            elif self._group is not None:
-                self._group.send_onward(rows.hidden_NC, index=index)
-        if self._group is not None:
-            self._group.finish_sends()
+            elif self.group is not None:
+                self.group.send_onward(rows.hidden_NC, index=index)
+        if self.group is not None:
+            self.group.finish_sends()
         return self._head_logits(hidden)
 
     def _micro_batches(self, plan: StepPlan) -> tuple[MicroBatch, ...]:
@@ -69,13 +70,13 @@ class StagePass:
     def _enter(self, step: DecoderStep, *, index: int) -> Pass:
         if self._position.is_first_stage:
             return self._decoder.embed(step)
-        assert self._group is not None
+        assert self.group is not None
         hidden_NC = torch.empty(
             (len(step.token_ids_N), self._decoder.config.hidden_size),
             dtype=self._decoder.dtype,
             device=self.device,
         )
-        self._group.receive(hidden_NC, index=index)
+        self.group.receive(hidden_NC, index=index)
         return self._decoder.enter(step, hidden_NC)
 
     def _head_logits(self, hidden: list[torch.Tensor]) -> torch.Tensor:

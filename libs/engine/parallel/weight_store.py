@@ -55,6 +55,15 @@ class WeightStore:
                 for span in joined(slice_.span for slice_ in pieces)
             )
 
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that the store keeps, what is shared counted once; a decoder's packed copies are
+        not the store's."""
+        with self._lock:
+            tensors = [tensor for pieces in self._pieces.values() for tensor in pieces.values()]
+            storages = [tensor.untyped_storage() for tensor in (*tensors, *self._fused.values())]
+            return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
     def missing(self, slices: Iterable[TensorSlice]) -> tuple[TensorSlice, ...]:
         """Return the parts that are not here."""
         return missing(slices, self.held())
@@ -84,7 +93,9 @@ class WeightStore:
         for slice_ in wanted:
             row = self._rows[slice_.tensor]
             tensor = checkpoint.read(row, start=slice_.start, stop=slice_.stop, dtype=self.dtype)
-            self._add(slice_, tensor)
+            # What is read without being converted is a window on the mapped file: of its pages only
+            # these are wanted, and the file may be replaced while they are in use.
+            self._add(slice_, _owned(tensor))
         return sum(slice_.bytes for slice_ in wanted)
 
     def tensor(self, slice_: TensorSlice) -> torch.Tensor:
@@ -134,8 +145,7 @@ class WeightStore:
             for slice_ in self._held_parts(wanted):
                 pieces = kept[slice_.tensor]
                 if not any(piece.span.covers(slice_.span) for piece in pieces):
-                    tensor = self.tensor(slice_)
-                    pieces[slice_] = tensor if _owns_its_memory(tensor) else tensor.clone()
+                    pieces[slice_] = _owned(self.tensor(slice_))
             self._pieces = kept
 
     def _held_parts(self, wanted: Iterable[TensorSlice]) -> list[TensorSlice]:
@@ -168,5 +178,7 @@ def _parts_of(
         start += units
 
 
-def _owns_its_memory(tensor: torch.Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+def _owned(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor, or a copy if it is part of something larger that it would keep alive."""
+    is_whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if is_whole else tensor.clone()

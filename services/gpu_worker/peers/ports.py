@@ -152,7 +152,10 @@ class PeerOptions:
     """A step link without a word for so long is lost. Longer than any pause of the interpreter
     (loading, compiling), shorter than the time-out of a collective."""
     answer_ns: int = 5 * NS_PER_S
-    """Longest wait for an answer that needs no transfer."""
+    """Longest wait for an answer that needs neither a transfer nor an engine."""
+    piece_ns: int = 15 * NS_PER_S
+    """Longest wait for a peer's engine to come to a step boundary; on a CPU a step may take
+    seconds."""
     batch_ns: int = 30 * NS_PER_S
     """Longest wait for a rank to send its part of one batch."""
     batch_bytes_max: int = 64 * 1024 * 1024

@@ -103,7 +103,7 @@ class LinkToMember:
     ) -> None:
         answered = self._answers.setdefault(expected, asyncio.get_running_loop().create_future())
         try:
-            async with asyncio.timeout(seconds(self._options.answer_ns)):
+            async with asyncio.timeout(seconds(self._options.piece_ns)):
                 await self._send(encode(question))
                 await asyncio.shield(answered)
         except TimeoutError as error:

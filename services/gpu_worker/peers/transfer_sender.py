@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from libs.transfer.link_rates import PEERS_MAX, LinkRates
 from libs.transfer.peer_connections import PeerConnections
 from libs.transfer.sending import send_transfer
-from libs.transfer.ticket import Fill, Piece, TransferOptions, TransferSummary, TransferTicket
+from libs.transfer.ticket import (
+    Fill,
+    Piece,
+    RefusedByReceiver,
+    TransferOptions,
+    TransferSummary,
+    TransferTicket,
+)
 from services.gpu_worker.peers.ports import PeerOptions
 from services.gpu_worker.peers.questions import Purpose
 
@@ -46,14 +53,23 @@ class TransferSender:
         async with self.connections.borrow(
             peer_address, purpose=Purpose.TRANSFER, timeout_ns=self.options.connect_ns
         ) as connection:
-            summary = await send_transfer(
-                connection,
-                ticket=ticket,
-                pieces=[Piece(piece_index=index, bytes=size) for index, size in enumerate(sizes)],
-                fill=fill,
-                executor=self.executor,
-                options=TransferOptions(stall_ns=self.options.answer_ns),
-            )
+            try:
+                summary = await send_transfer(
+                    connection,
+                    ticket=ticket,
+                    pieces=[
+                        Piece(piece_index=index, bytes=size) for index, size in enumerate(sizes)
+                    ],
+                    fill=fill,
+                    executor=self.executor,
+                    options=TransferOptions(stall_ns=self.options.piece_ns),
+                )
+            except RefusedByReceiver:
+                raise
+            except BaseException:
+                # Half a transfer may be on the way, also if this was cancelled while it gathered.
+                connection.close()
+                raise
         self._note(worker_id, summary)
         return summary
 

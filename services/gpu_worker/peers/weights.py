@@ -168,9 +168,16 @@ class WeightSender:
     ) -> WeightsSent:
         """Send the slices to who asks. Raises: Refusing; Unavailable if the peer is lost."""
         store = self._store
-        if store is None or missing(slices, store.held()):
+        if store is None:
             raise Refusing(PeerRefusal.NOT_HELD, self._worker_id)
+        _require_held(slices, store)
         parts = split(slices, piece_bytes_max=question.piece_bytes_max)
+
+        def read(piece_index: int, out: memoryview) -> None:
+            # Asked again: the worker may have dropped a position since.
+            _require_held([parts[piece_index]], store)
+            store.read_into(parts[piece_index], out)
+
         summary = await self._sender.send(
             worker_id=peer_id,
             peer_address=question.peer_address,
@@ -178,7 +185,7 @@ class WeightSender:
                 ticket_id=question.transfer_id, replica_epoch=question.replica_epoch
             ),
             sizes=[part.bytes for part in parts],
-            fill=lambda index, out: store.read_into(parts[index], out),
+            fill=read,
         )
         return WeightsSent(pieces_resent=summary.pieces_resent)
 
@@ -186,3 +193,10 @@ class WeightSender:
 def split(slices: Sequence[TensorSlice], *, piece_bytes_max: int) -> tuple[TensorSlice, ...]:
     """Cut the slices into the pieces of their transfer; both ends do it alike."""
     return tuple(part for slice_ in slices for part in slice_.split(bytes_max=piece_bytes_max))
+
+
+def _require_held(slices: Sequence[TensorSlice], store: WeightReader) -> None:
+    """Raise: Refusing unless the store has all of them."""
+    lacking = missing(slices, store.held())
+    if lacking:
+        raise Refusing(PeerRefusal.NOT_HELD, f"{len(lacking)} slices, of {lacking[0].tensor}")

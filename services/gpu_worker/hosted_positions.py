@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Final
 
 import structlog
 import torch
@@ -51,6 +52,10 @@ from services.gpu_worker.weight_loading import WeightLoading
 from services.gpu_worker.weight_plan import plan_weights
 
 _log = structlog.get_logger(__name__)
+
+
+WORKER_TAIL: Final = 12
+"""Characters of a worker's id that differ from process to process: enough for a ticket's name."""
 
 
 class HostedPositions:
@@ -327,7 +332,7 @@ class HostedPositions:
         summary = await self._peers.copy_kv(
             source=command.source,
             target=command.target,
-            ticket_id=f"{self._worker_id}:{command.op_id}",
+            ticket_id=f"{self._worker_id[-WORKER_TAIL:]}:{command.op_id}",
             blocks=command.blocks,
             deadline_at_ns=deadline_at_ns,
         )

@@ -122,7 +122,13 @@ def load_replica_member(
 
     Raises: ModelLoadError if so few blocks cannot hold a sequence.
     """
-    return build_member(model, position, store, new_attention(model, position, kv_blocks=kv_blocks))
+    return build_member(
+        model,
+        position,
+        store,
+        new_attention(model, position, kv_blocks=kv_blocks),
+        micro_batch_tokens_min=micro_batch_tokens_min,
+    )
 
 
 def new_attention(model: ReplicaModel, position: Position, *, kv_blocks: int) -> PagedAttention:
@@ -143,7 +149,12 @@ def new_attention(model: ReplicaModel, position: Position, *, kv_blocks: int) ->
 
 
 def build_member(
-    model: ReplicaModel, position: Position, store: WeightStore, attention: PagedAttention
+    model: ReplicaModel,
+    position: Position,
+    store: WeightStore,
+    attention: PagedAttention,
+    *,
+    micro_batch_tokens_min: int = MICRO_BATCH_TOKENS_MIN,
 ) -> ReplicaMember:
     """Build a position whose slices are all in the store over the KV that it has already."""
     options = model.options
@@ -162,8 +173,6 @@ def build_member(
         position=position,
         runner=runner,
         attention=attention,
-        scheduler_options=scheduler_options_for(
-            options, model.config.shape, blocks_total=blocks
-        ),
+        scheduler_options=scheduler_options_for(options, model.config.shape, blocks_total=blocks),
         forward=forward,
     )

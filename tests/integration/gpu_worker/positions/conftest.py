@@ -46,6 +46,8 @@ ALIAS = "tide"
 BLOCK_TOKENS = 16
 WAIT_S = 60.0
 """Nothing here takes seconds on a machine of its own; a busy one may."""
+START_WAIT_S = 240.0
+"""To import torch five times at once takes 10 s on two idle cores."""
 REPEAT_S = 0.3
 ANSWER_TOKENS = 160
 QUESTIONS = (
@@ -67,14 +69,17 @@ class Answer:
 class Migrator:
     """Sends commands until they are answered, as the service does; plans nothing."""
 
-    def __init__(self, bus: NatsBus) -> None:
+    def __init__(self, bus: NatsBus, *, number: int) -> None:
         self._bus = bus
         self._answers: dict[tuple[str, str], ToMigrator] = {}
         self._reports: dict[str, WorkerReport] = {}
+        self._recomputed_before: dict[str, int] = {}
         self._changed = asyncio.Condition()
+        self._number = number
         self._ops = 0
-        self.epoch = 1
-        self.revision = 1
+        self._staged: list[ReplicaRoster] = []
+        self.epoch = 10 * number
+        self.revision = 10 * number
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["Migrator"]:
@@ -93,8 +98,8 @@ class Migrator:
     def report_of(self, worker_id: str) -> WorkerReport:
         return self._reports[worker_id]
 
-    async def until(self, is_reached: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_S), self._changed:
+    async def until(self, is_reached: Callable[[], bool], *, wait_s: float = WAIT_S) -> None:
+        async with asyncio.timeout(wait_s), self._changed:
             await self._changed.wait_for(is_reached)
 
     async def until_report(
@@ -103,16 +108,27 @@ class Migrator:
         await self.until(lambda: worker_id in self._reports and is_meant(self._reports[worker_id]))
         return self._reports[worker_id]
 
-    async def workers(self, count: int) -> list[str]:
+    async def workers(self, count: int, *, wait_s: float = WAIT_S) -> list[str]:
         """Wait for so many planned workers; return their ids in the order of their names."""
-        await self.until(lambda: len(self._reports) >= count)
-        return sorted(self._reports)
+        await self.until(lambda: len(self._reports) >= count, wait_s=wait_s)
+        return sorted(self._reports)[:count]
+
+    async def clear(self, is_alive: Callable[[str], bool]) -> None:
+        """Drop all that this migrator has staged, wherever it is alive."""
+        self.epoch = max(self.epoch, 10 * self._number + 9)
+        self.revision += 1
+        for roster in self._staged:
+            if is_alive(lead_of(roster)):
+                await self.ask(lead_of(roster), StopReplica, source=roster)
+            for worker in roster.workers:
+                if is_alive(worker.worker_id):
+                    await self.done(worker.worker_id, DropReplica, replica_id=roster.replica_id)
 
     def roster(
         self, replica_id: str, *worker_ids: str, stages: int = 1, shards: int = 1
     ) -> ReplicaRoster:
         return ReplicaRoster(
-            replica_id=replica_id,
+            replica_id=f"{replica_id}-{self._number}",
             replica_epoch=self.revision,
             stages=stages,
             shards=shards,
@@ -130,7 +146,7 @@ class Migrator:
     async def ask(self, worker_id: str, kind: type[Any], **fields: Any) -> ToMigrator:
         """Send one command until it is answered."""
         self._ops += 1
-        op_id = f"op-{self._ops}"
+        op_id = f"op-{self._number}-{self._ops}"
         message: ToShape = kind(
             handover_id="handover",
             handover_epoch=self.epoch,
@@ -165,6 +181,7 @@ class Migrator:
         """Stage; return rendezvous and blocks of each replica."""
         found = {}
         for target in targets:
+            self._staged.append(target)
             answers = await self.all_done(target, StagePosition, replica=target)
             rendezvous = next((a.rendezvous for a in answers if a.rendezvous), "")
             found[target.replica_id] = (rendezvous, min(a.kv_blocks for a in answers))
@@ -230,7 +247,9 @@ class Migrator:
         return HandedOver(loads=loads, copies=copies, stops=stops)
 
     def tokens_recomputed(self) -> int:
-        return sum(report.tokens_recomputed for report in self._reports.values())
+        """Count what all workers computed again since the test began."""
+        now = sum(report.tokens_recomputed for report in self._reports.values())
+        return now - sum(self._recomputed_before.values())
 
     async def _read(self, subscription: Subscription, handler: Callable[[bytes], None]) -> None:
         async for message in subscription:
@@ -246,6 +265,7 @@ class Migrator:
         report = REPORTS.decode(payload)
         if isinstance(report, WorkerReport):
             self._reports[report.worker_id] = report
+            self._recomputed_before.setdefault(report.worker_id, report.tokens_recomputed)
 
 
 @dataclass(frozen=True)
@@ -258,41 +278,59 @@ class HandedOver:
 
 
 class Fleet:
-    """Processes that the test may disturb, the migrator, and streams through the router."""
+    """Processes that tests may disturb, a migrator for each test, streams through the router."""
 
-    def __init__(self, server: NatsServer) -> None:
+    def __init__(self, server: NatsServer, **settings: str) -> None:
         self._server = server
-        self._processes: list[subprocess.Popen[str]] = []
+        self._settings = settings
+        self._workers: list[subprocess.Popen[str]] = []
+        self._router: subprocess.Popen[str] | None = None
+        self._tests = 0
         self.migrator: Migrator
         self._client: TideClient
 
     @asynccontextmanager
-    async def running(self, workers: int, **settings: str) -> AsyncIterator["Fleet"]:
-        for number in range(workers):
-            self._start(
-                "gpu_worker",
-                MODEL=str(MODEL),
-                ALIAS=ALIAS,
-                WORKER_ID=f"w{number}",
-                PLACEMENT="planned",
-                BLOCKS_TOTAL="256",
-                **settings,
-            )
-        self._start("online_router", MODELS=f"{ALIAS}={MODEL}")
+    async def running(self, workers: int) -> AsyncIterator["Fleet"]:
+        """Have so many workers that live and hold nothing; leave them so."""
+        self._start_processes(workers)
+        self._tests += 1
         bus = await NatsBus.connect(self._server.url, name="migrator")
         try:
-            async with Migrator(bus).listening() as self.migrator:
-                await self.migrator.workers(workers)
+            async with Migrator(bus, number=self._tests).listening() as self.migrator:
+                await self.migrator.workers(len(self._alive()), wait_s=START_WAIT_S)
                 self._client = await TideClient.connect(self._server.url)
                 try:
                     yield self
+                    await self.migrator.clear(self.is_alive)
                 finally:
                     await self._client.close()
         finally:
             await bus.close()
-            for process in self._processes:
-                process.kill()
-                process.communicate()
+
+    def stop(self) -> None:
+        """Kill everything."""
+        for process in [*self._workers, *([self._router] if self._router else [])]:
+            process.kill()
+            process.communicate()
+
+    def _start_processes(self, workers: int) -> None:
+        while len(self._alive()) < workers:
+            self._workers.append(
+                self._start(
+                    "gpu_worker",
+                    MODEL=str(MODEL),
+                    ALIAS=ALIAS,
+                    WORKER_ID=f"w{len(self._workers)}",
+                    PLACEMENT="planned",
+                    BLOCKS_TOTAL="256",
+                    **self._settings,
+                )
+            )
+        if self._router is None:
+            self._router = self._start("online_router", MODELS=f"{ALIAS}={MODEL}")
+
+    def _alive(self) -> list[subprocess.Popen[str]]:
+        return [process for process in self._workers if process.poll() is None]
 
     def process_of(self, worker_id: str) -> int:
         return self.migrator.report_of(worker_id).process_id
@@ -302,8 +340,7 @@ class Fleet:
         os.kill(self.process_of(worker_id), number)
 
     def is_alive(self, worker_id: str) -> bool:
-        process_id = self.process_of(worker_id)
-        return any(p.pid == process_id and p.poll() is None for p in self._processes)
+        return any(p.pid == self.process_of(worker_id) for p in self._alive())
 
     def start_answers(self, count: int) -> list[Answer]:
         """Begin streams, every other one greedy, the rest seeded."""
@@ -346,20 +383,18 @@ class Fleet:
                 assert token.index == len(answer.tokens)
                 answer.tokens.append(token.token_id)
 
-    def _start(self, service: str, **settings: str) -> None:
+    def _start(self, service: str, **settings: str) -> subprocess.Popen[str]:
         fields = {"NATS_URL": self._server.url, "LOG_LEVEL": "warning", **settings}
         prefix = service.upper()
-        self._processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", f"services.{service}"],
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    "HF_HUB_OFFLINE": "1",
-                    **{f"{prefix}__{name}": value for name, value in fields.items()},
-                },
-                text=True,
-            )
+        return subprocess.Popen(
+            [sys.executable, "-m", f"services.{service}"],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                **{f"{prefix}__{name}": value for name, value in fields.items()},
+            },
+            text=True,
         )
 
 
@@ -384,20 +419,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[NatsServer]:
-    """A broker of the test's own, as every fleet starts from nothing."""
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Processes on a broker of their own; those that a test has killed are replaced."""
     try:
         program = find_nats_server(environment=dict(os.environ), may_fetch=False)
     except ConfigError as error:
         pytest.skip(str(error))
-    server = NatsServer(ServerOptions(data_folder=tmp_path), program=program)
+    server = NatsServer(ServerOptions(data_folder=tmp_path_factory.mktemp("nats")), program=program)
     server.start()
-    yield server
+    fleet = Fleet(server, GROUP_TIMEOUT_MS="3000")
+    yield fleet
+    fleet.stop()
     server.stop()
-
-
-@pytest.fixture
-def fleet(server: NatsServer) -> Fleet:
-    """Processes on that broker, not started yet."""
-    return Fleet(server)

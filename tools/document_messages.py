@@ -18,6 +18,7 @@ from libs.contracts import (
     journal,
     local_cloud,
     online,
+    peers,
     placement,
     preemption,
     reports,
@@ -41,6 +42,7 @@ FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Hand-overs", handover),
     ("The cloud on one machine", local_cloud),
     ("Transfers", transfers),
+    ("Peers", peers),
 )
 ARRAY_MESSAGES: tuple[tuple[str, ModuleType, tuple[type, ...]], ...] = (
     ("Token steps", token_step, (token_step.TokenStep, token_step.SessionTokens)),

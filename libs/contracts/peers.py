@@ -73,7 +73,7 @@ class PeerRefusal(StrEnum):
     PEER_LOST = "peer_lost"
     """Another peer that it needs for this is gone or silent."""
     FAILED = "failed"
-    """It tried, and its engine said no."""
+    """It tried and could not."""
 
 
 class PeerRefused(Message):

@@ -49,6 +49,33 @@ from libs.contracts.online import (
     SubmitRequest,
     TokensGenerated,
 )
+from libs.contracts.peers import (
+    CarryPlan,
+    CloseTicket,
+    CommitKv,
+    EndKv,
+    FetchWeights,
+    KvAwaited,
+    KvCommitted,
+    KvEnded,
+    KvOffered,
+    KvSent,
+    MemberFailed,
+    OfferKv,
+    OpenSteps,
+    OpenTicket,
+    PeerAlive,
+    PeerRefusal,
+    PeerRefused,
+    RankRoute,
+    SendKv,
+    StepsOpened,
+    StepsRefused,
+    StoreKv,
+    TicketClosed,
+    TicketOpened,
+    WeightsSent,
+)
 from libs.contracts.placement import (
     CapacityWanted,
     LeavingNode,
@@ -451,6 +478,7 @@ def messages() -> tuple[Message, ...]:
         *HANDOVER,
         *LOCAL_CLOUD,
         *TRANSFERS,
+        *PEERS,
     )
 
 

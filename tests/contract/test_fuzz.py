@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from libs.contracts import (
     journal,
     online,
+    peers,
     preemption,
     reports,
     sessions,
@@ -32,6 +33,9 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "reports": reports.REPORTS.decode,
     "transfer requests": transfers.TRANSFER_REQUESTS.decode,
     "transfer answers": transfers.TRANSFER_ANSWERS.decode,
+    "step link": peers.STEP_LINK.decode,
+    "peer questions": peers.PEER_QUESTIONS.decode,
+    "peer answers": peers.PEER_ANSWERS.decode,
     "token step": token_step.unpack_step,
     "journal batch": journal.unpack_batch,
 }

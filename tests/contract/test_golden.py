@@ -12,6 +12,7 @@ from libs.contracts import (
     journal,
     local_cloud,
     online,
+    peers,
     placement,
     preemption,
     reports,
@@ -46,6 +47,9 @@ CODECS: tuple[Codec[Any], ...] = (
     local_cloud.CLOUD_ANSWERS,
     transfers.TRANSFER_REQUESTS,
     transfers.TRANSFER_ANSWERS,
+    peers.STEP_LINK,
+    peers.PEER_QUESTIONS,
+    peers.PEER_ANSWERS,
 )
 TAGS = sorted(
     tag for _, module in FAMILIES for message in messages_of(module) if (tag := tag_of(message))
@@ -161,6 +165,9 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "cloud answers": local_cloud.CLOUD_ANSWERS.decode,
         "transfer requests": transfers.TRANSFER_REQUESTS.decode,
         "transfer answers": transfers.TRANSFER_ANSWERS.decode,
+        "step link": peers.STEP_LINK.decode,
+        "peer questions": peers.PEER_QUESTIONS.decode,
+        "peer answers": peers.PEER_ANSWERS.decode,
     }
 
 

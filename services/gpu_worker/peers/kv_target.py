@@ -89,9 +89,9 @@ class KvTarget:
                 ticket_id=ticket_id,
                 hashes=hashes,
             )
-        except BaseException:
-            await asyncio.shield(self.end(copy))
-            raise
+        except TimeoutError as error:
+            await self.end(copy)
+            raise Refusing(PeerRefusal.FAILED, "the worker does not come to it") from error
         return copy, KvOffered(), pack_pairs(pairs)
 
     async def commit(

@@ -31,6 +31,7 @@ class PeerHost(Protocol):
 
         Returns pairs of hash and block in the order of the offer, prefix first; none if nothing is
         wanted. What is reserved stays so until it is committed or the ticket is dropped.
+        Raises: TimeoutError if the worker does not come to it; the ticket is then dropped.
         """
         ...
 

@@ -1,13 +1,14 @@
 """Fetches slices of weights from peers that hold them, and sends peers what they ask for.
 
 The loading worker asks; the holder sends one transfer back to it. After a cut the loading worker
-asks again, and what has arrived is not sent again. It gives up when an attempt brings nothing, or
-when nothing arrives for a while.
+asks again, and what has arrived is not sent again. It gives up when a few attempts bring nothing,
+or when nothing arrives for a while.
 """
 
 import asyncio
 import itertools
 from collections.abc import Sequence
+from typing import Final
 
 from libs.contracts.peers import SLICES_PER_FETCH_MAX, FetchWeights, PeerRefusal, WeightsSent
 from libs.kernel.core import require
@@ -23,6 +24,9 @@ from services.gpu_worker.peers.inbox import Inbox
 from services.gpu_worker.peers.ports import PeerOptions, WeightReader, WeightWriter
 from services.gpu_worker.peers.questions import Purpose, RefusedByPeer, Refusing, ask
 from services.gpu_worker.peers.transfer_sender import TransferSender
+
+ATTEMPTS_IN_VAIN_MAX: Final = 3
+"""Attempts in a row of which nothing arrives; then the fetch fails."""
 
 
 class WeightFetcher:
@@ -87,7 +91,8 @@ class WeightFetcher:
         slices: Sequence[TensorSlice],
         sink: "WeightSink",
     ) -> WeightsSent:
-        """Ask again after a cut for as long as each attempt brings something."""
+        """Ask again after a cut, unless too many attempts in a row have brought nothing."""
+        attempts_in_vain = 0
         while True:
             pieces_before = sink.pieces_taken
             asking = asyncio.create_task(self._ask(source_address, question, slices))
@@ -95,10 +100,9 @@ class WeightFetcher:
                 await self._while_arriving(asking, sink)
                 return await asking
             except (ConnectionLost, RefusedByPeer) as error:
-                is_cut = not isinstance(error, RefusedByPeer) or (
-                    error.reason is PeerRefusal.PEER_LOST
-                )
-                if not is_cut or sink.pieces_taken == pieces_before:
+                is_in_vain = sink.pieces_taken == pieces_before
+                attempts_in_vain = attempts_in_vain + 1 if is_in_vain else 0
+                if not _is_cut(error) or attempts_in_vain == ATTEMPTS_IN_VAIN_MAX:
                     raise
             finally:
                 asking.cancel()
@@ -170,13 +174,10 @@ class WeightSender:
         store = self._store
         if store is None:
             raise Refusing(PeerRefusal.NOT_HELD, self._worker_id)
-        _require_held(slices, store)
+        lacking = missing(slices, store.held())
+        if lacking:
+            raise Refusing(PeerRefusal.NOT_HELD, f"{len(lacking)} slices, of {lacking[0].tensor}")
         parts = split(slices, piece_bytes_max=question.piece_bytes_max)
-
-        def read(piece_index: int, out: memoryview) -> None:
-            # Asked again: the worker may have dropped a position since.
-            _require_held([parts[piece_index]], store)
-            store.read_into(parts[piece_index], out)
 
         summary = await self._sender.send(
             worker_id=peer_id,
@@ -185,7 +186,7 @@ class WeightSender:
                 ticket_id=question.transfer_id, replica_epoch=question.replica_epoch
             ),
             sizes=[part.bytes for part in parts],
-            fill=read,
+            fill=lambda index, out: store.read_into(parts[index], out),
         )
         return WeightsSent(pieces_resent=summary.pieces_resent)
 
@@ -195,8 +196,8 @@ def split(slices: Sequence[TensorSlice], *, piece_bytes_max: int) -> tuple[Tenso
     return tuple(part for slice_ in slices for part in slice_.split(bytes_max=piece_bytes_max))
 
 
-def _require_held(slices: Sequence[TensorSlice], store: WeightReader) -> None:
-    """Raise: Refusing unless the store has all of them."""
-    lacking = missing(slices, store.held())
-    if lacking:
-        raise Refusing(PeerRefusal.NOT_HELD, f"{len(lacking)} slices, of {lacking[0].tensor}")
+def _is_cut(error: ConnectionLost | RefusedByPeer) -> bool:
+    """Whether a link broke: this one, or the holder's to here. Silence is more than a cut."""
+    if isinstance(error, RefusedByPeer):
+        return error.reason is PeerRefusal.PEER_LOST
+    return not isinstance(error, PeerSilent)

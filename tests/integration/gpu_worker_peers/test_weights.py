@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,19 +24,21 @@ from tests.integration.gpu_worker_peers.conftest import OpenFleet
 from tests.integration.gpu_worker_peers.fleet import Worker
 
 MODEL = Path(__file__).resolve().parents[3] / "models" / "tide-tiny"
-IMPATIENT = PeerOptions(
-    fetch_stall_ns=300 * NS_PER_MS, piece_ns=300 * NS_PER_MS, weight_piece_bytes_max=16 * KIB
-)
+SMALL_PIECES = PeerOptions(weight_piece_bytes_max=16 * KIB)
+IMPATIENT = replace(SMALL_PIECES, fetch_stall_ns=300 * NS_PER_MS, piece_ns=300 * NS_PER_MS)
 
 
 class CountingStore:
     """A store of plain bytes that counts how often each slice comes."""
 
     def __init__(self) -> None:
+        self.first_taken = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self.taken: Counter[TensorSlice] = Counter()
         self.content: dict[TensorSlice, bytes] = {}
 
     def take(self, slice_: TensorSlice, data: memoryview) -> None:
+        self._loop.call_soon_threadsafe(self.first_taken.set)
         self.taken[slice_] += 1
         self.content[slice_] = bytes(data)
 
@@ -130,7 +133,7 @@ async def test_what_the_holder_lacks_is_refused_and_nothing_is_stored(
 
 @pytest.mark.parametrize("messages", [4, 6, 9])
 async def test_a_fetch_that_is_cut_goes_on_where_it_was(fleet: OpenFleet, messages: int) -> None:
-    async with fleet(2, options=IMPATIENT) as workers:
+    async with fleet(2, options=SMALL_PIECES) as workers:
         holder, loader = workers.workers
         store, fetched = ByteStore(64, rows=128, row_bytes=1 * KIB), CountingStore()
         holder.network.serve_weights(store)
@@ -161,7 +164,7 @@ async def test_a_holder_that_freezes_is_an_error_in_bounded_time(fleet: OpenFlee
 
 
 async def test_a_fetch_that_is_cancelled_stores_nothing_more(fleet: OpenFleet) -> None:
-    async with fleet(2, options=IMPATIENT) as workers:
+    async with fleet(2, options=SMALL_PIECES) as workers:
         holder, loader = workers.workers
         store, fetched = ByteStore(256, rows=128, row_bytes=1 * KIB), CountingStore()
         holder.network.serve_weights(store)
@@ -170,8 +173,7 @@ async def test_a_fetch_that_is_cancelled_stores_nothing_more(fleet: OpenFleet) -
                 source_address=holder.address, replica_epoch=1, slices=store.slices, store=fetched
             )
         )
-        while not fetched.taken:
-            await asyncio.sleep(0)
+        await fetched.first_taken.wait()
         fetching.cancel()
         await asyncio.gather(fetching, return_exceptions=True)
         taken = sum(fetched.taken.values())

@@ -338,10 +338,13 @@ class HostedPositions:
         )
         if summary.end in (KvCopyEnd.PEER_LOST, KvCopyEnd.REFUSED):
             raise Unavailable(f"{summary.end}: {summary.message}", retry_after_ns=NS_PER_S)
-        is_complete = summary.end is KvCopyEnd.COMPLETE
+        hashes_held = summary.hashes_committed
+        if summary.end is KvCopyEnd.COMPLETE:
+            # What was not wanted was there already.
+            hashes_held = tuple(block_hash for block_hash, _ in command.blocks)
         return BlocksCopied(
             op_id=command.op_id,
-            hashes_held=tuple(h for h, _ in command.blocks) if is_complete else (),
+            hashes_held=hashes_held,
             blocks_moved=summary.blocks_moved,
             bytes_planned=summary.bytes_planned,
             bytes_moved=summary.bytes_moved,

@@ -16,6 +16,7 @@ from libs.contracts.handover import (
     ShapeFailReason,
     StopReplica,
 )
+from libs.contracts.peers import BLOCKS_PER_COPY_MAX
 from libs.kernel.errors import InvariantViolation
 from services.gpu_worker.commands import CopyBlocks
 from services.gpu_worker.events import BlocksCopied, PositionWorkFailed
@@ -132,7 +133,8 @@ class Copying:
         shares = assign_targets(position, state.sessions_at(position), message.targets)
         pinned: list[int] = []
         for target in message.targets:
-            blocks = self._blocks_lacking(position, shares[target.replica_id], target)
+            lacking = self._blocks_lacking(position, shares[target.replica_id], target)
+            blocks = lacking[:BLOCKS_PER_COPY_MAX]
             if not blocks:
                 continue
             op_id = f"{message.op_id}.{len(round_.targets_by_op_id)}"

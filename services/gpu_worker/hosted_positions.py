@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Final
 
 import structlog
 import torch
@@ -51,6 +52,10 @@ from services.gpu_worker.weight_loading import WeightLoading
 from services.gpu_worker.weight_plan import plan_weights
 
 _log = structlog.get_logger(__name__)
+
+
+WORKER_TAIL: Final = 12
+"""Characters of a worker's id that differ from process to process: enough for a ticket's name."""
 
 
 class HostedPositions:
@@ -327,16 +332,19 @@ class HostedPositions:
         summary = await self._peers.copy_kv(
             source=command.source,
             target=command.target,
-            ticket_id=f"{self._worker_id}:{command.op_id}",
+            ticket_id=f"{self._worker_id[-WORKER_TAIL:]}:{command.op_id}",
             blocks=command.blocks,
             deadline_at_ns=deadline_at_ns,
         )
         if summary.end in (KvCopyEnd.PEER_LOST, KvCopyEnd.REFUSED):
             raise Unavailable(f"{summary.end}: {summary.message}", retry_after_ns=NS_PER_S)
-        is_complete = summary.end is KvCopyEnd.COMPLETE
+        hashes_held = summary.hashes_committed
+        if summary.end is KvCopyEnd.COMPLETE:
+            # What was not wanted was there already.
+            hashes_held = tuple(block_hash for block_hash, _ in command.blocks)
         return BlocksCopied(
             op_id=command.op_id,
-            hashes_held=tuple(h for h, _ in command.blocks) if is_complete else (),
+            hashes_held=hashes_held,
             blocks_moved=summary.blocks_moved,
             bytes_planned=summary.bytes_planned,
             bytes_moved=summary.bytes_moved,

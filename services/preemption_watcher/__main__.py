@@ -19,7 +19,7 @@ from libs.runtime.status_server import StatusServer
 from services.preemption_watcher.bus_link import BusLink
 from services.preemption_watcher.config import WatcherConfig
 from services.preemption_watcher.core import WatcherCore
-from services.preemption_watcher.options import WatcherOptions
+from services.preemption_watcher.options import MANUAL, WatcherOptions
 from services.preemption_watcher.shell import WatcherShell
 from services.preemption_watcher.sources.open_sources import open_sources
 from services.preemption_watcher.sources.signals import SignalSource
@@ -74,6 +74,7 @@ def _options(config: WatcherConfig, sources: list[NoticeSource], *, node_id: str
     return WatcherOptions(
         node_id=node_id,
         sources=tuple(source.options for source in sources),
+        is_manual_allowed=MANUAL in config.sources,
         safety_ns=config.safety_ms * NS_PER_MS,
         grace_ns_max=None if grace_ms_max is None else grace_ms_max * NS_PER_MS,
         stop_after_ns=config.signal_graces_ns.get("SIGTERM"),

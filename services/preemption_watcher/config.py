@@ -7,7 +7,9 @@ from typing import Literal
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_MS
 
-SourceName = Literal["aws", "gcp", "azure", "kubernetes", "slurm", "eventbridge-sqs", "trace"]
+SourceName = Literal[
+    "manual", "aws", "gcp", "azure", "kubernetes", "slurm", "eventbridge-sqs", "trace"
+]
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -107,8 +109,8 @@ class WatcherConfig:
     """Broker to connect to; several, comma-separated, are one cluster."""
     node_id: str = ""
     """This node, as its workers and the planner name it; empty takes the host name."""
-    sources: tuple[SourceName, ...] = ()
-    """Who is asked about the node's end. Notices by request are always taken."""
+    sources: tuple[SourceName, ...] = ("manual",)
+    """Who may say that the node ends. Without manual, nobody gives notice by a request."""
     socket_path: Path | None = None
     """Where the node's workers connect; none gives notices over the bus alone."""
     safety_ms: int = 2_000

@@ -232,6 +232,10 @@ class WatcherCore:
             here = f"this is the watcher of {self._options.node_id}"
             self._reject(event.asker, NoticeRejectReason.WRONG_NODE, here)
             return
+        if not self._options.is_manual_allowed and not isinstance(request, ConfirmEvacuation):
+            here = "this watcher takes no notices by request"
+            self._reject(event.asker, NoticeRejectReason.NOT_ALLOWED, here)
+            return
         match request:
             case RaiseNotice():
                 self._on_raise(request, event)

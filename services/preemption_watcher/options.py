@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 
 MANUAL = "manual"
-"""The source of notices that RaiseNotice gave; it is always there and never polled."""
+"""The source of notices that RaiseNotice gave; it is never polled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,8 @@ class WatcherOptions:
 
     node_id: str
     sources: tuple[SourceOptions, ...] = ()
+    is_manual_allowed: bool = True
+    """Whether RaiseNotice and WithdrawNotice are taken, or rejected as not allowed."""
     safety_ns: int = 2 * NS_PER_S
     """Taken off every grace: for the way of a message and for a cloud that is early."""
     grace_ns_max: int | None = None

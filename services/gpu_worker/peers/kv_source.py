@@ -81,6 +81,7 @@ class KvSource:
             bytes_copied_here=run.bytes_copied_here,
             blocks_moved=run.blocks_moved,
             blocks_left=run.blocks_wanted - run.blocks_moved,
+            hashes_committed=tuple(run.hashes_committed),
             duration_ns=self.clock.now_ns() - started_at_ns,
         )
 
@@ -93,6 +94,7 @@ class _CopyRun:
     ) -> None:
         self.blocks_wanted = 0
         self.blocks_moved = 0
+        self.hashes_committed: list[int] = []
         self.bytes_moved = 0
         self.bytes_copied_here = 0
         self.bytes_per_block = 0
@@ -135,6 +137,7 @@ class _CopyRun:
                 sent = await self._send(plan, batch, number=number)
                 await self._commit(link, batch)
                 self.blocks_moved += len(batch)
+                self.hashes_committed += [block_hash for block_hash, _, _ in batch]
                 self.bytes_moved += sum(each.bytes_moved for each in sent)
                 self.bytes_copied_here += sum(each.bytes_copied_here for each in sent)
             await self._ask(link, EndKv(ticket_id=self._ticket_id), KvEnded)

@@ -132,6 +132,8 @@ class KvCopySummary:
     blocks_moved: int
     blocks_left: int
     """Wanted by the target and not committed."""
+    hashes_committed: tuple[int, ...]
+    """Of the blocks moved."""
     duration_ns: int
 
     def tokens_per_s(self, *, block_tokens: int) -> float:

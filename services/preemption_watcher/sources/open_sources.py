@@ -42,6 +42,8 @@ def _open(
     name: SourceName, config: WatcherConfig, *, node_id: str, clock: Clock
 ) -> list[NoticeSource]:
     match name:
+        case "manual":
+            return []  # Requests come over the bus; there is nobody to ask.
         case "aws":
             aws = AwsSource(
                 HttpClient(config.aws.base_url, setting="aws.base_url"),

@@ -324,6 +324,37 @@ async def test_garbage_is_logged_with_its_source_and_loses_no_later_notice(
         assert "source_recovered" in {line["event"] for line in lines}
 
 
+async def test_a_confirmed_evacuation_is_told_to_azure_and_its_answer_to_whoever_confirmed(
+    server: NatsServer, tmp_path: Path, cloud: Any, reply: Any
+) -> None:
+    approvals: list[Any] = []
+    event = {
+        "EventId": "A1-B2",
+        "EventType": "Preempt",
+        "EventStatus": "Scheduled",
+        "Resources": ["gpu_0"],
+        "NotBefore": "Sat, 15 Jan 2167 08:00:30 GMT",
+    }
+
+    async def azure(call: Any) -> Any:
+        if call.method == "POST":
+            approvals.append(json.loads(call.body))
+            return reply(status=200 if len(approvals) > 1 else 503)
+        return reply.of_json({"DocumentIncarnation": 1, "Events": [event]})
+
+    async with cloud(azure) as url:
+        settings = {"SOURCES": "azure", "AZURE__BASE_URL": url, "AZURE__VM_NAME": "gpu_0"}
+        async with a_node(server, tmp_path, **settings) as (node, bus):
+            notice = await node.fleet.until(lambda _: True)
+            assert notice.notice_id == "a1-b2"
+            confirm = ConfirmEvacuation(notice_id="a1-b2", node_id="node-a")
+            refused = await ask(bus, confirm)
+            assert isinstance(refused, NoticeRequestRejected)
+            assert refused.reason is NoticeRejectReason.UNAVAILABLE
+            assert isinstance(await ask(bus, confirm), NoticeRequestAccepted)
+    assert approvals == [{"StartRequests": [{"EventId": "A1-B2"}]}] * 2
+
+
 async def test_slurms_signals_are_notices_and_the_watcher_outlives_sigterm_by_its_grace(
     server: NatsServer, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ def test_without_settings_a_watcher_takes_requests_and_asks_nobody() -> None:
 
 
 def test_sources_are_opened_in_their_order() -> None:
-    assert names_opened(sources="gcp,aws,slurm,azure") == [
+    assert names_opened(sources="gcp,manual,aws,slurm,azure") == [
         "gcp",
         "gcp-maintenance",
         "aws",

@@ -81,6 +81,18 @@ def test_a_request_about_another_node_is_rejected(a_watcher: AWatcher) -> None:
     assert watcher.core.counters.requests_rejected == 1
 
 
+def test_where_only_the_cloud_may_give_notice_a_request_is_rejected_and_a_confirmation_is_not(
+    a_watcher: AWatcher, a_reading: AReading
+) -> None:
+    watcher = a_watcher(is_manual_allowed=False)
+    for name in ("raise", "withdraw"):
+        answer = watcher.request(name, "drill")
+        assert reason_of(answer) is NoticeRejectReason.NOT_ALLOWED
+    assert watcher.core.notices_held == 0
+    watcher.observe(a_reading("n"))
+    assert isinstance(watcher.request("confirm", "n"), NoticeRequestAccepted)
+
+
 def test_a_watcher_that_is_full_says_so(a_watcher: AWatcher) -> None:
     watcher = a_watcher(notices_max=1)
     watcher.request("raise", "one")

@@ -200,7 +200,7 @@ def test_a_given_shape_that_the_model_cannot_take_is_refused_by_name() -> None:
 
 
 def test_near_equals_go_to_fewer_workers_or_where_all_are_used_to_more_throughput() -> None:
-    # Two stages of one shard take 2 % longer than one worker alone, and leave one of three idle.
+    # One replica of two stages would be near, and leave one of three workers idle.
     model = a_small_model()
     for uses_all, replicas in ((True, 3), (False, 1)):
         options = SearchOptions(uses_all_workers=uses_all, near_tie_percent=50, shards_max=1)

@@ -94,6 +94,7 @@ class PlannerCore:
         self._beat = 0
         self._echo_beat = -1
         self._reasons: dict[str, None] = {}
+        self._has_led = False
         self._settled_at_ns = 0
         self._read_at_ns = 0
         self._reshaped_at_ns = 0
@@ -262,6 +263,7 @@ class PlannerCore:
             self._lead()
             return
         self._reasons.clear()
+        self._has_led = False
         leader_id = self.leadership.leader_id
         if leader_id not in (None, self._leader_dead_id) and not self._planners.is_alive(leader_id):
             self._planners.observe_peer(leader_id)
@@ -291,12 +293,15 @@ class PlannerCore:
             self._set_timer(PLAN_TIMER, self._options.debounce_ns)
 
     def _lead(self) -> None:
+        """Go on from what is committed: after listening for a while, unless we led before."""
         placement = self.placement
         assert placement is not None
-        self.fleet.expect(placement)
-        self._pins.adopt(placement)
-        self._settled_at_ns = self._now_ns + self._options.settle_ns
-        self._tell("leads", plan_revision=placement.plan_revision)
+        if not self._has_led:
+            self._has_led = True
+            self.fleet.expect(placement)
+            self._pins.adopt(placement)
+            self._settled_at_ns = self._now_ns + self._options.settle_ns
+            self._tell("leads", plan_revision=placement.plan_revision)
         self._want_plan(f"{self._options.planner_id} leads")
 
     def _placement_conflict(self, event: PlacementConflict) -> None:

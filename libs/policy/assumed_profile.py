@@ -37,7 +37,8 @@ CPU: Final = Roofline(
     name="one CPU core",
     bytes_per_s=10 * 10**9,
     flops_per_s=100 * 10**9,
-    reduce_ns=300 * NS_PER_US,
+    # Less on idle cores, but workers of one machine wait for one another's turn on them.
+    reduce_ns=NS_PER_MS,
     hop_ns=300 * NS_PER_US,
 )
 GPU: Final = Roofline(

@@ -81,6 +81,9 @@ class ModelProfile:
     """What is predicted is this much longer than the sum of the parts (the artifact's 1.1)."""
     stages_divide: int | None = None
     """P must divide this many (padded) layers; None: stages may be uneven."""
+    is_prefill_amortised: bool = False
+    """As in the artifact, a prefill in M1 micro-batches counts as 1/M1 of the time they take
+    together. Right for its figures, too little for ours."""
     replica_workers_min: int = 1
     """A memory limit that was published as a number of GPUs."""
 

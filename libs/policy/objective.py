@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from libs.kernel.units import NS_PER_S
 from libs.policy.cost_model import weight_bytes_max
 from libs.policy.model_profile import ModelProfile
-from libs.policy.parallel_config import Candidate, best_of
+from libs.policy.parallel_config import Candidate
 from libs.policy.shapes import ReplicaShape
 
 
@@ -60,7 +60,7 @@ def choose_with_foresight(
     feasible = [candidate for candidate in found if candidate.keeps_up]
     current = next((c for c in found if c.config.shape == situation.shape_now), None)
     if not feasible:
-        best = best_of(list(found), near_tie_percent=0)
+        best = max(found, key=lambda c: (c.requests_per_s, -c.latency_ns))
         if current is not None and not _is_gain(
             current.requests_per_s, best.requests_per_s, options
         ):

@@ -1,7 +1,8 @@
 """Algorithm 1 of SpotServe: which (D, P, M, B) a set of GPUs should run.
 
     feasible = every C that fits memory and keeps up with the arrivals
-    feasible:     the C of least request latency; among near-equals the one of fewest workers
+    feasible:     the C of least request latency; among near-equals the one of fewest workers, or,
+                  where all workers are used anyway, of most throughput
     not feasible: the C of most throughput
 
 Departs from the paper, each as a switch of SearchOptions: request latency includes waiting; a
@@ -9,7 +10,7 @@ continuously batching engine takes as many sequences as fit and computes at the 
 arrivals cause; memory is real bytes rather than a least number of GPUs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from libs.kernel.units import MIB, NS_PER_S
@@ -40,7 +41,7 @@ class SearchOptions:
     """The one shape to consider; None: all that the model allows."""
     shards_max: int = 64
     near_tie_percent: int = 5
-    """Latencies this close are equal; then fewer workers win."""
+    """Latencies this close are equal; then fewer workers win, or more throughput."""
     workspace_bytes: int = 0
     """Of each worker, for activations and buffers."""
 
@@ -143,17 +144,24 @@ def choose_config(
         return why_nothing_fits(
             profile, workers=workers, memory_bytes=memory_bytes, options=options
         )
-    return best_of(found, near_tie_percent=options.near_tie_percent)
+    return best_of(found, options)
 
 
-def best_of(found: list[Candidate], *, near_tie_percent: int) -> Candidate:
+def best_of(found: Sequence[Candidate], options: SearchOptions) -> Candidate:
     """Choose among candidates as Algorithm 1 does; ties go to the smaller shape."""
     feasible = [candidate for candidate in found if candidate.keeps_up]
     if not feasible:
         return max(found, key=lambda c: (c.requests_per_s, -c.latency_ns, -c.config.shape.workers))
     least_ns = min(candidate.latency_ns for candidate in feasible)
-    near = [c for c in feasible if c.latency_ns * 100 <= least_ns * (100 + near_tie_percent)]
-    return min(near, key=lambda c: (c.config.workers, c.latency_ns, c.config.shape, c.config.batch))
+    close_ns = least_ns * (100 + options.near_tie_percent) // 100
+    near = [candidate for candidate in feasible if candidate.latency_ns <= close_ns]
+    return min(near, key=lambda c: _preference(c, options))
+
+
+def _preference(candidate: Candidate, options: SearchOptions) -> tuple[float, int, ReplicaShape]:
+    config = candidate.config
+    first = -candidate.requests_per_s if options.uses_all_workers else config.workers
+    return (first, candidate.latency_ns, config.shape)
 
 
 def batch_that_fits(

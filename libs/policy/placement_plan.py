@@ -166,7 +166,7 @@ def _choose(
         return why_nothing_fits(profile, workers=workers, memory_bytes=memory_bytes, options=search)
     match options.policy:
         case Policy.SPOTSERVE | Policy.REPARALLELIZE | Policy.REROUTE:
-            return best_of(found, near_tie_percent=search.near_tie_percent)
+            return best_of(found, search)
         case Policy.TIDESERVE:
             situation = Situation(
                 shape_now=_shape_now(view),

@@ -13,14 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from libs.contracts.placement import (
-    PinAnswer,
-    PinnedShape,
-    PinRefused,
-    Placement,
-    Policy,
-    ShapePinned,
-)
+from libs.contracts.placement import Placement, Policy
 from libs.contracts.preemption import NoticeWithdrawn, PreemptionNotice
 from libs.contracts.reports import PlannerReport, WorkerReport
 from libs.kernel.core import SetTimer, TimerFired, require
@@ -29,7 +22,6 @@ from libs.policy.arrival_rate import ArrivalRate
 from libs.policy.liveness import EchoLiveness
 from services.planner.commands import (
     AnnouncePlacement,
-    AnswerPin,
     PlannerCommand,
     PublishReport,
     TellDecision,
@@ -51,7 +43,8 @@ from services.planner.events import (
 from services.planner.fleet import Fleet
 from services.planner.leadership import Leadership, Role
 from services.planner.options import PlannerOptions
-from services.planner.placing import PlanningMoment, can_pin, is_other, make_placement
+from services.planner.pins import Pins
+from services.planner.placing import PlanningMoment, is_other, make_placement
 from services.planner.wishes import Wishes
 
 REPORT_TIMER = "report"
@@ -60,9 +53,6 @@ PLAN_TIMER = "plan"
 STORE_TIMER = "store"
 REASONS_MAX = 16
 """Named in one placement; what comes on top is planned for all the same."""
-
-PINS_MAX = 16
-"""Operators waiting for an answer; past it the first of them gets none."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,12 +94,12 @@ class PlannerCore:
         self._beat = 0
         self._echo_beat = -1
         self._reasons: dict[str, None] = {}
+        self._has_led = False
         self._settled_at_ns = 0
         self._read_at_ns = 0
         self._reshaped_at_ns = 0
         self._requests_per_s_max: float | None = None
-        self._pinned_shape: PinnedShape | None = None
-        self._pins_unanswered: list[PinRequested] = []
+        self._pins = Pins(options)
 
     @property
     def placement(self) -> Placement | None:
@@ -238,43 +228,15 @@ class PlannerCore:
         self._want_plan(reason)
 
     def _pin_requested(self, event: PinRequested) -> None:
-        """Take up an operator's wish; it is answered once it is committed, so that it is kept."""
-        shape = event.request.shape
         if not self.leadership.is_leading:
             return
-        if shape is not None and not can_pin(shape, self._options):
-            message = (
-                f"{self._options.profile.name} cannot be cut into {shape.stages} stages of "
-                f"{shape.shards} shards"
-            )
-            self._answer_pin(event, PinRefused(message=message))
-            return
-        self._pinned_shape = shape
-        self._pins_unanswered = [*self._pins_unanswered, event][-PINS_MAX:]
-        named = "any shape" if shape is None else f"{shape.stages} x {shape.shards}"
-        self._tell("shape_pinned", shape=named)
-        self._want_plan(f"the operator wants {named}")
-
-    def _answer_pins(self) -> None:
-        """Answer every wish that the committed placement has taken up."""
-        placement = self.placement
-        assert placement is not None
-        if placement.pinned_shape == self._pinned_shape:
-            answer = ShapePinned(plan_revision=placement.plan_revision)
-            for event in self._pins_unanswered:
-                self._answer_pin(event, answer)
-            self._pins_unanswered = []
-
-    def _answer_pin(self, event: PinRequested, answer: PinAnswer) -> None:
-        if event.reply_to:
-            self._emit(
-                AnswerPin(
-                    reply_to=event.reply_to,
-                    encoding=event.encoding,
-                    answer=answer,
-                    cause_id=event.cause_id,
-                )
-            )
+        refusals = self._pins.request(event)
+        self._commands += refusals
+        if not refusals:
+            shape = event.request.shape
+            named = "any shape" if shape is None else f"{shape.stages} x {shape.shards}"
+            self._tell("shape_pinned", shape=named)
+            self._want_plan(f"the operator wants {named}")
 
     # ------------------------------------------------------------------ leading
 
@@ -301,6 +263,7 @@ class PlannerCore:
             self._lead()
             return
         self._reasons.clear()
+        self._has_led = False
         leader_id = self.leadership.leader_id
         if leader_id not in (None, self._leader_dead_id) and not self._planners.is_alive(leader_id):
             self._planners.observe_peer(leader_id)
@@ -325,17 +288,20 @@ class PlannerCore:
         self.counters.placements_committed += 1
         self.fleet.expect(placement)
         self._tell_placement(placement)
-        self._answer_pins()
+        self._commands += self._pins.committed(placement)
         if self._reasons:
             self._set_timer(PLAN_TIMER, self._options.debounce_ns)
 
     def _lead(self) -> None:
+        """Go on from what is committed: after listening for a while, unless we led before."""
         placement = self.placement
         assert placement is not None
-        self.fleet.expect(placement)
-        self._pinned_shape, self._pins_unanswered = placement.pinned_shape, []
-        self._settled_at_ns = self._now_ns + self._options.settle_ns
-        self._tell("leads", plan_revision=placement.plan_revision)
+        if not self._has_led:
+            self._has_led = True
+            self.fleet.expect(placement)
+            self._pins.adopt(placement)
+            self._settled_at_ns = self._now_ns + self._options.settle_ns
+            self._tell("leads", plan_revision=placement.plan_revision)
         self._want_plan(f"{self._options.planner_id} leads")
 
     def _placement_conflict(self, event: PlacementConflict) -> None:
@@ -372,14 +338,15 @@ class PlannerCore:
             return  # a write under way ends in an event that looks at the reasons again
         before = self.placement
         assert before is not None
-        if self._now_ns < self._settled_at_ns or self.fleet.unheard(before):
+        is_early = self._now_ns < self._settled_at_ns
+        if is_early or self.fleet.is_loss_likely or self.fleet.unheard(before):
             self._set_timer(PLAN_TIMER, self._options.debounce_ns)
             return
         self.leadership.revision_seen(self.fleet.plan_revision_floor)
         moment = PlanningMoment(
             plan_revision=self.leadership.plan_revision_next,
             requests_per_s=max(self.requests_per_s, self._options.requests_per_s_min),
-            pinned_shape=self._pinned_shape,
+            pinned_shape=self._pins.shape,
             reason="; ".join(self._reasons),
             cause_id=self._cause_id,
             now_ns=self._now_ns,
@@ -398,7 +365,7 @@ class PlannerCore:
         if is_other(planned.placement, before):
             self._emit(self.leadership.commit(planned.placement, cause_id=self._cause_id))
         else:
-            self._answer_pins()
+            self._commands += self._pins.committed(before)
         self._say_capacity(is_changed=True)
 
     def _check_demand(self) -> None:

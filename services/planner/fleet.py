@@ -12,6 +12,7 @@ from statistics import median
 
 from libs.contracts.placement import LeavingNode, Placement
 from libs.contracts.reports import Market, ReportedPosition, WorkerReport
+from libs.kernel.bounded import RecentMap
 from libs.policy.device_mapping import HeldPosition
 from libs.policy.liveness import EchoLiveness
 from libs.policy.parallel_config import Workload
@@ -19,6 +20,9 @@ from libs.policy.placement_plan import ClusterView, CurrentReplica, UsableWorker
 from libs.policy.shapes import ReplicaShape
 from services.planner.notices import NoticeBoard
 from services.planner.options import PlannerOptions
+
+BREAKS_REMEMBERED_MAX = 256
+"""Replicas; one that broke longer ago has long been replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,9 @@ class Fleet:
         self._liveness = EchoLiveness(options.liveness)
         self._workers: dict[str, _Worker] = {}
         self._ids_by_node: dict[str, set[str]] = {}
+        self._unheard_since_break: RecentMap[str, set[str]] = RecentMap(
+            entries_max=BREAKS_REMEMBERED_MAX
+        )
         self.notices = NoticeBoard(options)
         self.workers_refused = 0
         """Reports of more workers than there is room for."""
@@ -66,6 +73,7 @@ class Fleet:
             self._remove(report.worker_id)
         self._workers[report.worker_id] = worker
         self._ids_by_node.setdefault(worker.node_id, set()).add(report.worker_id)
+        self._note_break(report)
         return known is None or _decisive(known) != _decisive(worker)
 
     def echo_heard(self, *, now_ns: int) -> list[str]:
@@ -90,6 +98,30 @@ class Fleet:
             for worker_id in replica.worker_ids
             if worker_id not in self._workers and self._liveness.is_alive(worker_id)
         ]
+
+    @property
+    def is_loss_likely(self) -> bool:
+        """Whether a replica broke and one of its workers has not been heard since.
+
+        Survivors know of a death within milliseconds, we only by silence: to plan in between would
+        place the dead one again.
+        """
+        return any(self._unheard_since_break.values())
+
+    def _note_break(self, report: WorkerReport) -> None:
+        for unheard in self._unheard_since_break.values():
+            unheard.discard(report.worker_id)
+        position = report.position
+        if position is None or not position.is_broken:
+            return
+        if position.replica_id not in self._unheard_since_break:
+            others = {
+                worker_id
+                for worker_id, other in self._workers.items()
+                if other.report.position is not None
+                and other.report.position.replica_id == position.replica_id
+            }
+            self._unheard_since_break.put(position.replica_id, others - {report.worker_id})
 
     # ------------------------------------------------------------------ what follows from it
 
@@ -215,6 +247,8 @@ class Fleet:
         worker = self._workers.pop(worker_id, None)
         if worker is None:
             return
+        for unheard in self._unheard_since_break.values():
+            unheard.discard(worker_id)
         ids = self._ids_by_node[worker.node_id]
         ids.discard(worker_id)
         if not ids:

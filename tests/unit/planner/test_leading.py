@@ -75,6 +75,19 @@ def test_a_frozen_leader_that_wakes_commits_nothing() -> None:
     assert world.placement == committed[-1]
 
 
+def test_a_leader_that_only_hung_for_a_moment_goes_on_at_once() -> None:
+    world = a_world_with("a", "b", "c")
+    world.freeze("p1")
+    world.run(seconds=1.5)
+    world.wake("p1")
+    assert world.leaders == []  # it reads before it says anything
+    leaving = world.placement.replicas[0].worker_ids[0]
+    world.notice(f"node-{leaving}")
+    world.run(seconds=0.2)
+    assert world.leaders == ["p1"]
+    assert leaving not in {w for ids in world.shapes().values() for w in ids}
+
+
 def test_a_leader_that_freezes_between_its_decision_and_its_write_is_fenced() -> None:
     world = planners_with("a", "b", "c", "d", planners=2)
     (old,) = world.leaders

@@ -216,6 +216,20 @@ def test_a_broken_replica_is_formed_anew_under_a_new_epoch() -> None:
     assert len(world.history) == committed
 
 
+def test_a_worker_whose_death_only_its_peers_know_of_is_not_placed_again() -> None:
+    world = a_world_with("a", "b", "c")
+    lost, survivor = world.placement.replicas[0].worker_ids
+    committed = len(world.history)
+    position = world.workers[survivor].position
+    assert position is not None
+    world.kill_worker(lost)
+    world.change_worker(survivor, position=position.model_copy(update={"is_broken": True}))
+    world.run(seconds=6)
+    after = world.history[committed:]
+    assert after
+    assert all(lost not in r.worker_ids for p in after for r in p.replicas)
+
+
 def test_too_few_workers_are_told_with_what_is_missing_and_planned_for_once_there() -> None:
     world = a_world_with("a")
     assert world.placement.replicas == ()

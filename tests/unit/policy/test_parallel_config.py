@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from libs.kernel.units import MIB
+from libs.policy.cost_model import batch_times
 from libs.policy.model_profile import LayerTimes, ModelBytes, ModelProfile
 from libs.policy.paper_profiles import GPT_20B, LLAMA_30B, OPT_6_7B, T4_BYTES
 from libs.policy.parallel_config import (
@@ -196,3 +197,22 @@ def test_a_given_shape_that_the_model_cannot_take_is_refused_by_name() -> None:
     )
     assert isinstance(refused, NoShapeFits)
     assert "no shape 9 x 1" in refused.reason
+
+
+def test_near_equals_go_to_fewer_workers_or_where_all_are_used_to_more_throughput() -> None:
+    # One replica of two stages would be near, and leave one of three workers idle.
+    model = a_small_model()
+    for uses_all, replicas in ((True, 3), (False, 1)):
+        options = SearchOptions(uses_all_workers=uses_all, near_tie_percent=50, shards_max=1)
+        config = chosen(model, workers=3, rate=0.1, options=options).config
+        assert config.shape.workers == 1
+        assert config.replicas == replicas
+
+
+def test_micro_batches_of_our_own_profiles_take_the_time_of_all_of_them() -> None:
+    alone = ReplicaShape(stages=1, shards=1)
+    model = a_small_model()
+    one = batch_times(model, alone, batch=1).prefill_ns
+    assert batch_times(model, alone, batch=4).prefill_ns == 4 * one
+    as_published = replace(model, is_prefill_amortised=True)
+    assert batch_times(as_published, alone, batch=4).prefill_ns == one

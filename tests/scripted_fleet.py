@@ -26,6 +26,7 @@ from services.migrator.events import (
     MigratorEvent,
     MigratorReported,
     MigratorStarted,
+    PlacementAnnounced,
     PlacementRead,
     PlacementUnavailable,
     RecordConflict,
@@ -118,6 +119,12 @@ class Fleet:
                 if held is not None and held.is_formed:
                     held.is_broken = True
 
+    def freeze_worker(self, worker_id: str) -> None:
+        """Stop it; what is sent to it meanwhile is lost."""
+        self.frozen.add(worker_id)
+        if worker_id in self.workers:
+            self.workers[worker_id].was_frozen = True
+
     def add_migrator(self, migrator_id: str, **options: object) -> Migrator:
         """Start a migrator process."""
         core = MigratorCore(
@@ -152,7 +159,7 @@ class Fleet:
     # ------------------------------------------------------------------ what is planned
 
     def place(self, *replicas: ReplicaPlacement, **fields: object) -> Placement:
-        """Commit a placement, as a planner would; nobody is told."""
+        """Commit a placement and announce it, as a planner would."""
         revision = 1 if self.placement is None else self.placement.plan_revision + 1
         self.placement = Placement(
             plan_revision=revision,
@@ -162,6 +169,9 @@ class Fleet:
             cause_id=f"plan-{revision}",
             **fields,  # type: ignore[arg-type]
         )
+        announced = PlacementAnnounced(plan_revision=revision, cause_id=f"plan-{revision}")
+        for migrator in self.migrators.values():
+            self._carry(lambda m=migrator: self._tell(m, announced))  # type: ignore[misc]
         return self.placement
 
     def is_in_place(self, replica: ReplicaPlacement) -> bool:
@@ -318,9 +328,7 @@ class Fleet:
         self.revision += 1
         self.record = command.record
         self.decisions.extend(command.decisions)
-        return RecordStored(
-            op_id=command.op_id, revision=self.revision, cause_id=command.cause_id
-        )
+        return RecordStored(op_id=command.op_id, revision=self.revision, cause_id=command.cause_id)
 
     def _is_broker_away(self) -> bool:
         return self.network.rng.random() < self.network.lost

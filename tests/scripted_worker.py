@@ -73,6 +73,7 @@ class ScriptedWorker:
     """All living workers, itself included."""
     process_id: int = 1
     grace_ends_at_ns: int | None = None
+    was_frozen: bool = False
     is_loading_from_disk_allowed: bool = True
     fails: Callable[[ToShape], ShapeFailReason | None] = lambda _: None
     positions: dict[str, ScriptedPosition] = field(default_factory=dict)
@@ -280,6 +281,8 @@ class ScriptedWorker:
             held = peer.serving
             if held is None or not held.is_serving or held.roster == position.roster:
                 continue
+            if peer.was_frozen:
+                continue  # taken for dead; it breaks at its next step, which its members refuse
             if mine & {worker.worker_id for worker in held.roster.workers}:
                 name = f"{held.roster.replica_id} on {peer.worker_id}"
                 self.violations.append(

@@ -97,12 +97,16 @@ class HandoverStory(Message):
 
     @property
     def stall_ns(self) -> int:
-        """From the stop of the sources to the release of their sessions; 0 if that was not all."""
+        """From the stop of the sources until their sessions are released and targets serve.
+
+        0 where that is not over, or where nothing was stopped.
+        """
         stopped_at = self._entered_at(HandoverState.STOPPING)
         released_at = self._left_at(HandoverState.RELEASING)
         if stopped_at is None or released_at is None:
             return 0
-        return max(0, released_at - stopped_at)
+        serving_at = self._left_at(HandoverState.ACTIVATING) or released_at
+        return max(0, released_at - stopped_at, serving_at - stopped_at)
 
     def _entered_at(self, state: HandoverState) -> int | None:
         return next((m.entered_at_unix_ns for m in self.moments if m.state is state), None)

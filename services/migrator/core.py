@@ -97,6 +97,7 @@ class MigratorCore:
         require(now_ns >= self._now_ns, "time went backwards")
         self._now_ns = now_ns
         self._cause_id = event.cause_id
+        self._doubt_after_silence()
         self._apply(event)
         commands, self._commands = self._commands, []
         return commands
@@ -138,6 +139,12 @@ class MigratorCore:
             case _:
                 assert_never(event)
 
+    def _doubt_after_silence(self) -> None:
+        """Who has not heard itself for long was cut off, or stood still: it may own nothing now."""
+        is_deaf = self._now_ns - self._heard_at_ns > self._options.echo_age_max_ns
+        if is_deaf and self._ownership.role in (Role.CLAIMING, Role.OWNER):
+            self._ownership.is_doubted = True
+
     # ------------------------------------------------------------------ time
 
     def _sweep(self) -> None:
@@ -153,9 +160,7 @@ class MigratorCore:
         if ownership.is_busy:
             return
         if ownership.role is Role.OWNER:
-            is_deaf = self._now_ns - self._heard_at_ns > self._options.echo_age_max_ns
-            if is_deaf or ownership.is_doubted:
-                ownership.is_doubted = True
+            if ownership.is_doubted:
                 self._read_record()
             return
         interval_ns = self._options.read_interval_ns

@@ -216,10 +216,23 @@ class OrderDesk:
         is_remnant = not targets and all(source.is_lost for source in self.handover.sources)
         if serves or is_remnant or is_from_disk(self.handover.story.policy):
             for index, source in enumerate(self.handover.sources):
-                yield from self._drop_replica(f"s{index}", source.replica, attempt)
+                orders = self._drop_replica(f"s{index}", source.replica, attempt)
+                yield from (o for o in orders if not self._is_back(source, o.worker_id))
         for index, target in enumerate(targets):
             if target.is_lost and not target.is_in_place:
                 yield from self._drop_replica(f"t{index}", target.replica, attempt)
+
+    def _is_back(self, source: HandoverSource, worker_id: str) -> bool:
+        """Whether a lead that was taken for dead may still have sessions.
+
+        Those are released before it goes: by the next hand-over, as the placement does not want it.
+        """
+        lead, report = source.replica.lead, self.view.report_of(worker_id)
+        is_lead = lead is not None and lead.worker_id == worker_id
+        if not source.is_lost or not is_lead or report is None or report.position is None:
+            return False
+        held = report.position
+        return held.replica_id == source.replica.replica_id and not held.is_broken
 
     def _resume(self, attempt: int) -> Iterator[Order]:
         for index, source, lead in self._speakers():

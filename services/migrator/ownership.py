@@ -122,7 +122,6 @@ class Ownership:
         self._revision = revision
         self.record, self._storing = self._storing, None
         self.role = Role.OWNER
-        self.is_doubted = False
         return True
 
     def conflicted(self, op_id: str) -> bool:

@@ -66,16 +66,27 @@ class Timing:
         return not living or any(self._arrange(s, handover).steps == 0 for s in living)
 
     def is_worth_moving(self, source: HandoverSource, handover: Handover) -> bool:
-        """Whether moving this source's KV takes less time than computing it again."""
-        return self._arrange(source, handover).after is not AfterStop.RECOMPUTE
+        """Whether moving this source's KV takes less time than computing it again.
+
+        The paper's guard weighs all of T_mig; here only the KV, for weights move either way.
+        """
+        moving_ns = migration_ns(
+            bytes_moved_max=self._kv_bytes(source.replica),
+            link_bytes_per_s=self._link_bytes_per_s(handover),
+            setup_ns=0,
+        )
+        return self._arrange_by(source, moving_ns).after is not AfterStop.RECOMPUTE
 
     def _arrange(self, source: HandoverSource, handover: Handover) -> Arrangement:
-        pace = self._pace(source.replica)
         moving_ns = migration_ns(
-            bytes_moved_max=self._bytes_to_move(source.replica),
+            bytes_moved_max=self._kv_bytes(source.replica) + self._weight_bytes(source.replica),
             link_bytes_per_s=self._link_bytes_per_s(handover),
             setup_ns=self._options.activation_ns,
         )
+        return self._arrange_by(source, moving_ns)
+
+    def _arrange_by(self, source: HandoverSource, moving_ns: int) -> Arrangement:
+        pace = self._pace(source.replica)
         ends_at_ns = self.source_ends_at_ns(source)
         if ends_at_ns is None:
             return arrange_for_newcomer(pace, ready_after_ns=0, migration_ns=moving_ns)
@@ -95,15 +106,18 @@ class Timing:
             computed_ns=kv_tokens * NS_PER_S // prefill_tokens_per_s,
         )
 
-    def _bytes_to_move(self, replica: ReplicaRoster) -> int:
-        """Weigh what the busiest worker of the source would send: its KV and its weights."""
+    def _kv_bytes(self, replica: ReplicaRoster) -> int:
+        """Weigh the KV that one worker of the source would send; 0 where sizes are not known."""
         report = None if replica.lead is None else self._view.report_of(replica.lead.worker_id)
-        if report is None:
-            return 0
         size = self._options.model_bytes
-        token_bytes = 0 if size is None else size.kv_bytes_per_token_layer * size.layers
-        ranks = replica.stages * replica.shards
-        return report.weights_bytes + report.kv_tokens * token_bytes // ranks
+        if report is None or size is None:
+            return 0
+        token_bytes = size.kv_bytes_per_token_layer * size.layers
+        return report.kv_tokens * token_bytes // (replica.stages * replica.shards)
+
+    def _weight_bytes(self, replica: ReplicaRoster) -> int:
+        report = None if replica.lead is None else self._view.report_of(replica.lead.worker_id)
+        return 0 if report is None else report.weights_bytes
 
     def _link_bytes_per_s(self, handover: Handover) -> int:
         """Return the slowest rate that a source measured lately, or what is assumed."""

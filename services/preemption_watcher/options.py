@@ -43,8 +43,8 @@ class WatcherOptions:
     nodes."""
     backoff_ns: int = 500 * NS_PER_MS
     """Before a failed source is asked again; doubles with each failure in a row."""
-    backoff_ns_max: int = 10 * NS_PER_S
-    """A notice may come late by this much after a long failure; two minutes allow for it."""
+    backoff_ns_max: int = 5 * NS_PER_S
+    """A notice may come late by this much after a long failure; the shortest leave 30 s."""
     linger_ns: int = 600 * NS_PER_S
     """A notice that its source told only once is forgotten this long after its deadline."""
     unknown_deadline_ns: int = 3_600 * NS_PER_S

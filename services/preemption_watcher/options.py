@@ -16,6 +16,8 @@ class SourceOptions:
     """A subject token; stands in the notices."""
     poll_interval_ns: int
     """From the end of a poll to the next; short for a source that itself waits for a change."""
+    tells_once: bool = False
+    """Whether it gives each notice a single time, as a queue does, instead of with every poll."""
     can_confirm: bool = False
     """Whether the cloud wants to know that the node is evacuated."""
 

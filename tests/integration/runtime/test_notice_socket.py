@@ -187,8 +187,19 @@ async def test_what_a_killed_watcher_left_is_no_obstacle_and_a_living_one_is(pat
         assert path.is_socket()
 
 
+async def test_a_folder_may_lie_deeper_than_a_sockets_address_is_long(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 120) / "notices.sock"
+    heard = aiter(NoticeListener(deep))
+    for _ in range(2):
+        async with a_server(deep, a_notice()):
+            assert await next_of(heard) == a_notice()
+            with pytest.raises(ConfigError, match="another watcher"):
+                await NoticeServer(deep, on_connected=lambda _: None).start()
+        assert not deep.exists()
+
+
 async def test_a_path_that_cannot_be_used_is_the_operators_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for unusable in (tmp_path / ("x" * 120), tmp_path / "file" / "notices.sock"):
+    for unusable in (tmp_path / ("x" * 300), tmp_path / "file" / "notices.sock"):
         with pytest.raises(ConfigError, match=str(tmp_path)):
             await NoticeServer(unusable, on_connected=lambda _: None).start()

@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,7 @@ BACKLOG_BYTES_MAX: Final = 256 * KIB
 CONNECTIONS_MAX: Final = 256
 """One more is hung up on at once; a node has as many workers as GPUs."""
 PATH_BYTES_MAX: Final = 107
-"""The kernel's bound on the path of a socket, its terminating zero taken off."""
+"""The kernel's bound on the address of a socket, its terminating zero taken off."""
 PROBE_TIMEOUT_S: Final = 1.0
 RETRY_NS: Final = 100 * NS_PER_MS
 """First pause before connecting again; doubles with each failure in a row."""
@@ -63,13 +63,11 @@ class NoticeServer:
 
         Raises: ConfigError if the path cannot be used or another watcher listens there.
         """
-        length = len(os.fsencode(self._path))
-        if length > PATH_BYTES_MAX:
-            raise ConfigError(f"{self._path}: a socket's path has at most {PATH_BYTES_MAX} bytes")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            _clear(self._path)
-            self._server = await asyncio.start_unix_server(self._serve, self._path)
+            with _address(self._path) as address:
+                _clear(self._path, address)
+                self._server = await asyncio.start_unix_server(self._serve, address)
             self._path.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
         except OSError as error:
             raise ConfigError(f"{self._path}: {error.strerror or error}") from None
@@ -139,7 +137,8 @@ class NoticeListener:
         retry_ns = RETRY_NS
         while True:
             try:
-                reader, writer = await asyncio.open_unix_connection(self._path)
+                with _address(self._path) as address:
+                    reader, writer = await asyncio.open_unix_connection(address)
             except OSError:
                 await asyncio.sleep(seconds(retry_ns))
                 retry_ns = min(2 * retry_ns, RETRY_NS_MAX)
@@ -184,7 +183,20 @@ def _frame(notice: Notice) -> bytes:
     return _LENGTH.pack(len(payload)) + payload
 
 
-def _clear(path: Path) -> None:
+@contextlib.contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """Yield the path in a form that fits into a socket's address, however deep its folder lies."""
+    if len(os.fsencode(path)) <= PATH_BYTES_MAX:
+        yield os.fspath(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def _clear(path: Path, address: str) -> None:
     """Remove a socket on which nobody listens. Raises: ConfigError if somebody does."""
     if not path.exists():
         return
@@ -193,7 +205,7 @@ def _clear(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(PROBE_TIMEOUT_S)
         try:
-            probe.connect(os.fspath(path))
+            probe.connect(address)
         except (ConnectionRefusedError, FileNotFoundError):
             path.unlink(missing_ok=True)
             return

@@ -13,7 +13,6 @@ from libs.runtime.clock import SystemClock
 from libs.runtime.config import read_config
 from libs.runtime.logs import set_up_logs
 from libs.runtime.nats_bus import NatsBus
-from libs.runtime.notice_socket import NoticeServer
 from libs.runtime.process import die_with_parent, run_service
 from libs.runtime.status_server import StatusServer
 from services.preemption_watcher.bus_link import BusLink
@@ -46,13 +45,16 @@ async def serve(stopping: asyncio.Event) -> None:
     sources = open_sources(config, node_id=node_id, clock=clock)
     core = WatcherCore(_options(config, sources, node_id=node_id))
     link = BusLink(lambda: NatsBus.connect(config.nats_url, name=f"watcher-{node_id}"))
-    shell = WatcherShell(node_id=node_id, core=core, sources=sources, link=link, clock=clock)
-    socket = None
-    if config.socket_path is not None:
-        socket = NoticeServer(config.socket_path, on_connected=shell.worker_connected)
-        await socket.start()
+    shell = WatcherShell(
+        node_id=node_id,
+        core=core,
+        sources=sources,
+        link=link,
+        clock=clock,
+        socket_path=config.socket_path,
+    )
     status = StatusServer(
-        metrics=watcher_metrics(core, link, socket), is_ready=lambda: link.is_connected
+        metrics=watcher_metrics(core, link, shell.socket), is_ready=lambda: link.is_connected
     )
     try:
         if config.metrics_port is not None:
@@ -60,12 +62,10 @@ async def serve(stopping: asyncio.Event) -> None:
         _log.info("watcher_ready", sources=list(config.sources))
         async with asyncio.TaskGroup() as group:
             hearing = group.create_task(_hear_signals(sources, stopping))
-            await shell.run(stopping, socket=socket)
+            await shell.run(stopping)
             hearing.cancel()
     finally:
         await status.stop()
-        if socket is not None:
-            await socket.stop()
         await link.close()
 
 
@@ -86,12 +86,12 @@ async def _hear_signals(sources: list[NoticeSource], stopping: asyncio.Event) ->
 
     SIGTERM is the process's own affair first, and arrives here as `stopping`.
     """
-    for source in sources:
-        if isinstance(source, SignalSource):
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGUSR1, source.hear, "SIGUSR1")
-            await stopping.wait()
-            source.hear("SIGTERM")
+    signals = next((source for source in sources if isinstance(source, SignalSource)), None)
+    if signals is None:
+        return
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, signals.hear, "SIGUSR1")
+    await stopping.wait()
+    signals.hear("SIGTERM")
 
 
 if __name__ == "__main__":

@@ -166,9 +166,7 @@ class WatcherCore:
             seen.add(key)
             held = self._notices.get(key)
             if held is None:
-                changed |= self._raise(
-                    reading, source=source, is_level=observation.is_whole, now_unix_ns=now_unix_ns
-                )
+                changed |= self._raise(reading, source=source, now_unix_ns=now_unix_ns)
             elif held.source == source and held.update(
                 reading, now_ns=self._now_ns, now_unix_ns=now_unix_ns
             ):
@@ -177,13 +175,13 @@ class WatcherCore:
                 changed = True
         if observation.is_whole:
             for held in self._notices:
-                if held.source == source and held.is_level and held.key not in seen:
+                if held.source == source and held.key not in seen:
                     self._withdraw(held, detail="the source no longer gives it")
                     changed = True
         if changed:
             self._tell_workers()
 
-    def _raise(self, reading: Reading, *, source: str, is_level: bool, now_unix_ns: int) -> bool:
+    def _raise(self, reading: Reading, *, source: str, now_unix_ns: int) -> bool:
         """Hold and give a new notice; return False if there is no room for it."""
         if self._notices.is_full:
             self.counters.notices_refused += 1
@@ -193,7 +191,7 @@ class WatcherCore:
             reading,
             key=self._key_of(reading),
             source=source,
-            is_level=is_level,
+            tells_once=self._polling.tells_once(source),
             now_ns=self._now_ns,
             now_unix_ns=now_unix_ns,
             options=self._options,
@@ -262,9 +260,7 @@ class WatcherCore:
         )
         held = self._notices.find(node_id=request.node_id, notice_id=request.notice_id)
         if held is None:
-            if not self._raise(
-                reading, source=MANUAL, is_level=False, now_unix_ns=event.now_unix_ns
-            ):
+            if not self._raise(reading, source=MANUAL, now_unix_ns=event.now_unix_ns):
                 full = f"{len(self._notices)} notices are held"
                 self._reject(event.asker, NoticeRejectReason.FULL, full)
                 return

@@ -24,12 +24,12 @@ class HeldNotice:
     __slots__ = (
         "_options",
         "deadline_at_ns",
-        "is_level",
         "key",
         "observed_at_ns",
         "observed_at_unix_ns",
         "reading",
         "source",
+        "tells_once",
     )
 
     def __init__(
@@ -38,7 +38,7 @@ class HeldNotice:
         *,
         key: NoticeKey,
         source: str,
-        is_level: bool,
+        tells_once: bool,
         now_ns: int,
         now_unix_ns: int,
         options: WatcherOptions,
@@ -46,8 +46,8 @@ class HeldNotice:
         self._options = options
         self.key = key
         self.source = source
-        self.is_level = is_level
-        """Whether the source gives it again with every poll, and withdraws it by leaving it out."""
+        self.tells_once = tells_once
+        """Whether the source will neither repeat nor withdraw it."""
         self.observed_at_ns = now_ns
         self.observed_at_unix_ns = now_unix_ns
         self.reading = reading
@@ -67,7 +67,7 @@ class HeldNotice:
 
     def expires_at_ns(self) -> int | None:
         """When it is forgotten unasked; None as long as its source keeps giving it."""
-        if self.is_level:
+        if not self.tells_once:
             return None
         end_at_ns = self.deadline_at_ns
         if end_at_ns is None:

@@ -16,6 +16,8 @@ class SourceOptions:
     """A subject token; stands in the notices."""
     poll_interval_ns: int
     """From the end of a poll to the next; short for a source that itself waits for a change."""
+    tells_once: bool = False
+    """Whether it gives each notice a single time, as a queue does, instead of with every poll."""
     can_confirm: bool = False
     """Whether the cloud wants to know that the node is evacuated."""
 
@@ -43,8 +45,8 @@ class WatcherOptions:
     nodes."""
     backoff_ns: int = 500 * NS_PER_MS
     """Before a failed source is asked again; doubles with each failure in a row."""
-    backoff_ns_max: int = 10 * NS_PER_S
-    """A notice may come late by this much after a long failure; two minutes allow for it."""
+    backoff_ns_max: int = 5 * NS_PER_S
+    """A notice may come late by this much after a long failure; the shortest leave 30 s."""
     linger_ns: int = 600 * NS_PER_S
     """A notice that its source told only once is forgotten this long after its deadline."""
     unknown_deadline_ns: int = 3_600 * NS_PER_S

@@ -43,6 +43,10 @@ class Polling:
         """Whether the source's cloud wants to know of an evacuation."""
         return source in self.sources and self.sources[source].options.can_confirm
 
+    def tells_once(self, source: str) -> bool:
+        """Whether the source gives each notice a single time; a person does, too."""
+        return source not in self.sources or self.sources[source].options.tells_once
+
     def start(self, *, cause_id: str) -> list[WatcherCommand]:
         """Ask every source."""
         return [self._poll(health, cause_id=cause_id) for health in self.sources.values()]

@@ -45,8 +45,8 @@ class Observation:
 
     readings: tuple[Reading, ...] = ()
     is_whole: bool = True
-    """Whether these are all the notices there are: then one that is missing is withdrawn. A source
-    that tells of each notice once, as a queue does, is never whole."""
+    """Whether these are all the notices there are: then one that is missing is withdrawn. The
+    answer of a source that tells each notice once is never whole."""
     unreadable: tuple[str, ...] = ()
     """Parts that could not be understood, each by its reason; what could be stands in readings."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, assert_never
 
 import structlog
@@ -71,24 +72,30 @@ class WatcherShell:
         sources: Sequence[NoticeSource],
         link: BusLink,
         clock: Clock,
+        socket_path: Path | None,
     ) -> None:
         self._node_id = node_id
+        self.socket = (
+            None
+            if socket_path is None
+            else NoticeServer(socket_path, on_connected=self._on_connected)
+        )
+        """The node's socket; None gives notice over the bus alone."""
         self._sources = {source.options.name: source for source in sources}
         self._link = link
         self._clock = clock
-        self._socket: NoticeServer | None = None
         self._polls: set[asyncio.Task[Observation]] = set()
         self.actor: ActorShell[WatcherEvent, WatcherCommand] = ActorShell(
             core=core, interpret=self._interpret, clock=clock, name=f"watcher-{node_id}"
         )
 
-    async def run(self, stopping: asyncio.Event, *, socket: NoticeServer | None = None) -> None:
+    async def run(self, stopping: asyncio.Event) -> None:
         """Watch until `stopping`, and longer where that is itself a notice.
 
-        `socket` has been started by the caller, who also stops it. Raises: InvariantViolation,
-        ConfigError (in a group).
+        Raises: InvariantViolation, ConfigError (both perhaps in a group).
         """
-        self._socket = socket
+        if self.socket is not None:
+            await self.socket.start()
         self.actor.post(WatcherStarted(cause_id=self._node_id))
         try:
             async with asyncio.TaskGroup() as group:
@@ -100,14 +107,10 @@ class WatcherShell:
                 for task in tasks:
                     task.cancel()
         finally:
+            if self.socket is not None:
+                await self.socket.stop()
             for source in self._sources.values():
                 await source.close()
-
-    def worker_connected(self, connection_id: int) -> None:
-        """Let the core tell a worker that has just connected what holds."""
-        self.actor.offer(
-            WorkerConnected(connection_id=connection_id, cause_id=f"worker-{connection_id}")
-        )
 
     async def _take_requests(self) -> None:
         requests = await self._link.subscribe(subjects.notice_request(self._node_id))
@@ -116,6 +119,11 @@ class WatcherShell:
     async def _stop_after(self, stopping: asyncio.Event) -> None:
         await stopping.wait()
         self.actor.post(StopRequested(cause_id="signal"))
+
+    def _on_connected(self, connection_id: int) -> None:
+        self.actor.offer(
+            WorkerConnected(connection_id=connection_id, cause_id=f"worker-{connection_id}")
+        )
 
     def _translate(self, message: BusMessage) -> WatcherEvent:
         asker = Asker(reply_to=message.reply_to, encoding=encoding_of(message.payload))
@@ -144,8 +152,8 @@ class WatcherShell:
                 answer = encode(command.answer, encoding=command.encoding)
                 return self._publishing(command.reply_to, answer)
             case TellWorkers():
-                if self._socket is not None:
-                    self._socket.send(command.notices, connection=command.connection_id)
+                if self.socket is not None:
+                    self.socket.send(command.notices, connection=command.connection_id)
             case ConfirmToSource():
                 return Effect(
                     work=lambda: self._confirm(command),

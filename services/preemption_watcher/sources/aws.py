@@ -64,13 +64,17 @@ class AwsSource:
         readings: list[Reading] = []
         unreadable: list[str] = []
         for path, read in documents:
-            answer = await self._get(path)
-            if answer is None:
-                continue
             try:
-                readings.append(read(answer.body))
+                answer = await self._get(path)
+                if answer is not None:
+                    readings.append(read(answer.body))
             except ContractViolation as violation:
                 unreadable.append(f"{path}: {violation}")
+            except Unavailable as error:
+                if not readings:
+                    raise
+                # The interruption was read; it does not wait for a mere recommendation.
+                unreadable.append(f"{path}: {error}")
         return Observation(
             readings=tuple(readings), unreadable=tuple(unreadable), is_whole=not unreadable
         )

@@ -59,7 +59,7 @@ class SqsSource:
         self._clock = clock
         self._session = Session()
         self._handed_over: list[str] = []
-        self.options = SourceOptions(name=NAME, poll_interval_ns=POLL_INTERVAL_NS)
+        self.options = SourceOptions(name=NAME, poll_interval_ns=POLL_INTERVAL_NS, tells_once=True)
 
     async def poll(self) -> Observation:
         """Wait for messages; see NoticeSource.poll."""

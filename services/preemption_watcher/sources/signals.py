@@ -29,7 +29,7 @@ class SignalSource:
         self._node_id = node_id
         self._clock = clock
         self._signals: Inbox[str] = Inbox(items_max=SIGNALS_MAX)
-        self.options = SourceOptions(name=NAME, poll_interval_ns=0)
+        self.options = SourceOptions(name=NAME, poll_interval_ns=0, tells_once=True)
 
     def hear(self, signal_name: str) -> None:
         """The process has got this signal, such as SIGTERM; others than configured are nothing."""

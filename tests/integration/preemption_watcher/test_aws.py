@@ -29,6 +29,7 @@ class Imds:
         self.tokens_given = 0
         self.documents: dict[str, bytes] = {}
         self.status = 200
+        self.broken_path = ""
 
     def publish(self, name: str, value: Any) -> None:
         self.documents[f"/latest/meta-data/{name}"] = json.dumps(value).encode()
@@ -36,6 +37,8 @@ class Imds:
     async def __call__(self, call: Any) -> Any:
         if self.status != 200:
             return self._reply(status=self.status, body=b"<html>out of\norder</html>")
+        if call.path == self.broken_path:
+            return self._reply(status=500)
         if call.path == "/latest/api/token":
             return self._give_token(call)
         ends_at_ns = self.tokens.get(call.headers.get("x-aws-ec2-metadata-token", ""), 0)
@@ -136,6 +139,22 @@ async def test_a_garbled_document_hides_neither_the_other_nor_itself_once_it_is_
         assert "spot/instance-action" in observation.unreadable[0]
         imds.publish("spot/instance-action", ACTION)
         assert len((await source.poll()).readings) == 2
+        await source.close()
+
+
+async def test_an_interruption_does_not_wait_for_a_recommendation_that_cannot_be_read(
+    cloud: Cloud, reply: Any, clock: Any
+) -> None:
+    imds = Imds(reply, clock)
+    imds.broken_path = "/latest/meta-data/events/recommendations/rebalance"
+    async with cloud(imds) as url:
+        source = a_source(url, clock)
+        with pytest.raises(Unavailable, match="HTTP 500"):
+            await source.poll()
+        imds.publish("spot/instance-action", ACTION)
+        observation = await source.poll()
+        assert [reading.kind for reading in observation.readings] == ["preemption"]
+        assert not observation.is_whole, "a recommendation that was given may still hold"
         await source.close()
 
 

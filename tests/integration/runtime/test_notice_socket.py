@@ -120,20 +120,22 @@ async def test_what_is_no_notice_is_counted_and_the_next_is_heard(path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "broken",
+    ("broken", "frames_refused"),
     [
-        struct.pack(">I", FRAME_BYTES_MAX + 1) + b"x" * 100,
-        b"HTTP/1.1 400 Bad Request\r\n\r\n",
-        framed(encode(a_notice()))[:-1],
-        b"\x00",
-        b"",
+        (struct.pack(">I", FRAME_BYTES_MAX + 1) + b"x" * 100, 1),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", 1),
+        (framed(encode(a_notice()))[:-1], 0),
+        (b"\x00", 0),
+        (b"", 0),
     ],
 )
 async def test_a_stream_that_is_none_of_ours_is_left_and_tried_again(
-    path: Path, broken: bytes
+    path: Path, broken: bytes, frames_refused: int
 ) -> None:
     async with a_raw_server(path, broken, framed(encode(a_notice()))):
-        assert await next_of(aiter(NoticeListener(path))) == a_notice()
+        listener = NoticeListener(path)
+        assert await next_of(aiter(listener)) == a_notice()
+        assert listener.frames_refused == frames_refused
 
 
 async def test_a_frame_as_long_as_allowed_is_read(path: Path) -> None:
@@ -185,8 +187,19 @@ async def test_what_a_killed_watcher_left_is_no_obstacle_and_a_living_one_is(pat
         assert path.is_socket()
 
 
+async def test_a_folder_may_lie_deeper_than_a_sockets_address_is_long(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 120) / "notices.sock"
+    heard = aiter(NoticeListener(deep))
+    for _ in range(2):
+        async with a_server(deep, a_notice()):
+            assert await next_of(heard) == a_notice()
+            with pytest.raises(ConfigError, match="another watcher"):
+                await NoticeServer(deep, on_connected=lambda _: None).start()
+        assert not deep.exists()
+
+
 async def test_a_path_that_cannot_be_used_is_the_operators_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for unusable in (tmp_path / ("x" * 120), tmp_path / "file" / "notices.sock"):
+    for unusable in (tmp_path / ("x" * 300), tmp_path / "file" / "notices.sock"):
         with pytest.raises(ConfigError, match=str(tmp_path)):
             await NoticeServer(unusable, on_connected=lambda _: None).start()

@@ -39,9 +39,9 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 OBJECTS = st.dictionaries(FIELDS, VALUES, max_size=6)
 IDS = st.sampled_from(["a", "b", "c"])
-POLLS = st.lists(
-    st.none() | st.lists(st.tuples(IDS, st.integers(-100, 100)), max_size=3), max_size=12
-)
+ANSWERS = st.tuples(st.booleans(), st.dictionaries(IDS, st.integers(-100, 100)))
+POLLS = st.lists(st.none() | ANSWERS, max_size=12)
+"""Failures, and answers that are whole or not, with the seconds that are left of each notice."""
 
 
 @settings(max_examples=80, deadline=None)
@@ -74,10 +74,10 @@ def test_whatever_stands_for_an_instant_is_read_or_refused(text: str) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(polls=POLLS)
-def test_after_any_run_of_polls_exactly_the_last_whole_answer_holds(
-    polls: list[list[tuple[str, int]] | None],
+def test_after_any_run_of_polls_everybody_believes_what_the_source_said_last(
+    polls: list[tuple[bool, dict[str, int]] | None],
 ) -> None:
-    """Whoever listens to the bus, and whoever to the socket, believes what the source said last."""
+    """Whoever listens to the bus and whoever to the socket; a partial answer takes nothing back."""
     source = SourceOptions(name="cloud", poll_interval_ns=NS_PER_S)
     core = WatcherCore(WatcherOptions(node_id="node-a", sources=(source,)))
     on_bus: set[str] = set()
@@ -91,9 +91,10 @@ def test_after_any_run_of_polls_exactly_the_last_whole_answer_holds(
         if poll is None:
             event = SourceFailed(op_id=command.op_id, source="cloud", reason="", cause_id="poll")
         else:
-            graces = dict(poll)
-            truth = set(graces)
+            is_whole, graces = poll
+            truth = set(graces) if is_whole else truth | set(graces)
             observation = Observation(
+                is_whole=is_whole,
                 readings=tuple(
                     Reading(
                         notice_id=notice_id,
@@ -101,7 +102,7 @@ def test_after_any_run_of_polls_exactly_the_last_whole_answer_holds(
                         deadline_at_unix_ns=10**18 + now_ns + grace_s * NS_PER_S,
                     )
                     for notice_id, grace_s in graces.items()
-                )
+                ),
             )
             event = SourceObserved(
                 op_id=command.op_id,

@@ -46,6 +46,7 @@ from services.preemption_watcher.readings import Observation, Reading
 START_UNIX_NS = 1_800_000_000 * NS_PER_S
 CLOUD = SourceOptions(name="cloud", poll_interval_ns=NS_PER_S)
 OTHER = SourceOptions(name="other", poll_interval_ns=NS_PER_S, can_confirm=True)
+QUEUE = SourceOptions(name="queue", poll_interval_ns=NS_PER_S, tells_once=True)
 REQUESTS = {"raise": RaiseNotice, "withdraw": WithdrawNotice, "confirm": ConfirmEvacuation}
 
 
@@ -53,7 +54,7 @@ class Watcher:
     """Interprets the core's commands; what it says is kept until taken."""
 
     def __init__(self, **changes: Any) -> None:
-        options = {"node_id": "node-a", "sources": (CLOUD, OTHER), "safety_ns": 2 * NS_PER_S}
+        options = {"node_id": "node-a", "sources": (CLOUD, OTHER, QUEUE), "safety_ns": 2 * NS_PER_S}
         self.core = WatcherCore(WatcherOptions(**{**options, **changes}))
         self.now_ns = 5 * NS_PER_S
         self.wall_step_ns = 0
@@ -77,14 +78,16 @@ class Watcher:
         self.core.check_invariants()
 
     def observe(self, *readings: Reading, source: str = "cloud", **changes: Any) -> None:
-        """End the poll of this source with these readings, and let it be asked again at once."""
+        """End the poll of this source with these readings; one of a queue is never whole."""
         if source not in self.polls:
             self.fire(f"poll/{source}")
         self.handle(
             SourceObserved(
                 op_id=self.polls.pop(source),
                 source=source,
-                observation=Observation(readings=readings, **changes),
+                observation=Observation(
+                    readings=readings, **{"is_whole": source != "queue", **changes}
+                ),
                 now_unix_ns=self.now_unix_ns,
                 cause_id="poll",
             )

@@ -218,8 +218,8 @@ def test_what_a_source_told_once_is_forgotten_long_after_its_deadline_without_a_
     a_watcher: AWatcher, a_reading: AReading
 ) -> None:
     watcher = a_watcher(linger_ns=10 * NS_PER_S)
-    watcher.observe(a_reading(grace_ns=20 * NS_PER_S), is_whole=False)
-    watcher.observe(is_whole=False)
+    watcher.observe(a_reading(grace_ns=20 * NS_PER_S), source="queue")
+    watcher.observe(source="queue")
     watcher.advance(27_000)
     assert watcher.core.notices_held == 1
     watcher.take_published()
@@ -227,6 +227,18 @@ def test_what_a_source_told_once_is_forgotten_long_after_its_deadline_without_a_
     assert watcher.core.notices_held == 0
     assert watcher.take_published() == []
     assert watcher.outcomes()[-1] is Outcome.NOTICE_EXPIRED
+
+
+def test_a_notice_first_seen_in_a_half_readable_answer_is_withdrawn_by_a_whole_one(
+    a_watcher: AWatcher, a_reading: AReading
+) -> None:
+    watcher = a_watcher(linger_ns=1)
+    watcher.observe(a_reading(), is_whole=False, unreadable=("the rest",))
+    watcher.advance(600_000)
+    assert watcher.core.notices_held == 1
+    watcher.take_published()
+    watcher.observe()
+    assert watcher.take_withdrawn() == ["n"]
 
 
 def test_what_a_source_keeps_telling_is_kept_past_its_deadline(
@@ -243,7 +255,7 @@ def test_a_notice_without_a_deadline_that_was_told_once_is_forgotten_too(
     a_watcher: AWatcher, a_reading: AReading
 ) -> None:
     watcher = a_watcher(unknown_deadline_ns=60 * NS_PER_S, linger_ns=10 * NS_PER_S)
-    watcher.observe(a_reading(grace_ns=None), is_whole=False)
+    watcher.observe(a_reading(grace_ns=None), source="queue")
     watcher.advance(68_000)
     assert watcher.core.notices_held == 1
     watcher.advance(4_000)
@@ -254,7 +266,7 @@ def test_a_notice_about_another_node_goes_to_the_bus_alone(
     a_watcher: AWatcher, a_reading: AReading
 ) -> None:
     watcher = a_watcher()
-    watcher.observe(a_reading("far", node_id="node-b"), is_whole=False)
+    watcher.observe(a_reading("far", node_id="node-b"), source="queue")
     assert [notice.node_id for notice in watcher.take_given()] == ["node-b"]
     watcher.connect()
     assert watcher.take_told() == []

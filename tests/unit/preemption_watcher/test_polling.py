@@ -21,7 +21,7 @@ def delay_ms(watcher: Any, source: str = "cloud") -> int:
 
 
 def test_every_source_is_asked_at_the_start(a_watcher: AWatcher) -> None:
-    assert set(a_watcher().polls) == {"cloud", "other"}
+    assert set(a_watcher().polls) == {"cloud", "other", "queue"}
 
 
 def test_a_source_is_asked_again_at_its_interval_and_once_at_a_time(a_watcher: AWatcher) -> None:
@@ -85,7 +85,7 @@ def test_an_outcome_that_no_poll_waits_for_is_our_own_bug(a_watcher: AWatcher) -
 def test_a_timer_of_nobody_asks_nobody(a_watcher: AWatcher) -> None:
     watcher = a_watcher()
     watcher.handle(TimerFired(key="poll/unheard-of", cause_id="timer"))
-    assert set(watcher.polls) == {"cloud", "other"}
+    assert set(watcher.polls) == {"cloud", "other", "queue"}
 
 
 def test_a_watcher_that_is_told_to_end_ends(a_watcher: AWatcher, a_reading: AReading) -> None:
@@ -101,7 +101,7 @@ def test_where_the_end_is_itself_a_notice_the_watcher_stays_for_its_grace(
 ) -> None:
     watcher = a_watcher(stop_after_ns=30 * NS_PER_S)
     watcher.handle(StopRequested(cause_id="signal"))
-    watcher.observe(a_reading("sigterm"), is_whole=False)
+    watcher.observe(a_reading("sigterm"), source="queue")
     watcher.advance(29_000)
     assert not watcher.is_stopped
     assert len(watcher.take_given()) == 15

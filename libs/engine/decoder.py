@@ -122,7 +122,7 @@ class Pass:
     """Some rows on their way through the layers."""
 
     hidden_NC: torch.Tensor
-    step: "DecoderStep"
+    step: DecoderStep
     rotation: Rotation | None
     scratch: "_Scratch"
 

@@ -79,6 +79,7 @@ class WatcherCounters:
 class _Confirmation:
     request: ConfirmEvacuation
     asker: Asker
+    source: str
 
 
 class WatcherCore:
@@ -280,7 +281,7 @@ class WatcherCore:
             return
         self._confirmations_started += 1
         op_id = f"confirm-{self._confirmations_started}"
-        self._confirmations[op_id] = _Confirmation(request=request, asker=asker)
+        self._confirmations[op_id] = _Confirmation(request=request, asker=asker, source=held.source)
         self._commands.append(
             ConfirmToSource(
                 op_id=op_id,
@@ -293,11 +294,9 @@ class WatcherCore:
     def _on_confirmed(self, event: EvacuationConfirmed) -> None:
         pending = self._confirmations.pop(event.op_id)
         self._accept(pending.request, pending.asker)
-        held = self._notices.find(
-            node_id=pending.request.node_id, notice_id=pending.request.notice_id
+        self._log(
+            Outcome.EVACUATION_CONFIRMED, source=pending.source, detail=pending.request.notice_id
         )
-        source = "unknown" if held is None else held.source
-        self._log(Outcome.EVACUATION_CONFIRMED, source=source, detail=pending.request.notice_id)
 
     def _accept(self, request: NoticeRequest, asker: Asker) -> None:
         accepted = NoticeRequestAccepted(notice_id=request.notice_id, node_id=request.node_id)

@@ -7,7 +7,13 @@ from typing import Any, Final, TypeAlias, TypedDict
 from pydantic import JsonValue, ValidationError
 
 from libs.client.errors import RequestRefused
-from libs.contracts.online import ChatMessage, RejectReason, SamplingParameters, SubmitRequest
+from libs.contracts.online import (
+    ChatMessage,
+    RejectReason,
+    ResponseFormat,
+    SamplingParameters,
+    SubmitRequest,
+)
 from libs.contracts.wire import describe
 
 MessageLike: TypeAlias = ChatMessage | Mapping[str, str]
@@ -39,6 +45,7 @@ class RequestArguments(TypedDict, total=False):
     logprobs: int | None
     stop: str | Sequence[str]
     ignore_eos: bool
+    response_format: ResponseFormat | Mapping[str, JsonValue] | None
     priority: int
     expires_after_ms: int | None
     request_id: str | None

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from libs.engine.attention import KvShape, PagedAttention
 from libs.engine.decoder import load_decoder
+from libs.engine.grammar import GrammarVocabulary, serialised
 from libs.engine.model_config import (
     DecoderShape,
     ModelLoadError,
@@ -67,6 +68,8 @@ class LoadedEngine:
     tokenizer: PreTrainedTokenizerBase
     config: DecoderShape
     dtype: torch.dtype
+    can_hold_to_schema: bool
+    """Whether requests may have an answer_schema: the tokenizer must be one in Rust."""
 
 
 def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
@@ -80,6 +83,7 @@ def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
     decoder, config = _load_decoder(folder, options, device)
     dtype = decoder.dtype
     tokenizer = load_tokenizer(folder)
+    grammars = _grammars(tokenizer, config)
     kv_shape, context_tokens_max = _kv_shape(options, config, dtype=dtype, device=device)
     runner = ModelRunner(
         decoder=decoder,
@@ -94,6 +98,7 @@ def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
         detokenizer=TokenizerDetokenizer(tokenizer),
         vocabulary_size=config.vocabulary_size,
         eos_token_ids=config.eos_token_ids,
+        grammars=grammars,
     )
     scheduler_options = SchedulerOptions(
         step_tokens_max=options.step_tokens_max,
@@ -110,6 +115,7 @@ def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
         tokenizer=tokenizer,
         config=config,
         dtype=dtype,
+        can_hold_to_schema=grammars is not None,
     )
 
 
@@ -162,6 +168,17 @@ def _load_fallback(
     except ModelLoadError as error:
         raise ModelLoadError(f"{why}; nor can transformers stand in: {error}") from error
     return decoder, decoder.config
+
+
+def _grammars(tokenizer: PreTrainedTokenizerBase, config: DecoderShape) -> GrammarVocabulary | None:
+    tokenizer_json = serialised(tokenizer)
+    if tokenizer_json is None:
+        return None
+    return GrammarVocabulary(
+        tokenizer_json,
+        vocabulary_size=max(config.vocabulary_size, len(tokenizer)),
+        eos_token_ids=config.eos_token_ids,
+    )
 
 
 def _dtype(options: EngineOptions, folder: Path) -> torch.dtype:

@@ -73,6 +73,8 @@ class SequenceRequest:
     stop: StopOptions
     priority: int = 0
     """The higher value is admitted first and preempted last; equal ones go by arrival."""
+    answer_schema: str | None = None
+    """The JSON schema, as text, that the answer is held to; one that `grammar` does not refuse."""
     cache_salt: str = ""
     """Sequences share cached prefixes only within one salt (one tenant)."""
 

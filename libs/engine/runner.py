@@ -9,6 +9,7 @@ import torch
 from libs.contracts.online import TokenLogprobs
 from libs.engine.attention import PagedAttention
 from libs.engine.decoder import DecoderStep
+from libs.engine.grammar import AnswerGrammar, GrammarVocabulary
 from libs.engine.logits_adjuster import LogitsAdjuster, needs_adjuster
 from libs.engine.requests import SequenceRequest
 from libs.engine.sampling import SamplingRow, sample_tokens
@@ -22,6 +23,7 @@ class _OpenSequence:
     request: SequenceRequest
     text: TextStream
     adjuster: LogitsAdjuster | None
+    grammar: AnswerGrammar | None
 
 
 class StepDecoder(Protocol):
@@ -57,12 +59,15 @@ class ModelRunner:
         detokenizer: Detokenizer,
         vocabulary_size: int,
         eos_token_ids: frozenset[int],
+        grammars: GrammarVocabulary | None = None,
     ) -> None:
+        """Without `grammars` no request may have an answer_schema."""
         self._decoder = decoder
         self._attention = attention
         self._detokenizer = detokenizer
         self._vocabulary_size = vocabulary_size
         self._eos_token_ids = eos_token_ids
+        self._grammars = grammars
         self._sequences: dict[str, _OpenSequence] = {}
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -99,6 +104,10 @@ class ModelRunner:
             min_tokens=request.stop.min_tokens,
         )
         text.replay(request.generated_token_ids)
+        grammar = None
+        if request.answer_schema is not None:
+            assert self._grammars is not None, "this tokenizer knows no grammars"
+            grammar = self._grammars.begin(request.answer_schema, request.generated_token_ids)
         adjuster = None
         if needs_adjuster(request):
             with torch.inference_mode():
@@ -107,8 +116,9 @@ class ModelRunner:
                     eos_token_ids=self._eos_token_ids,
                     vocabulary_size=self._vocabulary_size,
                     device=self._decoder.device,
+                    grammar=grammar,
                 )
-        return _OpenSequence(request, text, adjuster)
+        return _OpenSequence(request, text, adjuster, grammar)
 
     def _step(self, plan: StepPlan) -> DecoderStep:
         token_ids: list[int] = []
@@ -144,19 +154,22 @@ class ModelRunner:
         self, entry: PlanEntry, token_id: int, *, logprobs: TokenLogprobs | None
     ) -> SampledToken:
         sequence = self._sequences[entry.sequence_id]
+        is_stop_token = sequence.request.stop.is_stop_token(
+            token_id, output_index=entry.output_index, eos_token_ids=self._eos_token_ids
+        )
         if sequence.adjuster is not None:
             sequence.adjuster.push(token_id)
-        piece = sequence.text.push(
-            token_id,
-            is_stop_token=sequence.request.stop.is_stop_token(
-                token_id, output_index=entry.output_index, eos_token_ids=self._eos_token_ids
-            ),
-        )
+        grammar = sequence.grammar
+        if grammar is not None and not is_stop_token:
+            grammar.push(token_id)
+        is_cut_off = grammar is not None and grammar.is_broken
+        piece = sequence.text.push(token_id, is_stop_token=is_stop_token or is_cut_off)
         return SampledToken(
             sequence_id=entry.sequence_id,
             token_id=token_id,
             text=piece.text,
             text_if_last=piece.text_if_last,
-            is_stop_matched=piece.is_stop_matched,
+            is_stop_matched=piece.is_stop_matched or (grammar is not None and grammar.is_complete),
+            is_cut_off=is_cut_off,
             logprobs=logprobs,
         )

@@ -381,6 +381,8 @@ class Scheduler:
 
     def _finish_reason(self, sequence: _Sequence, token: SampledToken) -> FinishReason | None:
         stop = sequence.request.stop
+        if token.is_cut_off:
+            return "length"
         if token.is_stop_matched:
             return "stop"
         if stop.is_stop_token(

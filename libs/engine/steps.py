@@ -60,7 +60,10 @@ class SampledToken:
     """The text to emit instead if the sequence ends with this token: flushes what was held
     back, and leaves out the text of the token itself if it is a stop token."""
     is_stop_matched: bool
-    """Whether a stop string is complete; `text` then ends before it."""
+    """Whether a stop string is complete, before which `text` then ends, or the answer's schema
+    allows nothing more."""
+    is_cut_off: bool = False
+    """Whether the sequence must end here, although its answer's schema asks for more."""
     logprobs: TokenLogprobs | None = None
     """Exactly where the request asks for them."""
 

@@ -74,6 +74,7 @@ def worker_options(
         process_id=process_id,
         vocabulary_size=engine.loaded.config.vocabulary_size,
         engine=engine.loaded.scheduler_options,
+        can_hold_to_schema=engine.loaded.can_hold_to_schema,
         sessions_max=config.sessions_max,
         report_interval_ns=config.report_interval_ns,
         drain_ns_max=config.drain_ns_max,

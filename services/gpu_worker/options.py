@@ -16,6 +16,8 @@ class WorkerOptions:
     process_id: int
     vocabulary_size: int
     engine: SchedulerOptions
+    can_hold_to_schema: bool = True
+    """Whether a session may have an answer_schema."""
     sessions_max: int = 1024
     """Sessions held, running, waiting or unacknowledged; one more is refused as full."""
     ended_epochs_max: int = 16_384

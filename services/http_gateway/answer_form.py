@@ -142,6 +142,7 @@ def submission_of(
             sampling=SamplingParameters(**given),
             stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
             ignore_eos=bool(request.ignore_eos),
+            response_format=request.response_format,
             priority=request.priority or 0,
             expires_after_ms=expires_after_ms,
         )

@@ -19,6 +19,7 @@ from libs.contracts.online import (
     TOOLS_MAX,
     TOP_K_MAX,
     TOP_LOGPROBS_MAX,
+    ResponseFormat,
     TokenId,
 )
 from services.http_gateway.errors import ApiError, from_validation, invalid
@@ -68,6 +69,8 @@ class GenerationRequest(RequestPart):
     )
     min_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS_LIMIT)
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=STOP_TOKEN_IDS_MAX)
+    response_format: ResponseFormat | None = None
+    """Served for completions as well."""
     return_token_ids: bool | None = None
     """Our own: show the token ids of prompt and answer."""
     priority: int | None = Field(default=None, ge=-100, le=100)
@@ -137,7 +140,6 @@ _UNSERVED: Final[Mapping[str, tuple[JsonValue, ...]]] = {
     "allowed_token_ids": (),
     "bad_words": ([],),
     "prompt_logprobs": (),
-    "response_format": ({"type": "text"},),
     "structured_outputs": ({},),
     "guided_json": (),
     "guided_regex": (),

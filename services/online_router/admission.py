@@ -86,10 +86,16 @@ class Admission:
         self._claim(session)
 
     def prompt_refused(self, event: PromptRefused) -> None:
-        """The prompt itself is wrong."""
+        """The prompt or the schema itself is wrong, or too many schemas wait to be looked at."""
         session = self._session_of(event.op_id, Phase.TOKENIZING)
         if session is not None:
-            self._drop(session, self._rejection(session, event.reason, event.message))
+            rejection = self._rejection(
+                session,
+                event.reason,
+                event.message,
+                is_transient=event.reason in (RejectReason.OVERLOADED, RejectReason.UNAVAILABLE),
+            )
+            self._drop(session, rejection.model_copy(update={"parameter": event.parameter}))
 
     def claim_made(self, event: ClaimMade) -> None:
         """The request id is ours: open the session in the journal."""
@@ -404,4 +410,5 @@ def _spec_of(
         stop=submission.stop,
         ignore_eos=submission.ignore_eos,
         priority=submission.priority,
+        answer_schema=submission.answer_schema,
     )

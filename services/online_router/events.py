@@ -53,12 +53,15 @@ class PromptTokenized:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRefused:
-    """Outcome of Tokenize: the prompt cannot be rendered or tokenised."""
+    """Outcome of Tokenize: the prompt cannot be rendered or tokenised, or no answer be held to the
+    schema."""
 
     op_id: str
     reason: RejectReason
     message: str
     cause_id: str
+    parameter: str | None = None
+    """The field at fault, where it is not the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

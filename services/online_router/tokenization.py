@@ -22,6 +22,7 @@ from libs.contracts.text import (
     TextTokenized,
     TokenizeText,
 )
+from libs.engine.grammar import serialised
 from libs.kernel.errors import ConfigError
 from services.online_router.commands import Tokenize
 from services.online_router.events import PromptRefused, PromptTokenized
@@ -49,6 +50,10 @@ class Tokenization:
     def aliases(self) -> tuple[str, ...]:
         """The models that can be tokenised, sorted."""
         return tuple(sorted(self._tokenizers))
+
+    def serialised(self) -> dict[str, str | None]:
+        """Return each tokenizer as JSON; None where it has no such form."""
+        return {alias: serialised(self._tokenizers[alias]) for alias in self.aliases}
 
     def run(self, command: Tokenize) -> PromptTokenized | PromptRefused:
         """Return the token ids of a submission's prompt, or why it has none."""

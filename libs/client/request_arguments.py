@@ -43,6 +43,7 @@ class RequestArguments(TypedDict, total=False):
     min_tokens: int
     stop_token_ids: Sequence[int]
     logprobs: int | None
+    prompt_logprobs: bool
     stop: str | Sequence[str]
     ignore_eos: bool
     response_format: ResponseFormat | Mapping[str, JsonValue] | None

@@ -139,7 +139,7 @@ def record_bytes_estimate(record: JournalRecord) -> int:
 
 
 def _logprobs_bytes(logprobs: Sequence[TokenLogprobs]) -> int:
-    return SCORED_TOKEN_BYTES * sum(1 + len(item.best) for item in logprobs)
+    return SCORED_TOKEN_BYTES * sum(item.scored_tokens for item in logprobs)
 
 
 def _text_bytes(texts: Sequence[str]) -> int:

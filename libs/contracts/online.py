@@ -103,6 +103,9 @@ class SamplingParameters(Message):
         le=TOP_LOGPROBS_MAX,
         description="report each token's log probability, and those of this many best ones",
     )
+    prompt_logprobs: bool = Field(
+        default=False, description="report the prompt's as well, with the first token's"
+    )
 
 
 class ResponseFormat(Message):
@@ -194,6 +197,8 @@ class SubmitRequest(Message):
             raise ValueError("min_tokens must not exceed max_tokens")
         if self.tools and self.messages is None:
             raise ValueError("tools go with messages only")
+        if self.sampling.prompt_logprobs and self.sampling.logprobs is None:
+            raise ValueError("prompt_logprobs goes with logprobs only")
         return self
 
 
@@ -239,6 +244,16 @@ class TokenLogprobs(Message):
 
     chosen: ScoredToken
     best: tuple[ScoredToken, ...] = Field(default=(), max_length=TOP_LOGPROBS_MAX)
+    prompt: tuple["TokenLogprobs", ...] = Field(
+        default=(),
+        description="with the first token, if asked for: one per token of the prompt, whose own "
+        "first one is given, at a log probability of 0",
+    )
+
+    @property
+    def scored_tokens(self) -> int:
+        """How many ScoredTokens it holds, the prompt's included; what its size depends on."""
+        return 1 + len(self.best) + sum(item.scored_tokens for item in self.prompt)
 
 
 class TokensGenerated(Message):

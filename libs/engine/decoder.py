@@ -45,7 +45,7 @@ class DecoderStep:
     token_ids_N: torch.Tensor
     positions_N: torch.Tensor
     sampling_rows_R: torch.Tensor
-    """The rows that are a sequence's last token, ascending."""
+    """The rows whose logits are wanted, in the order in which they are returned."""
     attention: AttentionStep
 
 

@@ -11,6 +11,7 @@ from libs.engine.attention import PagedAttention
 from libs.engine.decoder import DecoderStep
 from libs.engine.grammar import AnswerGrammar, GrammarVocabulary
 from libs.engine.logits_adjuster import LogitsAdjuster, needs_adjuster
+from libs.engine.prompt_scores import PromptScores
 from libs.engine.requests import SequenceRequest
 from libs.engine.sampling import SamplingRow, sample_tokens
 from libs.engine.steps import PlanEntry, SampledToken, StepPlan, StepResult
@@ -24,6 +25,7 @@ class _OpenSequence:
     text: TextStream
     adjuster: LogitsAdjuster | None
     grammar: AnswerGrammar | None
+    prompt_scores: PromptScores | None
 
 
 class StepDecoder(Protocol):
@@ -88,7 +90,9 @@ class ModelRunner:
                 )
             )
         with torch.inference_mode():
-            logits_RV = self._decoder.forward(self._step(plan), attention=self._attention)
+            all_logits = self._decoder.forward(self._step(plan), attention=self._attention)
+            logits_RV = all_logits[: len(rows)]
+            self._score_prompts(all_logits[len(rows) :], plan)
             token_ids = sample_tokens(logits_RV, rows) if rows else []
             logprobs = self._scores(logits_RV, entries, token_ids)
             sampled = [
@@ -118,13 +122,19 @@ class ModelRunner:
                     device=self._decoder.device,
                     grammar=grammar,
                 )
-        return _OpenSequence(request, text, adjuster, grammar)
+        prompt_scores = None
+        if request.needs_prompt_scores:
+            prompt_scores = PromptScores(request, detokenizer=self._detokenizer)
+        return _OpenSequence(request, text, adjuster, grammar, prompt_scores)
 
     def _step(self, plan: StepPlan) -> DecoderStep:
         token_ids: list[int] = []
         positions: list[int] = []
         sampling_rows: list[int] = []
+        prompt_rows: list[int] = []
         for entry in plan.entries:
+            row_of_position = len(token_ids) - entry.start_position
+            prompt_rows += [row_of_position + p - 1 for p in self._scored_positions(entry)]
             token_ids += entry.token_ids
             end = entry.start_position + len(entry.token_ids)
             positions += range(entry.start_position, end)
@@ -134,9 +144,32 @@ class ModelRunner:
         return DecoderStep(
             token_ids_N=torch.tensor(token_ids, device=device),
             positions_N=torch.tensor(positions, device=device),
-            sampling_rows_R=torch.tensor(sampling_rows, dtype=torch.int64, device=device),
+            sampling_rows_R=torch.tensor(
+                sampling_rows + prompt_rows, dtype=torch.int64, device=device
+            ),
             attention=self._attention.prepare(plan.entries),
         )
+
+    def _scored_positions(self, entry: PlanEntry) -> range:
+        """Return the positions of the prompt's tokens that this entry's logits are to score."""
+        scores = self._sequences[entry.sequence_id].prompt_scores
+        if scores is None or entry.output_index > 0:
+            return range(0)
+        return scores.positions_in(entry)
+
+    def _score_prompts(self, logits_RV: torch.Tensor, plan: StepPlan) -> None:
+        """Take in the logits of the prompts' rows, in the order of `_step`."""
+        places: list[tuple[PromptScores, int]] = []
+        requests: list[ScoreRequest] = []
+        for entry in plan.entries:
+            scores = self._sequences[entry.sequence_id].prompt_scores
+            for position in self._scored_positions(entry):
+                assert scores is not None
+                places.append((scores, position))
+                requests.append(scores.score_request(position, row=len(requests)))
+        scored = score_tokens(logits_RV, requests, detokenizer=self._detokenizer)
+        for (scores, position), logprobs in zip(places, scored, strict=True):
+            scores.take(position, logprobs)
 
     def _scores(
         self, logits_RV: torch.Tensor, entries: Sequence[PlanEntry], token_ids: Sequence[int]
@@ -154,6 +187,9 @@ class ModelRunner:
         self, entry: PlanEntry, token_id: int, *, logprobs: TokenLogprobs | None
     ) -> SampledToken:
         sequence = self._sequences[entry.sequence_id]
+        if sequence.prompt_scores is not None and entry.output_index == 0:
+            assert logprobs is not None
+            logprobs = logprobs.model_copy(update={"prompt": sequence.prompt_scores.whole()})
         is_stop_token = sequence.request.stop.is_stop_token(
             token_id, output_index=entry.output_index, eos_token_ids=self._eos_token_ids
         )

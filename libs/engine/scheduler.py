@@ -295,8 +295,9 @@ class Scheduler:
 
     def _matchable_hashes(self, sequence: _Sequence) -> list[int]:
         """Hashes of the full blocks before the last token, which is always computed anew because
-        its logits are needed."""
-        if not self.options.enable_prefix_cache:
+        its logits are needed. None while a prompt is scored: all of its logits are."""
+        is_scored = sequence.request.needs_prompt_scores and sequence.output_index == 0
+        if not self.options.enable_prefix_cache or is_scored:
             return []
         blocks = (len(sequence.token_ids) - 1) // self.options.block_tokens
         self._hash_blocks(sequence, blocks=blocks)

@@ -23,6 +23,7 @@ def sequence_of(start: StartSession, *, sequence_id: str) -> SequenceRequest:
             frequency_penalty=spec.sampling.frequency_penalty,
             logit_bias=tuple(sorted(spec.sampling.logit_bias.items())),
             logprobs=spec.sampling.logprobs,
+            prompt_logprobs=spec.sampling.prompt_logprobs,
         ),
         stop=StopOptions(
             max_tokens=spec.max_tokens,

@@ -107,6 +107,8 @@ class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS_LIMIT)
+    """0 only with echo: the prompt is scored and nothing answered."""
     logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS_MAX)
     echo: bool | None = None
     best_of: int | None = None
@@ -223,9 +225,8 @@ def _require_completion(request: CompletionRequest) -> None:
     _require_neutral(request, _UNSERVED_BY_COMPLETIONS)
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise _unsupported("best_of")
-    if request.echo and request.logprobs is not None:
-        message = "echo with logprobs is not supported: prompts are not scored"
-        raise invalid(message, parameter="echo", code=UNSUPPORTED)
+    if request.max_tokens == 0 and not request.echo:
+        raise invalid("max_tokens may be 0 only with echo", parameter="max_tokens")
     _require_min_tokens(request.min_tokens, request.max_tokens)
 
 

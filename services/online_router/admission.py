@@ -272,6 +272,9 @@ class Admission:
             message = f"token ids must lie below the vocabulary size of {vocabulary_size}"
             rejection = self._rejection(session, RejectReason.INVALID, message)
             return rejection.model_copy(update={"parameter": parameter})
+        scores_refusal = self._scores_refusal(session, prompt_tokens=len(prompt_token_ids))
+        if scores_refusal is not None:
+            return scores_refusal
         session.spec = _spec_of(
             session, submission, prompt_token_ids, capacity_tokens=view.capacity_tokens
         )
@@ -280,6 +283,19 @@ class Admission:
             message = f"the prompt takes {record_bytes} bytes in the journal, which is too large"
             return self._rejection(session, RejectReason.TOO_LARGE, message)
         return None
+
+    def _scores_refusal(self, session: Session, *, prompt_tokens: int) -> RequestRejected | None:
+        """Refuse to score a prompt whose scores would not fit into one message."""
+        sampling = self._submission(session).sampling
+        tokens_max = self._state.options.scored_places_max(sampling.logprobs or 0)
+        if not sampling.prompt_logprobs or prompt_tokens <= tokens_max:
+            return None
+        message = (
+            f"the prompt has {prompt_tokens} tokens; with {sampling.logprobs} log probabilities "
+            f"for each at most {tokens_max} can be scored"
+        )
+        rejection = self._rejection(session, RejectReason.TOO_LARGE, message)
+        return rejection.model_copy(update={"parameter": "logprobs"})
 
     def _claim(self, session: Session, *, revision: int | None = None) -> None:
         state = self._state

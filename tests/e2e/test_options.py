@@ -89,6 +89,24 @@ def test_echo_of_token_ids_is_their_text(http: httpx.Client) -> None:
     assert ask(http, "/detokenize", tokens=tokens)["prompt"] == prompt
 
 
+def test_a_prompt_scores_what_it_scored_as_an_answer(http: httpx.Client) -> None:
+    prompt = ask(http, "/tokenize", messages=QUESTION)["tokens"]
+    asked = {"temperature": 0, "ignore_eos": True, "logprobs": 1}
+    shown = {"return_token_ids": True}
+    answer = ask(http, "/v1/completions", prompt=prompt, **asked, **shown)["choices"][0]
+    whole = [*prompt, *answer["token_ids"]]
+    for max_tokens in (0, 1):
+        echoed = ask(
+            http, "/v1/completions", prompt=whole, echo=True, **asked | {"max_tokens": max_tokens}
+        )
+        assert echoed["usage"]["completion_tokens"] == max_tokens
+        scored = echoed["choices"][0]["logprobs"]
+        assert len(scored["tokens"]) == len(whole) + max_tokens
+        assert scored["token_logprobs"][0] is None
+        again = scored["token_logprobs"][len(prompt) : len(whole)]
+        assert again == pytest.approx(answer["logprobs"]["token_logprobs"], abs=1e-4)
+
+
 def test_a_forbidden_token_never_comes_and_a_forced_one_always_does(http: httpx.Client) -> None:
     asked = {"prompt": "The", "temperature": 0, "ignore_eos": True, "return_token_ids": True}
     first = ask(http, "/v1/completions", **asked)["choices"][0]["token_ids"][0]

@@ -64,7 +64,6 @@ def submit(path: str, change: dict[str, object]):
         (COMPLETIONS, {"n": 1.5}, "n"),
         (COMPLETIONS, {"best_of": 2}, "best_of"),
         (COMPLETIONS, {"best_of": 2, "n": 3}, "best_of"),
-        (COMPLETIONS, {"echo": True, "logprobs": 0}, "echo"),
         (COMPLETIONS, {"suffix": "x"}, "suffix"),
         (COMPLETIONS, {"logprobs": -1}, "logprobs"),
         (COMPLETIONS, {"logprobs": 21}, "logprobs"),

@@ -11,6 +11,7 @@ from libs.contracts.online import (
     RequestAccepted,
     RequestFailed,
     RequestRejected,
+    SamplingParameters,
 )
 from libs.contracts.sessions import EndSession, StartSession
 from libs.contracts.wire import Encoding
@@ -134,6 +135,18 @@ def test_a_record_over_its_bound_is_too_large(a_desk: ADesk) -> None:
     desk.submit(prompt_token_ids=tuple(range(100)))
     desk.tokenize()
     assert rejection(desk).reason is RejectReason.TOO_LARGE
+
+
+def test_a_prompt_whose_scores_fill_more_than_a_message_is_too_large(a_desk: ADesk) -> None:
+    fits = 3 * 96 * 10
+    sampling = SamplingParameters(logprobs=2, prompt_logprobs=True)
+    for prompt_tokens, is_refused in ((10, False), (11, True)):
+        desk = a_desk("w1", scores_bytes_max=fits)
+        desk.submit(prompt_token_ids=tuple(range(prompt_tokens)), sampling=sampling)
+        desk.tokenize()
+        assert bool(desk.replies()) == is_refused
+    assert rejection(desk).reason is RejectReason.TOO_LARGE
+    assert rejection(desk).parameter == "logprobs"
 
 
 def test_without_a_worker_a_client_is_told_to_come_back(a_desk: ADesk) -> None:

@@ -14,11 +14,8 @@ is not. A step of 32 costs at least 62 ms in the linears (28 of reading, 34 of m
 """
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +34,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from benchmarks.record import record
 from libs.engine.batch_run import run_to_completion
 from libs.engine.loading import EngineOptions, load_engine
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
@@ -103,7 +101,9 @@ def measure(options: BenchmarkOptions, *, report: Callable[[str], None]) -> dict
                 rows += _measure_batch(
                     engines, dtype=dtype, batch=batch, options=options, report=report
                 )
-    return {"rows": [asdict(row) for row in rows], "record": _record(options)}
+    command = f"python -m benchmarks.engine {' '.join(sys.argv[1:])}"
+    how = record(command, asdict(options), packages=("torch", "transformers"))
+    return {"rows": [asdict(row) for row in rows], "record": how}
 
 
 def save_random_llama(folder: Path, *, seed: int) -> None:
@@ -285,42 +285,6 @@ def _median_or_none(ratios: list[float]) -> float | None:
     return round(statistics.median(ratios), 3) if ratios else None
 
 
-def _record(options: BenchmarkOptions) -> dict[str, object]:
-    return {
-        "command": f"python -m benchmarks.engine {' '.join(sys.argv[1:])}".strip(),
-        "options": asdict(options),
-        "commit": _git_commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "cpu": _cpu_name(),
-    }
-
-
-def _git_commit() -> str:
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return answer.stdout.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print each turn to stderr, and write the JSON record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -338,8 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pairs=given.pairs,
         seed=given.seed,
     )
-    record = measure(options, report=lambda line: print(line, file=sys.stderr, flush=True))
-    text = json.dumps(record, indent=2) + "\n"
+    result = measure(options, report=lambda line: print(line, file=sys.stderr, flush=True))
+    text = json.dumps(result, indent=2) + "\n"
     if given.json is None:
         print(text, end="")
     else:

@@ -1,11 +1,13 @@
 """`tideserve bench`: the published tables."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from libs.kernel.errors import ConfigError
+
+NOT_IN_A_WHEEL: Final = "bench: the benchmarks are part of a checkout, not of a wheel"
 
 app = typer.Typer(help="Measure; one command per published table.", no_args_is_help=True)
 
@@ -13,6 +15,22 @@ app = typer.Typer(help="Measure; one command per published table.", no_args_is_h
 @app.callback()
 def bench() -> None:
     """Measure; one command per published table."""
+
+
+@app.command()
+def soak(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows to this file as JSON.")
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Short requests through a whole fleet.")] = 10_000,
+    streams: Annotated[int, typer.Option(help="Held open at once at the end.")] = 1_000,
+) -> None:
+    """Watch the memory of router, gateway and worker; exit code 1 if it grows or is too much."""
+    try:
+        from benchmarks.soak import main as measure
+    except ImportError as error:
+        raise ConfigError(NOT_IN_A_WHEEL) from error
+    _end(measure([f"--requests={requests}", f"--streams={streams}", *_json_arguments(json_file)]))
 
 
 @app.command()
@@ -26,7 +44,14 @@ def engine(
         # Imported here: it brings torch and transformers, which take seconds.
         from benchmarks.engine import main as measure
     except ImportError as error:
-        raise ConfigError("bench: the benchmarks are part of a checkout, not of a wheel") from error
-    exit_code = measure(["--json", str(json_file)] if json_file is not None else [])
+        raise ConfigError(NOT_IN_A_WHEEL) from error
+    _end(measure(_json_arguments(json_file)))
+
+
+def _json_arguments(json_file: Path | None) -> list[str]:
+    return [] if json_file is None else ["--json", str(json_file)]
+
+
+def _end(exit_code: int) -> None:
     if exit_code:
         raise typer.Exit(exit_code)

@@ -10,7 +10,7 @@ id, so that nobody mistakes it for the dead one.
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -48,6 +48,8 @@ class FleetOptions:
     """0 takes a free one."""
     nats_url: str | None = None
     """An existing broker; None starts one of our own."""
+    worker_settings: Mapping[str, str] = field(default_factory=dict)
+    """Further fields of every worker's config, such as kv_bytes."""
     is_restarting: bool = True
     """Whether a child that ends is started anew."""
 
@@ -194,6 +196,7 @@ class Fleet:
             "alias": model.alias,
             "device": options.device,
             "threads": str(threads_per_worker(options.workers)),
+            **options.worker_settings,
         }
         router = {"models": f"{model.alias}={model.folder}"}
         gateway = {"host": options.http_host, "port": str(options.http_port)}

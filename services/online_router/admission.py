@@ -136,6 +136,23 @@ class Admission:
         if session is not None:
             self._drop(session, self._unavailable(session))
 
+    def refuse_openings(self) -> frozenset[str]:
+        """The journal is full: refuse the sessions that wait to be opened in it; return them."""
+        state = self._state
+        opening = [
+            session
+            for session in state.sessions.values()
+            if session.phase is Phase.OPENING and not session.is_adopted
+        ]
+        for session in opening:
+            state.unassign(session)
+            message = "the journal is full"
+            self._drop(
+                session,
+                self._rejection(session, RejectReason.UNAVAILABLE, message, is_transient=True),
+            )
+        return frozenset(session.request_id for session in opening)
+
     def claim_check_read(self, event: JournalTailRead) -> bool:
         """A dead owner's journal: if it is closed and we do not have the session, it never had.
 

@@ -101,10 +101,12 @@ class JournalAppended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalAppendFailed:
-    """Outcome of AppendJournal: conflict, time-out or a full stream; reading the tail decides."""
+    """Outcome of AppendJournal: conflict or time-out, and reading the tail decides; or the stream
+    is full, and nothing was stored."""
 
     op_id: str
     cause_id: str
+    is_full: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

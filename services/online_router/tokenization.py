@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import jinja2
 from pydantic import JsonValue
-from transformers import AutoTokenizer
 
 from libs.contracts.online import ChatMessage, RejectReason
 from libs.contracts.subjects import alias_of
@@ -153,6 +152,9 @@ def load_tokenization(models: tuple[str, ...]) -> Tokenization:
 
     Raises: ConfigError naming the model that cannot be loaded.
     """
+    # Imported here: the process first decides what transformers may bring with it.
+    from transformers import AutoTokenizer
+
     tokenizers: dict[str, Any] = {}
     for model in models:
         name, separator, path = model.partition("=")

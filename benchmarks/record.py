@@ -2,8 +2,10 @@
 
 import datetime
 import platform
+import shlex
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +15,7 @@ def record(
 ) -> dict[str, object]:
     """Return command, options, commit, date and machine, and the versions of these packages."""
     return {
-        "command": command.strip(),
+        "command": command,
         "options": dict(options),
         "commit": _git_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -21,6 +23,12 @@ def record(
         "python": platform.python_version(),
         "cpu": _cpu_name(),
     }
+
+
+def command_of(module: str, arguments: Sequence[str] | None) -> str:
+    """Return the command that `main` of this benchmark was given: None means sys.argv."""
+    told = sys.argv[1:] if arguments is None else arguments
+    return shlex.join(["python", "-m", f"benchmarks.{module}", *told])
 
 
 def _git_commit() -> str:

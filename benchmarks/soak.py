@@ -3,9 +3,13 @@
     python -m benchmarks.soak --json FILE
 
 A fleet of one router, one gateway and one worker answers short requests, half over NATS and half
-over HTTP, some at a time. What is resident after the first fifth is compared with the end: by then
+over HTTP, at a steady rate: a router remembers what ended for half a minute, so a change of rate
+would change its size. What is resident after the first fifth is compared with the end: by then
 every pool, cache and table is warm, so that what still grows grows with the requests. Then a
 thousand streams are opened at once, and the router is measured while it holds them.
+
+oneDNN keeps a plan, half a megabyte, for each number of rows that a step may have. So the worker's
+steps are kept small, and each number comes once before anything is counted.
 """
 
 import argparse
@@ -19,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.record import record
+from benchmarks.record import command_of, record
 from libs.client.client import TideClient
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import KIB, MIB
@@ -39,7 +43,14 @@ ROUTER_BYTES_MAX: Final = 150 * MIB
 """With all streams open."""
 WARM_UP_SHARE: Final = 5
 """One in so many requests is warm-up: 2,000 of 10,000."""
-KV_BYTES: Final = 32 * MIB
+SEQUENCES_MAX: Final = 16
+STEP_TOKENS_MAX: Final = 64
+WORKER_SETTINGS: Final = {
+    "kv_bytes": str(32 * MIB),
+    "sequences_max": str(SEQUENCES_MAX),
+    "step_tokens_max": str(STEP_TOKENS_MAX),
+}
+OPEN_MAX: Final = 500
 HOLD_S: Final = 3.0
 """For so long the open streams are watched."""
 
@@ -49,8 +60,8 @@ class SoakOptions:
     """How much to send."""
 
     requests: int = 10_000
-    users: int = 16
-    """Requests open at a time."""
+    rate: float = 40.0
+    """Per second."""
     prompt_tokens: int = 16
     output_tokens: int = 4
     streams: int = 1000
@@ -60,8 +71,6 @@ class SoakOptions:
     def __post_init__(self) -> None:
         if self.requests < 2 * WARM_UP_SHARE:
             raise ConfigError(f"--requests: must be at least {2 * WARM_UP_SHARE}")
-        if self.users < 2:
-            raise ConfigError("--users: must be at least 2")
 
     @property
     def warm_up_requests(self) -> int:
@@ -88,25 +97,22 @@ async def measure(options: SoakOptions, *, say: Callable[[str], None]) -> dict[s
                 data_folder=Path(folder),
                 workers=1,
                 http_port=0,
-                # Pages of KV count as resident from their first use: few, so that all are used
-                # in the warm-up.
-                worker_settings={"kv_bytes": str(KV_BYTES)},
+                worker_settings=WORKER_SETTINGS,
                 is_restarting=False,
             ),
             say=say,
         )
         try:
             await fleet.start()
+            await _visit_row_counts(fleet)
             sizes = await _soak(fleet, options, say=say)
             router_bytes = await _open_streams(fleet, options, say=say)
         finally:
             await fleet.stop()
-    command = f"python -m benchmarks.soak {' '.join(sys.argv[1:])}"
     return {
         "rows": [_row(size, options) for size in sizes],
         f"router_rss_{options.streams}_streams_bytes": router_bytes,
         "is_ok": is_within_limits(sizes, router_bytes=router_bytes),
-        "record": record(command, asdict(options), packages=("nats-py", "pydantic")),
     }
 
 
@@ -125,6 +131,22 @@ def _row(size: ResidentSizes, options: SoakOptions) -> dict[str, object]:
     }
 
 
+async def _visit_row_counts(fleet: Fleet) -> None:
+    """Have steps of every number of rows: a prompt alone is a step of its length."""
+    async with await TideClient.connect(fleet.nats_url, name="soak") as client:
+
+        async def answer(*, prompt_tokens: int) -> None:
+            prompt = [20 + prompt_tokens] * prompt_tokens
+            await client.complete(
+                model=fleet.alias, prompt_token_ids=prompt, max_tokens=4, ignore_eos=True
+            )
+
+        for rows in range(1, STEP_TOKENS_MAX + 1):
+            await answer(prompt_tokens=rows)
+        for rows in range(1, SEQUENCES_MAX + 1):
+            await asyncio.gather(*(answer(prompt_tokens=1) for _ in range(rows)))
+
+
 async def _soak(
     fleet: Fleet, options: SoakOptions, *, say: Callable[[str], None]
 ) -> list[ResidentSizes]:
@@ -141,6 +163,11 @@ async def _soak(
             say(f"{ended} requests: {_told(_resident_bytes(fleet.children))}")
 
     results = await _send(fleet, options, on_ended=count)
+    unsent = sum(result.requests_unsent for result in results)
+    if unsent:
+        raise ConfigError(
+            f"{unsent} requests were not sent: the fleet does not keep up; lower --rate"
+        )
     wrong = [r for result in results for r in result.records if r.ending.outcome is not Outcome.OK]
     if wrong:
         raise ConfigError(f"{len(wrong)} requests went wrong, the first: {wrong[0].ending}")
@@ -171,7 +198,7 @@ async def _send(
             model=fleet.alias,
             run_name="soak",
             sampling=over_nats.sampling(),
-            streams_open_max=options.users,
+            streams_open_max=OPEN_MAX,
             clock=clock,
         )
         http = HttpSender(
@@ -179,20 +206,21 @@ async def _send(
             model=fleet.alias,
             endpoint=over_http.endpoint,
             sampling=over_http.sampling(),
-            streams_open_max=options.users,
+            streams_open_max=OPEN_MAX,
             clock=clock,
         )
         runs = []
         for sender, told in ((nats, over_nats), (http, over_http)):
             await stack.enter_async_context(sender)
             run = LoadRun(sender, limits=told.run_limits(), clock=clock, on_ended=on_ended)
-            runs.append(run.closed_loop(planned(told).requests, users=options.users // 2))
+            runs.append(run.open_loop(planned(told).requests))
         return list(await asyncio.gather(*runs))
 
 
 def _run_options(options: SoakOptions, *, requests: int, seed: int) -> RunOptions:
     return RunOptions(
-        users=options.users // 2,
+        rate=options.rate / 2,
+        cv=0,
         prompt_tokens=options.prompt_tokens,
         output_tokens=options.output_tokens,
         requests=requests,
@@ -248,11 +276,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="file for the result; default: stdout")
     parser.add_argument("--requests", type=int, default=SoakOptions().requests)
+    parser.add_argument("--rate", type=float, default=SoakOptions().rate)
     parser.add_argument("--streams", type=int, default=SoakOptions().streams)
     parser.add_argument("--seed", type=int, default=SoakOptions().seed)
     given = parser.parse_args(arguments)
-    options = SoakOptions(requests=given.requests, streams=given.streams, seed=given.seed)
+    options = SoakOptions(
+        requests=given.requests, rate=given.rate, streams=given.streams, seed=given.seed
+    )
     result = asyncio.run(measure(options, say=lambda line: print(line, file=sys.stderr)))
+    command = command_of("soak", arguments)
+    result["record"] = record(command, asdict(options), packages=("nats-py", "pydantic"))
     text = json.dumps(result, indent=2) + "\n"
     if given.json is None:
         print(text, end="")

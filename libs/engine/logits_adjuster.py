@@ -1,7 +1,7 @@
 """Changes a sequence's logits by what it was asked for and by the tokens it has so far.
 
 All of it is a function of (prompt, generated tokens, options), so that a sequence resumed
-elsewhere goes on with the same adjustments. In this order, as vLLM has it:
+elsewhere goes on with the same adjustments. In this order (see `sampling` for the whole):
 
 1. min_tokens: what would end the sequence is impossible before that many tokens.
 2. logit_bias: added to the logits of single tokens.
@@ -11,9 +11,6 @@ elsewhere goes on with the same adjustments. In this order, as vLLM has it:
    that is in the answer, are subtracted. Source: OpenAI's API reference.
 5. The answer's schema: what it does not allow next is impossible; what would end the sequence is
    possible exactly where the answer may end, even before min_tokens where nothing else is.
-
-Temperature, min_p, top_k and top_p follow, in `sampling`. Log probabilities are taken before all
-of this, from the logits of the model.
 
 Legend: V vocabulary.
 """

@@ -23,6 +23,7 @@ def soak(
         Path | None, typer.Option("--json", help="Write the rows to this file as JSON.")
     ] = None,
     requests: Annotated[int, typer.Option(help="Short requests through a whole fleet.")] = 10_000,
+    rate: Annotated[float, typer.Option(help="Requests per second.")] = 40.0,
     streams: Annotated[int, typer.Option(help="Held open at once at the end.")] = 1_000,
 ) -> None:
     """Watch the memory of router, gateway and worker; exit code 1 if it grows or is too much."""
@@ -30,7 +31,8 @@ def soak(
         from benchmarks.soak import main as measure
     except ImportError as error:
         raise ConfigError(NOT_IN_A_WHEEL) from error
-    _end(measure([f"--requests={requests}", f"--streams={streams}", *_json_arguments(json_file)]))
+    given = [f"--requests={requests}", f"--rate={rate}", f"--streams={streams}"]
+    _end(measure([*given, *_json_arguments(json_file)]))
 
 
 @app.command()
@@ -38,14 +40,23 @@ def engine(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the rows to this file as JSON.")
     ] = None,
+    has_peers: Annotated[
+        bool, typer.Option("--peers", help="Add vLLM's CPU build, at 32 requests at once.")
+    ] = False,
+    peers_python: Annotated[
+        Path | None, typer.Option(help="Interpreter of the environment that has vLLM.")
+    ] = None,
 ) -> None:
     """Compare this engine with transformers' generate and generate_batch, interleaved."""
+    if has_peers and peers_python is None:
+        raise ConfigError("--peers: needs --peers-python; `make peers` makes such an environment")
+    peers = ["--batch", "32", "--peers-python", str(peers_python)] if has_peers else []
     try:
         # Imported here: it brings torch and transformers, which take seconds.
         from benchmarks.engine import main as measure
     except ImportError as error:
         raise ConfigError(NOT_IN_A_WHEEL) from error
-    _end(measure(_json_arguments(json_file)))
+    _end(measure([*peers, *_json_arguments(json_file)]))
 
 
 def _json_arguments(json_file: Path | None) -> list[str]:

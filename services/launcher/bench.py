@@ -6,6 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from libs.kernel.errors import ConfigError
+from services.launcher.state_file import DEFAULT_DATA_FOLDER, FleetState, find_nats_url
 
 NOT_IN_A_WHEEL: Final = "bench: the benchmarks are part of a checkout, not of a wheel"
 
@@ -33,6 +34,30 @@ def soak(
         raise ConfigError(NOT_IN_A_WHEEL) from error
     given = [f"--requests={requests}", f"--rate={rate}", f"--streams={streams}"]
     _end(measure([*given, *_json_arguments(json_file)]))
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def load(
+    context: typer.Context,
+    data_folder: Annotated[
+        Path, typer.Option("--data-dir", help="Of the running fleet, if no --nats and no --http.")
+    ] = DEFAULT_DATA_FOLDER,
+) -> None:
+    """Send load to the running fleet and check every answer; options of `python -m loadgen run`."""
+    try:
+        from benchmarks.load import main as measure
+    except ImportError as error:
+        raise ConfigError(NOT_IN_A_WHEEL) from error
+    arguments = list(context.args)
+    if not any(name in given for given in arguments for name in ("--nats", "--http", "--help")):
+        arguments += ["--nats", find_nats_url(None, data_folder)]
+        state = FleetState.read(data_folder)
+        if state is not None and "--model" not in arguments:
+            arguments += ["--model", state.alias]
+    _end(measure(arguments))
 
 
 @app.command()

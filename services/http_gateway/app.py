@@ -107,7 +107,11 @@ class Routes:
             submissions[number], prompt = await self._shown_prompt(asked, submission)
             prompts += [prompt] * (asked.n or 1)
         head = self._head(asked, completions.ANSWER_ID_PREFIX + request_id_of(request))
-        shown = Shown(logprobs=asked.logprobs is not None, token_ids=bool(asked.return_token_ids))
+        shown = Shown(
+            logprobs=asked.logprobs is not None,
+            token_ids=bool(asked.return_token_ids),
+            answer=asked.max_tokens != 0,
+        )
         form = completions.CompletionForm(head, prompts=prompts, shown=shown)
         return await self._answer(
             asked, submissions, form, request, prompt_parameter=completions.PROMPT_PARAMETER
@@ -227,7 +231,11 @@ class Routes:
             submission = await self._text.with_token_ids(
                 submission, model=asked.model, prompt_parameter=parameter
             )
-        return submission, Prompt(echo=echo, token_ids=submission.prompt_token_ids or ())
+        return submission, Prompt(
+            echo=echo,
+            is_scored=completions.is_scored(asked),
+            token_ids=submission.prompt_token_ids or (),
+        )
 
     async def _answer(
         self,
@@ -249,6 +257,7 @@ class Routes:
             prompt_parameter=prompt_parameter,
             is_streaming=bool(asked.stream),
             stream_options=asked.stream_options or StreamOptions(),
+            shows_answer=asked.max_tokens != 0,
         )
         return await self._answering.answer(order, request)
 

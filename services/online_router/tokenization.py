@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import jinja2
 from pydantic import JsonValue
-from transformers import AutoTokenizer
 
 from libs.contracts.online import ChatMessage, RejectReason
 from libs.contracts.subjects import alias_of
@@ -22,6 +21,7 @@ from libs.contracts.text import (
     TextTokenized,
     TokenizeText,
 )
+from libs.engine.grammar import serialised
 from libs.kernel.errors import ConfigError
 from services.online_router.commands import Tokenize
 from services.online_router.events import PromptRefused, PromptTokenized
@@ -49,6 +49,10 @@ class Tokenization:
     def aliases(self) -> tuple[str, ...]:
         """The models that can be tokenised, sorted."""
         return tuple(sorted(self._tokenizers))
+
+    def serialised(self) -> dict[str, str | None]:
+        """Return each tokenizer as JSON; None where it has no such form."""
+        return {alias: serialised(self._tokenizers[alias]) for alias in self.aliases}
 
     def run(self, command: Tokenize) -> PromptTokenized | PromptRefused:
         """Return the token ids of a submission's prompt, or why it has none."""
@@ -148,6 +152,9 @@ def load_tokenization(models: tuple[str, ...]) -> Tokenization:
 
     Raises: ConfigError naming the model that cannot be loaded.
     """
+    # Imported here: the process first decides what transformers may bring with it.
+    from transformers import AutoTokenizer
+
     tokenizers: dict[str, Any] = {}
     for model in models:
         name, separator, path = model.partition("=")

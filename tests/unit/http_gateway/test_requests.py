@@ -64,7 +64,6 @@ def submit(path: str, change: dict[str, object]):
         (COMPLETIONS, {"n": 1.5}, "n"),
         (COMPLETIONS, {"best_of": 2}, "best_of"),
         (COMPLETIONS, {"best_of": 2, "n": 3}, "best_of"),
-        (COMPLETIONS, {"echo": True, "logprobs": 0}, "echo"),
         (COMPLETIONS, {"suffix": "x"}, "suffix"),
         (COMPLETIONS, {"logprobs": -1}, "logprobs"),
         (COMPLETIONS, {"logprobs": 21}, "logprobs"),
@@ -104,7 +103,19 @@ def submit(path: str, change: dict[str, object]):
         (CHAT, {"tools": ["a"]}, "tools[0]"),
         (CHAT, {"min_tokens": 6, "max_completion_tokens": 5}, "min_tokens"),
         (CHAT, {"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
-        (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
+        (CHAT, {"response_format": {"type": "json_schema"}}, "response_format"),
+        (CHAT, {"response_format": {"type": "xml"}}, "response_format.type"),
+        (CHAT, {"response_format": "json"}, "response_format"),
+        (
+            CHAT,
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"title": "x" * 70_000}},
+                }
+            },
+            "response_format",
+        ),
         (CHAT, {"frequency_penalty": -2.1}, "frequency_penalty"),
         (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens"),
         (CHAT, {"tool_choice": "required"}, "tool_choice"),

@@ -146,17 +146,15 @@ async def test_a_successor_ends_what_a_killed_owner_began(
         fleet.check()
 
 
-def test_a_wrong_setting_is_one_line_and_exit_code_64(
-    start_migrator: Callable[[str], subprocess.Popen[str]],
-) -> None:
+def test_a_wrong_setting_is_one_line_and_exit_code_64() -> None:
     process = subprocess.run(
         [sys.executable, "-m", "services.migrator"],
         cwd=ROOT,
-        env={**os.environ, "MIGRATOR__ALIAS": "Not An Alias"},
+        env={**os.environ, "MIGRATOR__MODEL": ""},
         capture_output=True,
         text=True,
         timeout=EXIT_WAIT_S,
         check=False,
     )
     assert process.returncode == EXIT_CONFIG_ERROR
-    assert process.stderr.splitlines()[-1].startswith("migrator: alias: ")
+    assert process.stderr.splitlines()[-1].startswith("migrator: model: ")

@@ -49,33 +49,6 @@ from libs.contracts.online import (
     SubmitRequest,
     TokensGenerated,
 )
-from libs.contracts.peers import (
-    CarryPlan,
-    CloseTicket,
-    CommitKv,
-    EndKv,
-    FetchWeights,
-    KvAwaited,
-    KvCommitted,
-    KvEnded,
-    KvOffered,
-    KvSent,
-    MemberFailed,
-    OfferKv,
-    OpenSteps,
-    OpenTicket,
-    PeerAlive,
-    PeerRefusal,
-    PeerRefused,
-    RankRoute,
-    SendKv,
-    StepsOpened,
-    StepsRefused,
-    StoreKv,
-    TicketClosed,
-    TicketOpened,
-    WeightsSent,
-)
 from libs.contracts.placement import (
     CapacityWanted,
     LeavingNode,
@@ -135,6 +108,7 @@ from libs.contracts.transfers import (
     TransferRefused,
 )
 from libs.contracts.wire import Encoding, Message
+from tests.contract.peer_examples import PEERS
 
 SAMPLING = SamplingParameters(temperature=0.7, top_p=0.9, top_k=40, seed=-7)
 SPEC = SessionSpec(

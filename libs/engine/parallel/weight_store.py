@@ -9,8 +9,10 @@ once, and keeps the part as a view of it.
     q  [=========]  held for the position that serves
        [====]       exact, for the one that is staged; `keep_only` then frees the whole
 
-On a CPU, decoders pack their linears into a layout of oneDNN's own, which is a second copy beside
-the plain one here: 1.9 times the bytes of a model whose embedding is small.
+On a CPU, decoders pack their linears into a layout of oneDNN's own, a second copy beside the plain
+one here: 334 MiB beside 382 for a llama of 100M parameters in fp32. A tensor that is read whole and
+needs no conversion stays a window on the mapped file, whose pages processes share and the system
+can take back.
 """
 
 from collections import defaultdict
@@ -93,8 +95,7 @@ class WeightStore:
         for slice_ in wanted:
             row = self._rows[slice_.tensor]
             tensor = checkpoint.read(row, start=slice_.start, stop=slice_.stop, dtype=self.dtype)
-            # What is read without being converted is a window on the mapped file: of its pages only
-            # these are wanted, and the file may be replaced while they are in use.
+            # A part of a tensor would count as all that the file maps around it.
             self._add(slice_, _owned(tensor))
         return sum(slice_.bytes for slice_ in wanted)
 

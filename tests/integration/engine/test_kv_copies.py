@@ -1,6 +1,5 @@
 """KV goes between replicas of any two shapes, and a session that follows it loses nothing."""
 
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -23,13 +22,6 @@ SHAPES = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (1, 4)]
 BLOCKS = 6
 BLOCK_TOKENS = 16
 TOKENS_BEFORE = 70
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    fleet = Fleet()
-    yield fleet
-    fleet.stop()
 
 
 @pytest.fixture(scope="module")

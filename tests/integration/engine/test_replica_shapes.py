@@ -1,7 +1,7 @@
 """A model cut into stages and shards, one process each, generates what it does whole."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -22,13 +22,6 @@ FAMILY_TOKENS = 60
 FAMILY_STOP = StopOptions(max_tokens=FAMILY_TOKENS, ignore_eos=True)
 SHAPES = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 4)]
 """(stages, shards); of (replicas, stages, shards) only these two concern the engine."""
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    fleet = Fleet()
-    yield fleet
-    fleet.stop()
 
 
 def a_request(name: str, tokens: int, sampling: SamplingOptions) -> SequenceRequest:

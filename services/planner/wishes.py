@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from libs.contracts.placement import CapacityWanted, Placement
 from libs.policy.capacity import CapacityMix, OwnedNode, ZoneBoard, mix, nodes_to_release
-from libs.policy.parallel_config import Candidate, Workload, choose_config
+from libs.policy.parallel_config import Candidate, ConfigSearch, Workload
 from services.planner.commands import PublishCapacity
 from services.planner.fleet import Fleet
 from services.planner.options import PlannerOptions
@@ -102,13 +102,13 @@ class Wishes:
         """The fewest nodes whose best shape keeps up; all that may be had if none does."""
         options = self._options
         per_node = self._workers_per_node(fleet)
-        found = choose_config(
-            options.profile,
-            Workload(requests_per_s=requests_per_s),
+        found = ConfigSearch(
+            profile=options.profile,
+            workload=Workload(requests_per_s=requests_per_s),
             workers=options.capacity.nodes_max * per_node,
             memory_bytes=fleet.memory_bytes_min,
             options=replace(options.plan.search, uses_all_workers=False),
-        )
+        ).choose()
         nodes = options.capacity.nodes_max
         if isinstance(found, Candidate):
             nodes = math.ceil(found.config.workers / per_node)

@@ -89,12 +89,14 @@ class OpenReplica:
         return {member: time for member, time in times.items() if time is not None}
 
     async def connect(self) -> None:
-        """As the lead, link to every member that is not linked yet.
+        """As the lead, link to every member that was not linked yet.
 
-        Raises: Unavailable if one cannot be reached, or does not open the replica, in time.
+        Raises: Unavailable if one cannot be reached, or does not open the replica, in time, or if
+        one was lost: then only another epoch helps.
         """
         missing = [each for each in self.members if each.worker_id not in self._to_members]
         await _all(self._connect_in_time(member) for member in missing)
+        self._require_links()
 
     async def send_plan(self, plan: StepPlan) -> None:
         """Send a plan to every member. Raises: Unavailable if one is lost or not linked."""

@@ -289,16 +289,17 @@ def _record(options: BenchmarkOptions) -> dict[str, object]:
     return {
         "command": f"python -m benchmarks.engine {' '.join(sys.argv[1:])}".strip(),
         "options": asdict(options),
-        "commit": _git_commit(),
+        "commit": git_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
     }
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
+    """Return what is checked out, with a mark if it was changed."""
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -312,7 +313,8 @@ def _git_commit() -> str:
     return answer.stdout.strip()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the processor's name and how many cores there are."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

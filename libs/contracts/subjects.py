@@ -118,6 +118,11 @@ def placement(alias: str) -> str:
 PLACEMENT_ALL: Final = f"{ROOT}.placement.*"
 
 
+def planner_control(alias: str) -> str:
+    """Where the leading planner is asked to pin a shape."""
+    return f"{ROOT}.planner.control.{_token(alias)}"
+
+
 def placement_key(alias: str) -> str:
     """Key of the committed placement in PLACEMENT_BUCKET."""
     return f"placement.{_token(alias)}"

@@ -30,6 +30,8 @@ class ChildOptions:
     settings: Mapping[str, str]
     """Fields of the service's config; become SERVICE__FIELD in its environment."""
     log_folder: Path
+    is_reporting: bool = True
+    """Whether it is heard on the bus once it is ready."""
 
 
 class ChildProcess:

@@ -5,16 +5,18 @@
     running: a child that ends is reported and, where asked for, started anew after a pause
 
 Ready means heard on the bus, never "some time has passed". A restarted worker or router has a new
-id, so that nobody mistakes it for the dead one.
+id, so that nobody mistakes it for the dead one. In a planned fleet workers stand on nodes, groups
+of processes that are added, told to end, and killed together, as a cloud does it.
 """
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
+from libs.contracts.reports import Market
 from libs.kernel.errors import EXIT_CONFIG_ERROR, ConfigError
 from libs.kernel.units import NS_PER_S, seconds
 from libs.runtime.clock import Clock, SystemClock
@@ -22,7 +24,7 @@ from libs.runtime.nats_bus import NatsBus
 from libs.runtime.nats_server import NatsServer, ServerOptions
 from services.launcher.child_process import ChildOptions, ChildProcess, describe_exit
 from services.launcher.fleet_view import FleetView
-from services.launcher.model_source import ModelSource
+from services.launcher.recipes import FleetOptions, Recipes
 from services.launcher.state_file import FleetState
 
 READY_TIMEOUT_NS: Final = 300 * NS_PER_S
@@ -33,34 +35,6 @@ STABLE_NS: Final = 60 * NS_PER_S
 """A child that lived this long is restarted without a longer pause."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetOptions:
-    """What to start."""
-
-    model: ModelSource
-    data_folder: Path
-    workers: int = 2
-    routers: int = 1
-    gateways: int = 1
-    device: str = "cpu"
-    http_host: str = "127.0.0.1"
-    http_port: int = 8000
-    """0 takes a free one."""
-    nats_url: str | None = None
-    """An existing broker; None starts one of our own."""
-    is_restarting: bool = True
-    """Whether a child that ends is started anew."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("routers", 1), ("gateways", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"--{name}: must be at least {least}")
-        if self.device not in ("cpu", "cuda"):
-            raise ConfigError("--device: must be cpu or cuda")
-        if not 0 <= self.http_port <= 65535:
-            raise ConfigError("--http-port: must be between 0 and 65535")
-
-
 @dataclass(slots=True)
 class _Slot:
     """A place in the fleet and the process that fills it now."""
@@ -68,7 +42,11 @@ class _Slot:
     options: ChildOptions
     child: ChildProcess
     started_at_ns: int
+    node_id: str | None = None
+    is_given_up: bool = False
+    """Its node is gone: nothing fills it again."""
     restart_after_ns: int = RESTART_AFTER_NS
+    watcher: asyncio.Task[None] | None = None
 
 
 @dataclass(slots=True)
@@ -77,8 +55,11 @@ class _World:
 
     bus: NatsBus | None = None
     server: NatsServer | None = None
+    recipes: Recipes | None = None
     slots: dict[str, _Slot] = field(default_factory=dict)
-    watchers: list[asyncio.Task[None]] = field(default_factory=list)
+    broker_watcher: asyncio.Task[None] | None = None
+    nodes_started: int = 0
+    is_running: bool = False
 
 
 class Fleet:
@@ -118,37 +99,58 @@ class Fleet:
         return self._options.model.alias
 
     @property
+    def bus(self) -> NatsBus:
+        """The launcher's own connection."""
+        assert self._world.bus is not None, "the fleet is not started"
+        return self._world.bus
+
+    @property
     def children(self) -> list[ChildProcess]:
         """The processes as they are now, by name."""
         return [self._world.slots[name].child for name in sorted(self._world.slots)]
 
+    @property
+    def node_ids(self) -> list[str]:
+        """Nodes that have not been killed, in the order of their start."""
+        slots = self._world.slots.values()
+        living = {slot.node_id for slot in slots if slot.node_id and not slot.is_given_up}
+        return sorted(living, key=lambda node_id: (len(node_id), node_id))
+
     async def start(self) -> None:
         """Start everything and return when all have been heard on the bus.
 
-        Raises: ConfigError with the words of the child that ended, or naming who is silent. The
-        caller stops the fleet whether or not this succeeds.
+        A planned fleet is ready when a replica serves. Raises: ConfigError with the words of the
+        child that ended, or naming who is silent. The caller stops the fleet whether or not this
+        succeeds.
         """
         self._refuse_second_fleet()
         await self._start_broker()
         self._world.bus = await NatsBus.connect(self.nats_url, name="tideserve-launcher")
+        self._world.recipes = Recipes(options=self._options, nats_url=self.nats_url)
         await self.view.start(self._world.bus)
-        for options in self._children_wanted():
-            child = await ChildProcess.start(options)
-            self._world.slots[child.name] = _Slot(options, child, self._clock.now_ns())
+        for options in self._world.recipes.standing():
+            await self._start_child(options)
+        if self._options.planned is not None:
+            for _ in range(self._options.planned.nodes):
+                await self.add_node()
         self._say(f"starting {len(self._world.slots)} processes; first reports take some seconds")
         await self._until_ready()
+        self._world.is_running = True
         self._write_state()
         for slot in self._world.slots.values():
-            self._world.watchers.append(asyncio.create_task(self._watch(slot)))
+            self._keep(slot)
         if self._world.server is not None:
-            self._world.watchers.append(asyncio.create_task(self._watch_broker()))
+            self._world.broker_watcher = asyncio.create_task(self._watch_broker())
 
     async def stop(self) -> None:
         """Stop everything, services before the broker; leaves no process behind."""
         self._stopping.set()
-        for watcher in self._world.watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._world.watchers, return_exceptions=True)
+        self._world.is_running = False
+        watchers = [slot.watcher for slot in self._world.slots.values()]
+        tasks = [task for task in (*watchers, self._world.broker_watcher) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.view.close()
         if self._world.bus is not None:
             await self._world.bus.close()
@@ -162,6 +164,33 @@ class Fleet:
         """Return the child with this process id, if it is ours."""
         found = (child for child in self.children if child.process_id == process_id)
         return next(found, None)
+
+    # ------------------------------------------------------------------ nodes
+
+    async def add_node(self, *, market: Market = Market.SPOT, zone: str | None = None) -> str:
+        """Start the processes of one more node; return its id, which no other node ever had."""
+        assert self._world.recipes is not None, "the fleet is not started"
+        self._world.nodes_started += 1
+        node_id = f"node-{self._world.nodes_started}"
+        for options in self._world.recipes.node(node_id, market=market, zone=zone):
+            slot = await self._start_child(options, node_id=node_id)
+            if self._world.is_running:
+                self._keep(slot)
+        if self._world.is_running:
+            self._write_state()
+        return node_id
+
+    def kill_node(self, node_id: str) -> list[int]:
+        """End every process of the node with SIGKILL, for good; return their ids."""
+        slots = [slot for slot in self._world.slots.values() if slot.node_id == node_id]
+        for slot in slots:
+            slot.is_given_up = True
+            slot.child.signal(signal.SIGKILL)
+        if self._world.is_running:
+            self._write_state()
+        return [slot.child.process_id for slot in slots]
+
+    # ------------------------------------------------------------------ starting
 
     def _refuse_second_fleet(self) -> None:
         running = FleetState.read(self._options.data_folder)
@@ -185,42 +214,18 @@ class Fleet:
         version = ".".join(str(part) for part in server.version)
         self._say(f"nats-server {version} listens at {server.url}")
 
-    def _children_wanted(self) -> list[ChildOptions]:
-        options = self._options
-        model = options.model
-        shared = {"nats_url": self.nats_url}
-        worker = {
-            "model": str(model.folder),
-            "alias": model.alias,
-            "device": options.device,
-            "threads": str(threads_per_worker(options.workers)),
-        }
-        router = {"models": f"{model.alias}={model.folder}"}
-        gateway = {"host": options.http_host, "port": str(options.http_port)}
-        wanted: list[ChildOptions] = []
-        for service, id_field, prefix, count, settings in (
-            ("gpu_worker", "worker_id", "worker", options.workers, worker),
-            ("online_router", "router_id", "router", options.routers, router),
-            ("http_gateway", "gateway_id", "gateway", options.gateways, gateway),
-        ):
-            for number in range(1, count + 1):
-                named = {id_field: f"{prefix}-{number}"}
-                wanted.append(
-                    ChildOptions(
-                        name=f"{service.replace('_', '-')}-{number}",
-                        service=service,
-                        settings={**shared, **settings, **named},
-                        log_folder=options.data_folder.resolve() / "logs",
-                    )
-                )
-        return wanted
+    async def _start_child(self, options: ChildOptions, *, node_id: str | None = None) -> _Slot:
+        child = await ChildProcess.start(options)
+        slot = _Slot(options, child, self._clock.now_ns(), node_id=node_id)
+        self._world.slots[child.name] = slot
+        return slot
 
     async def _until_ready(self) -> None:
         deadline_ns = self._clock.now_ns() + READY_TIMEOUT_NS
         ends = [asyncio.create_task(slot.child.wait()) for slot in self._world.slots.values()]
         silent: set[str] = set()
         try:
-            while waiting := self._silent():
+            while waiting := self._silent() or self._unserved():
                 for name in sorted(silent - waiting):
                     self._say(f"{name} is ready")
                 silent = waiting
@@ -232,7 +237,15 @@ class Fleet:
 
     def _silent(self) -> set[str]:
         heard = self.view.process_ids()
-        return {child.name for child in self.children if child.process_id not in heard}
+        return {
+            child.name
+            for child in self.children
+            if child.options.is_reporting and child.process_id not in heard
+        }
+
+    def _unserved(self) -> set[str]:
+        is_served = any(report.is_serving for report in self.view.workers())
+        return set() if is_served else {"the first replica"}
 
     async def _change_or_end(self, ends: list[asyncio.Task[int]], *, deadline_ns: int) -> None:
         change = asyncio.create_task(self.view.wait_for_change())
@@ -247,15 +260,20 @@ class Fleet:
         if ended:
             raise ended[0].failure()
         if not done:
-            names = ", ".join(sorted(self._silent()))
+            names = ", ".join(sorted(self._silent() or self._unserved()))
             raise ConfigError(f"not ready after {seconds(READY_TIMEOUT_NS):g} s: {names}")
+
+    # ------------------------------------------------------------------ keeping it up
+
+    def _keep(self, slot: _Slot) -> None:
+        slot.watcher = asyncio.create_task(self._watch(slot))
 
     async def _watch(self, slot: _Slot) -> None:
         """Tell of every end of this place's process, and fill the place again where asked for."""
         while True:
             exit_code = await slot.child.wait()
             what = f"{slot.child.name} {describe_exit(exit_code)}"
-            if not self._options.is_restarting:
+            if not self._options.is_restarting or slot.is_given_up:
                 self._say(what)
                 return
             if exit_code == EXIT_CONFIG_ERROR:
@@ -265,7 +283,7 @@ class Fleet:
             if lived_ns >= STABLE_NS:
                 slot.restart_after_ns = RESTART_AFTER_NS
             self._say(f"{what}; starting another in {seconds(slot.restart_after_ns):g} s")
-            if await self._stops_within(slot.restart_after_ns):
+            if await self._stops_within(slot.restart_after_ns) or slot.is_given_up:
                 return
             slot.restart_after_ns = min(2 * slot.restart_after_ns, RESTART_AFTER_NS_MAX)
             slot.child = await ChildProcess.start(slot.options)
@@ -298,14 +316,6 @@ class Fleet:
             alias=self.alias,
             launcher_process_id=os.getpid(),
             process_ids={child.name: child.process_id for child in self.children},
+            node_ids=self.node_ids,
         )
         state.write(self._options.data_folder)
-
-
-def threads_per_worker(workers: int, *, cores: int | None = None) -> int:
-    """Share the cores, less one for router, gateway and broker; at least one each.
-
-    An engine thread that waits for a core slows every step of all threads of its worker.
-    """
-    usable = (cores or os.cpu_count() or 1) - 1
-    return max(1, usable // workers)

@@ -5,7 +5,15 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from libs.contracts import subjects
-from libs.contracts.reports import REPORTS, GatewayReport, Report, RouterReport, WorkerReport
+from libs.contracts.reports import (
+    REPORTS,
+    GatewayReport,
+    MigratorReport,
+    PlannerReport,
+    Report,
+    RouterReport,
+    WorkerReport,
+)
 from libs.kernel.errors import ContractViolation
 from libs.kernel.units import NS_PER_MS, NS_PER_S, seconds
 from libs.runtime.bus import CoreBus, Subscription
@@ -18,7 +26,9 @@ ENTRIES_MAX: Final = 4096
 LISTEN_NS: Final = 1300 * NS_PER_MS
 """A little more than the longest report interval: every living process is heard once."""
 
-ReportT = TypeVar("ReportT", WorkerReport, RouterReport, GatewayReport)
+ReportT = TypeVar(
+    "ReportT", WorkerReport, RouterReport, GatewayReport, PlannerReport, MigratorReport
+)
 
 
 class FleetView:
@@ -37,6 +47,8 @@ class FleetView:
             subjects.WORKER_REPORTS,
             subjects.ROUTER_REPORTS,
             subjects.GATEWAY_REPORTS,
+            subjects.PLANNER_REPORTS,
+            subjects.MIGRATOR_REPORTS,
         ):
             subscription = await bus.subscribe(pattern)
             self._subscriptions.append(subscription)
@@ -62,14 +74,25 @@ class FleetView:
         """Gateways heard recently, by id."""
         return self._recent(GatewayReport, key=lambda report: report.gateway_id)
 
+    def planners(self) -> list[PlannerReport]:
+        """Planners heard recently, by id."""
+        return self._recent(PlannerReport, key=lambda report: report.planner_id)
+
+    def migrators(self) -> list[MigratorReport]:
+        """Migrators heard recently, by id."""
+        return self._recent(MigratorReport, key=lambda report: report.migrator_id)
+
     def aliases(self) -> list[str]:
         """Models that some worker serves."""
         return sorted({report.alias for report in self.workers()})
 
     def process_ids(self) -> frozenset[int]:
         """Processes heard recently."""
-        reports: list[Report] = [*self.workers(), *self.routers(), *self.gateways()]
-        return frozenset(report.process_id for report in reports)
+        return frozenset(report.process_id for report in self._heard())
+
+    def process_id_by_entity(self) -> dict[str, int]:
+        """Whoever was heard recently, and its process."""
+        return {_id_of(report): report.process_id for report in self._heard()}
 
     async def wait_for_change(self) -> None:
         """Return when a report has come since the last look."""
@@ -93,9 +116,11 @@ class FleetView:
                 continue  # A report is repeated; one that cannot be read says nothing.
 
     def _recent(self, kind: type[ReportT], *, key: Callable[[ReportT], str]) -> list[ReportT]:
+        return sorted((report for report in self._heard() if isinstance(report, kind)), key=key)
+
+    def _heard(self) -> list[Report]:
         since_ns = self._clock.now_ns() - SILENCE_NS_MAX
-        heard = [report for at_ns, report in self._newest.values() if at_ns >= since_ns]
-        return sorted((report for report in heard if isinstance(report, kind)), key=key)
+        return [report for at_ns, report in self._newest.values() if at_ns >= since_ns]
 
 
 def _id_of(report: Report) -> str:
@@ -106,6 +131,10 @@ def _id_of(report: Report) -> str:
             return report.router_id
         case GatewayReport():
             return report.gateway_id
+        case PlannerReport():
+            return report.planner_id
+        case MigratorReport():
+            return report.migrator_id
 
 
 async def listen_once(bus: CoreBus, *, duration_ns: int = LISTEN_NS) -> FleetView:

@@ -20,7 +20,7 @@ from libs.kernel.errors import (
     Unavailable,
 )
 from libs.runtime.logs import set_up_logs
-from services.launcher import ask, bench, demo, kill, service, status, up
+from services.launcher import ask, bench, cloud, demo, service, shape, status, story, top, up
 from services.launcher.console import show_error
 
 EXIT_FAILED: Final = 1
@@ -40,7 +40,12 @@ app.command("demo")(demo.demo)
 app.command("status")(status.status)
 app.command("chat")(ask.chat)
 app.command("complete")(ask.complete)
-app.command("kill")(kill.kill)
+app.command("top")(top.top)
+app.command("story")(story.story)
+app.command("preempt")(cloud.preempt)
+app.command("kill")(cloud.kill)
+app.command("add-node")(cloud.add_node)
+app.command("shape")(shape.shape)
 app.command("service")(service.service)
 app.add_typer(bench.app, name="bench")
 

@@ -23,6 +23,12 @@ class FleetState:
     launcher_process_id: int
     process_ids: dict[str, int] = field(default_factory=dict)
     """Name of each child, such as gpu-worker-1, to its process."""
+    node_ids: list[str] = field(default_factory=list)
+    """Nodes that have not been killed; the names of their processes begin with theirs."""
+
+    def processes_of(self, node_id: str) -> list[str]:
+        """Return the names of the node's processes."""
+        return sorted(name for name in self.process_ids if name.startswith(f"{node_id}-"))
 
     def write(self, data_folder: Path) -> None:
         """Replace the state file in one step, so that no reader sees half of it."""

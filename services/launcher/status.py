@@ -9,7 +9,7 @@ from rich.table import Table
 
 from libs.contracts.reports import WorkerReport
 from libs.kernel.errors import Unavailable
-from libs.kernel.units import NS_PER_S
+from libs.kernel.units import MIB, NS_PER_S
 from services.launcher.connection import connected
 from services.launcher.console import RESULTS, show_json
 from services.launcher.fleet_view import FleetView, listen_once
@@ -25,7 +25,7 @@ def status(
     ] = DEFAULT_DATA_FOLDER,
     is_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
 ) -> None:
-    """Show who is there: workers, routers and gateways, with their load."""
+    """Show who is there: nodes, replicas, workers, routers and gateways, with their load."""
     url = find_nats_url(nats_url, data_folder)
     view = asyncio.run(_listen(url))
     if is_json:
@@ -53,12 +53,44 @@ def as_dictionary(view: FleetView) -> dict[str, list[dict[str, Any]]]:
         "workers": workers,
         "routers": [r.model_dump(mode="json", exclude={"type"}) for r in view.routers()],
         "gateways": [r.model_dump(mode="json", exclude={"type"}) for r in view.gateways()],
+        "planners": [r.model_dump(mode="json", exclude={"type"}) for r in view.planners()],
+        "migrators": [r.model_dump(mode="json", exclude={"type"}) for r in view.migrators()],
     }
 
 
 def tables(view: FleetView) -> list[Table]:
     """Return what a person reads: one table per kind of process."""
-    return [workers_table(view), routers_table(view), gateways_table(view)]
+    return [
+        replicas_table(view),
+        workers_table(view),
+        routers_table(view),
+        gateways_table(view),
+        planners_table(view),
+        migrators_table(view),
+    ]
+
+
+def replicas_table(view: FleetView) -> Table:
+    """Return the replicas with their shape; empty in a fleet without a planner."""
+    table = _table("replica", "shape", "workers", "sessions", "step ms", "state")
+    members: dict[str, list[WorkerReport]] = {}
+    for report in view.workers():
+        if report.position is not None:
+            members.setdefault(report.position.replica_id, []).append(report)
+    for replica_id in sorted(members):
+        workers = members[replica_id]
+        position = workers[0].position
+        assert position is not None
+        serving = [report for report in workers if report.is_serving]
+        table.add_row(
+            replica_id,
+            f"P{position.stages} x M{position.shards}",
+            f"{len(workers)} of {position.stages * position.shards}",
+            str(sum(report.sessions_running + report.sessions_waiting for report in serving)),
+            f"{serving[0].step_ms_recent:.1f}" if serving else "",
+            _replica_state(workers),
+        )
+    return table
 
 
 def workers_table(view: FleetView) -> Table:
@@ -73,7 +105,7 @@ def workers_table(view: FleetView) -> Table:
             _blocks_used(report),
             str(report.tokens_generated),
             f"{report.step_ms_recent:.1f}",
-            "draining" if report.is_draining else "serving",
+            _worker_state(report),
         )
     return table
 
@@ -91,6 +123,54 @@ def routers_table(view: FleetView) -> Table:
             str(report.tokens_relayed),
         )
     return table
+
+
+def planners_table(view: FleetView) -> Table:
+    """Return the planners; one leads."""
+    table = _table("planner", "revision", "nodes", "leaving", "requests/s", "state")
+    for report in view.planners():
+        table.add_row(
+            report.planner_id,
+            str(report.plan_revision),
+            str(report.nodes_live),
+            str(report.nodes_leaving),
+            f"{report.requests_per_s:.2f}",
+            report.why_no_plan or ("leads" if report.is_leader else "stands by"),
+        )
+    return table
+
+
+def migrators_table(view: FleetView) -> Table:
+    """Return the migrators with what they moved."""
+    table = _table("migrator", "reached", "done", "weights MiB", "KV MiB", "stall ms", "state")
+    for report in view.migrators():
+        table.add_row(
+            report.migrator_id,
+            str(report.plan_revision_reached),
+            str(report.handovers_done),
+            f"{report.weight_bytes_moved / MIB:.1f}",
+            f"{report.kv_bytes_moved / MIB:.1f}",
+            f"{report.stall_ms_recent:.1f}",
+            report.state or ("owner" if report.is_owner else "stands by"),
+        )
+    return table
+
+
+def _replica_state(workers: list[WorkerReport]) -> str:
+    if any(report.position is not None and report.position.is_broken for report in workers):
+        return "broken"
+    return "serving" if any(report.is_serving for report in workers) else "not serving"
+
+
+def _worker_state(report: WorkerReport) -> str:
+    if report.grace_left_ms is not None:
+        return f"ends in {report.grace_left_ms / 1000:.1f} s"
+    if report.is_draining:
+        return "draining"
+    position = report.position
+    if position is not None:
+        return f"stage {position.stage}, shard {position.shard}"
+    return "serving" if report.is_serving else "spare"
 
 
 def gateways_table(view: FleetView) -> Table:

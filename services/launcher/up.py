@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+from libs.contracts.placement import Policy
+from libs.kernel.errors import ConfigError
 from services.launcher.console import say, show, show_json
-from services.launcher.fleet import Fleet, FleetOptions
+from services.launcher.fleet import Fleet
+from services.launcher.local_cloud import LocalCloud
 from services.launcher.model_source import find_model
 from services.launcher.paste import commands_to_paste
+from services.launcher.recipes import FleetOptions, PlannedOptions
 from services.launcher.state_file import DEFAULT_DATA_FOLDER
 
 WORKERS_DEFAULT = 2
@@ -23,9 +27,22 @@ def up(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes (2).", min=1)] = None,
     nodes: Annotated[
-        int | None, typer.Option(help="Nodes; with --gpus-per-node, another way to say workers.")
+        int | None,
+        typer.Option(help="Nodes that may come and go; a planner shapes replicas on them.", min=1),
     ] = None,
     gpus_per_node: Annotated[int, typer.Option(help="Workers per node.", min=1)] = 1,
+    policy: Annotated[
+        Policy, typer.Option(help="With --nodes: how the fleet follows them.")
+    ] = Policy.TIDESERVE,
+    planners: Annotated[
+        int, typer.Option(help="With --nodes: planners; one leads, the others stand by.", min=1)
+    ] = 1,
+    migrators: Annotated[
+        int, typer.Option(help="With --nodes: migrators; one acts, the others stand by.", min=1)
+    ] = 1,
+    transport: Annotated[
+        str, typer.Option(help="With --nodes, between workers: auto, tcp or ucx.")
+    ] = "auto",
     routers: Annotated[int, typer.Option(help="Router processes.", min=1)] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     http_port: Annotated[
@@ -43,12 +60,27 @@ def up(
 ) -> None:
     """Start a whole fleet on this machine; Ctrl-C stops it.
 
-    A worker or router that dies is replaced under a new id after a short pause.
+    With --workers each worker holds the whole model. With --nodes a planner spreads it over the
+    nodes' workers, and `preempt`, `kill` and `add-node` do what a cloud would. A process that dies
+    is replaced under a new id after a short pause; a node that is taken away is not.
     """
+    if workers is not None and nodes is not None:
+        raise ConfigError("--workers and --nodes: give one of them")
+    planned = None
+    if nodes is not None:
+        planned = PlannedOptions(
+            nodes=nodes,
+            gpus_per_node=gpus_per_node,
+            policy=policy,
+            planners=planners,
+            migrators=migrators,
+            transport=transport,
+        )
     options = FleetOptions(
         model=find_model(model),
         data_folder=data_folder,
-        workers=workers_of(workers=workers, nodes=nodes, gpus_per_node=gpus_per_node),
+        workers=workers or WORKERS_DEFAULT,
+        planned=planned,
         routers=routers,
         device=device,
         http_port=http_port,
@@ -57,21 +89,13 @@ def up(
     asyncio.run(_run(options, is_json=is_json))
 
 
-def workers_of(*, workers: int | None, nodes: int | None, gpus_per_node: int) -> int:
-    """Return how many workers to start; on one machine a node is `gpus_per_node` of them."""
-    if workers is not None:
-        return workers
-    if nodes is not None:
-        return nodes * gpus_per_node
-    return WORKERS_DEFAULT if gpus_per_node == 1 else gpus_per_node
-
-
 async def _run(options: FleetOptions, *, is_json: bool) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     fleet = Fleet(options, say=say)
+    cloud: LocalCloud | None = None
     try:
         starting = asyncio.create_task(fleet.start())
         stop = asyncio.create_task(stopping.wait())
@@ -81,10 +105,15 @@ async def _run(options: FleetOptions, *, is_json: bool) -> None:
             await asyncio.gather(starting, return_exceptions=True)
             return
         starting.result()
+        if options.planned is not None:
+            cloud = LocalCloud(fleet, say=say)
+            await cloud.start()
         _announce(fleet, is_json=is_json)
         await stop
     finally:
         say("stopping")
+        if cloud is not None:
+            await cloud.close()
         await fleet.stop()
 
 

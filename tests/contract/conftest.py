@@ -52,9 +52,13 @@ from libs.contracts.online import (
 from libs.contracts.placement import (
     CapacityWanted,
     LeavingNode,
+    PinnedShape,
+    PinRefused,
+    PinShape,
     Placement,
     Policy,
     ReplicaPlacement,
+    ShapePinned,
 )
 from libs.contracts.preemption import (
     ConfirmEvacuation,
@@ -327,6 +331,9 @@ PLACEMENT: tuple[Message, ...] = (
         nodes_to_release=("node-5",),
         reason="one spare",
     ),
+    PinShape(shape=PinnedShape(stages=2, shards=1)),
+    ShapePinned(plan_revision=7),
+    PinRefused(message="3 shards do not divide 4 attention heads"),
 )
 ROSTER = ReplicaRoster(
     replica_id="replica-7-0",

@@ -14,8 +14,9 @@ import httpx
 import pytest
 
 from libs.client.client import TideClient
-from services.launcher.fleet import Fleet, FleetOptions
+from services.launcher.fleet import Fleet
 from services.launcher.model_source import bundled_model
+from services.launcher.recipes import FleetOptions
 
 STREAMS_PER_PROTOCOL = 20
 MAX_TOKENS = 300

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from loadgen.workload import LoadRequest
-from services.launcher.fleet import Fleet, FleetOptions
+from services.launcher.fleet import Fleet
 from services.launcher.model_source import bundled_model
+from services.launcher.recipes import FleetOptions
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 COMMAND_TIMEOUT_S = 120

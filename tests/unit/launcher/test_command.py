@@ -3,20 +3,36 @@
 import ast
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from libs.kernel.errors import ConfigError
-from services.launcher.fleet import FleetOptions, threads_per_worker
+from libs.contracts.placement import PinnedShape, PinShape
+from libs.kernel.errors import EXIT_CONFIG_ERROR, ConfigError
 from services.launcher.main import run
 from services.launcher.model_source import ModelSource, bundled_model, find_model
 from services.launcher.paste import commands_to_paste
+from services.launcher.recipes import FleetOptions, threads_per_worker
 from services.launcher.service import service_names
+from services.launcher.shape import parse_shape
 from services.launcher.state_file import NATS_URL_VARIABLE, FleetState, find_nats_url
-from services.launcher.up import workers_of
 
-COMMANDS = ["up", "demo", "status", "chat", "complete", "kill", "service", "bench"]
+COMMANDS = [
+    "up",
+    "demo",
+    "status",
+    "top",
+    "story",
+    "chat",
+    "complete",
+    "preempt",
+    "kill",
+    "add-node",
+    "shape",
+    "service",
+    "bench",
+]
 
 
 def a_state(*, launcher_process_id: int) -> FleetState:
@@ -108,11 +124,26 @@ def test_a_name_that_is_neither_folder_nor_hub_id_is_refused() -> None:
         find_model("nonsense")
 
 
-def test_nodes_times_gpus_is_another_way_to_say_workers() -> None:
-    assert workers_of(workers=None, nodes=None, gpus_per_node=1) == 2
-    assert workers_of(workers=5, nodes=None, gpus_per_node=1) == 5
-    assert workers_of(workers=None, nodes=2, gpus_per_node=3) == 6
-    assert workers_of(workers=None, nodes=None, gpus_per_node=4) == 4
+def test_workers_and_nodes_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--workers", "2", "--nodes", "2"]) == EXIT_CONFIG_ERROR
+    assert "give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["preempt", "node-9"], ["kill", "node-9"], ["add-node"]])
+def test_what_a_cloud_does_needs_a_fleet(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--data-dir", str(tmp_path)]) == EXIT_CONFIG_ERROR
+    assert "no fleet runs" in capsys.readouterr().err
+
+
+def test_a_node_that_is_not_there_is_named_with_those_that_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = replace(a_state(launcher_process_id=os.getpid()), node_ids=["node-1", "node-2"])
+    state.write(tmp_path)
+    assert run(["preempt", "node-9", "--data-dir", str(tmp_path)]) == EXIT_CONFIG_ERROR
+    assert "there is node-1, node-2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -180,3 +211,14 @@ def test_without_a_gateway_only_the_nats_command_is_printed() -> None:
 def test_the_services_that_run_by_themselves_are_known() -> None:
     assert set(service_names()) >= {"gpu_worker", "http_gateway", "online_router"}
     assert "launcher" not in service_names()
+
+
+@pytest.mark.parametrize("wanted", ["", "2", "2x", "0x1", "2x100", "9999x1", "2x1x1", "axb"])
+def test_what_is_no_shape_is_one_line(wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["shape", wanted, "--nats", "nats://127.0.0.1:1"]) == EXIT_CONFIG_ERROR
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_shapes_are_stages_times_shards() -> None:
+    assert parse_shape("2x4") == PinShape(shape=PinnedShape(stages=2, shards=4))
+    assert parse_shape("auto") == PinShape()

@@ -1,0 +1,193 @@
+"""What each process of a fleet on this machine is told: names, settings, folders."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from libs.contracts.placement import Policy
+from libs.contracts.reports import Market
+from libs.kernel.errors import ConfigError
+from services.launcher.child_process import ChildOptions
+from services.launcher.model_source import ModelSource
+
+LOCAL_ZONE = "local"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedOptions:
+    """A fleet whose workers compute what a planner says, on nodes that come and go."""
+
+    nodes: int
+    gpus_per_node: int = 1
+    policy: Policy = Policy.TIDESERVE
+    planners: int = 1
+    migrators: int = 1
+    transport: str = "auto"
+    """Between workers: auto, tcp or ucx."""
+    memory_bytes: int | None = None
+    """Of each worker, for weights and KV; None: what the worker finds."""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "gpus_per_node", "planners", "migrators"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')}: must be at least 1")
+        if self.transport not in ("auto", "tcp", "ucx"):
+            raise ConfigError("--transport: must be auto, tcp or ucx")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetOptions:
+    """What to start."""
+
+    model: ModelSource
+    data_folder: Path
+    workers: int = 2
+    """Each with the whole model; ignored where the fleet is planned."""
+    routers: int = 1
+    gateways: int = 1
+    device: str = "cpu"
+    http_host: str = "127.0.0.1"
+    http_port: int = 8000
+    """0 takes a free one."""
+    nats_url: str | None = None
+    """An existing broker; None starts one of our own."""
+    is_restarting: bool = True
+    """Whether a child that ends is started anew."""
+    planned: PlannedOptions | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("routers", 1), ("gateways", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name}: must be at least {least}")
+        if self.device not in ("cpu", "cuda"):
+            raise ConfigError("--device: must be cpu or cuda")
+        if not 0 <= self.http_port <= 65535:
+            raise ConfigError("--http-port: must be between 0 and 65535")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipes:
+    """Writes the options of every child of one fleet."""
+
+    options: FleetOptions
+    nats_url: str
+
+    def standing(self) -> list[ChildOptions]:
+        """Processes that stay: routers, gateways, and workers or those who plan for nodes."""
+        options = self.options
+        wanted = [
+            *(self._router(number) for number in _numbers(options.routers)),
+            *(self._gateway(number) for number in _numbers(options.gateways)),
+        ]
+        if options.planned is None:
+            return [*(self._whole_worker(number) for number in _numbers(options.workers)), *wanted]
+        planned = options.planned
+        return [
+            *wanted,
+            *(self._planner(planned, number) for number in _numbers(planned.planners)),
+            *(self._migrator(planned, number) for number in _numbers(planned.migrators)),
+        ]
+
+    def node(self, node_id: str, *, market: Market, zone: str | None) -> list[ChildOptions]:
+        """Processes of one node: its workers, and the watcher that tells them of its end."""
+        planned = self.options.planned
+        assert planned is not None, "only a planned fleet has nodes"
+        socket = self.options.data_folder.resolve() / f"{node_id}.sock"
+        watcher = self._child(
+            f"{node_id}-watcher",
+            service="preemption_watcher",
+            settings={"node_id": node_id, "sources": "manual", "socket_path": str(socket)},
+            is_reporting=False,
+        )
+        memory = {} if planned.memory_bytes is None else {"memory_bytes": str(planned.memory_bytes)}
+        workers = [
+            self._worker(
+                f"{node_id}-w{number}",
+                {
+                    "placement": "planned",
+                    "node_id": node_id,
+                    "zone": zone or LOCAL_ZONE,
+                    "market": market.value,
+                    "transport": planned.transport,
+                    "watcher_socket": str(socket),
+                    **memory,
+                },
+                threads=threads_per_worker(planned.nodes * planned.gpus_per_node),
+            )
+            for number in _numbers(planned.gpus_per_node)
+        ]
+        return [watcher, *workers]
+
+    def _whole_worker(self, number: int) -> ChildOptions:
+        threads = threads_per_worker(self.options.workers)
+        return self._worker(f"worker-{number}", {}, threads=threads, name=f"gpu-worker-{number}")
+
+    def _worker(
+        self, worker_id: str, settings: dict[str, str], *, threads: int, name: str | None = None
+    ) -> ChildOptions:
+        model = self.options.model
+        shared = {
+            "worker_id": worker_id,
+            "model": str(model.folder),
+            "alias": model.alias,
+            "device": self.options.device,
+            "threads": str(threads),
+        }
+        return self._child(name or worker_id, service="gpu_worker", settings={**shared, **settings})
+
+    def _router(self, number: int) -> ChildOptions:
+        model = self.options.model
+        settings = {
+            "router_id": f"router-{number}",
+            "models": f"{model.alias}={model.folder}",
+        }
+        return self._child(f"online-router-{number}", service="online_router", settings=settings)
+
+    def _gateway(self, number: int) -> ChildOptions:
+        settings = {
+            "gateway_id": f"gateway-{number}",
+            "host": self.options.http_host,
+            "port": str(self.options.http_port),
+        }
+        return self._child(f"http-gateway-{number}", service="http_gateway", settings=settings)
+
+    def _planner(self, planned: PlannedOptions, number: int) -> ChildOptions:
+        model = self.options.model
+        settings = {
+            "planner_id": f"planner-{number}",
+            "model": str(model.folder),
+            "alias": model.alias,
+            "policy": planned.policy.value,
+        }
+        return self._child(f"planner-{number}", service="planner", settings=settings)
+
+    def _migrator(self, planned: PlannedOptions, number: int) -> ChildOptions:
+        settings = {
+            "migrator_id": f"migrator-{number}",
+            "alias": self.options.model.alias,
+        }
+        return self._child(f"migrator-{number}", service="migrator", settings=settings)
+
+    def _child(
+        self, name: str, *, service: str, settings: dict[str, str], is_reporting: bool = True
+    ) -> ChildOptions:
+        return ChildOptions(
+            name=name,
+            service=service,
+            settings={"nats_url": self.nats_url, **settings},
+            log_folder=self.options.data_folder.resolve() / "logs",
+            is_reporting=is_reporting,
+        )
+
+
+def threads_per_worker(workers: int, *, cores: int | None = None) -> int:
+    """Share the cores, less one for router, gateway and broker; at least one each.
+
+    An engine thread that waits for a core slows every step of all threads of its worker.
+    """
+    usable = (cores or os.cpu_count() or 1) - 1
+    return max(1, usable // workers)
+
+
+def _numbers(count: int) -> range:
+    return range(1, count + 1)

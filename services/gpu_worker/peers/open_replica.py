@@ -160,9 +160,9 @@ class OpenReplica:
 
     async def _connect_when_ready(self, member: PlacedWorker) -> None:
         """Link to a member that may still be on its way to open the replica."""
-        while True:
+        while not self._is_closed:
             try:
-                self._to_members[member.worker_id] = await self._link_to(member)
+                await self._link_to(member)
                 return
             except RefusedByPeer as error:
                 if error.reason is not PeerRefusal.UNKNOWN_REPLICA:
@@ -171,7 +171,7 @@ class OpenReplica:
                 _log.info("member_not_reached", member=member.worker_id, reason=str(error))
             await asyncio.sleep(seconds(OPEN_AGAIN_NS))
 
-    async def _link_to(self, member: PlacedWorker) -> LinkToMember:
+    async def _link_to(self, member: PlacedWorker) -> None:
         limit_ns = self._options.connect_ns
         connection = await self._transport.connect(member.peer_address, timeout_ns=limit_ns)
         introduction = IntroducePeer(peer_id=self._worker_id, purpose=Purpose.STEPS.value)
@@ -192,7 +192,10 @@ class OpenReplica:
         except BaseException:
             link.close()
             raise
-        return link
+        if self._is_closed:
+            link.close()
+        else:
+            self._to_members[member.worker_id] = link
 
     def _plan_received(self, plan: StepPlan) -> None:
         self._host.plan_received(

@@ -36,7 +36,7 @@ from libs.policy.migration_order import (
     order_layers,
 )
 from libs.policy.model_profile import LayerTimes, ModelBytes, ModelProfile
-from libs.policy.parallel_config import SearchOptions, Workload, candidates
+from libs.policy.parallel_config import ConfigSearch, SearchOptions, Workload
 from libs.policy.placement_plan import (
     ClusterView,
     CurrentReplica,
@@ -184,15 +184,15 @@ def _measure_fleet(gpus: int, *, turns: int) -> PlannerRow:
 
 def _plan(view: ClusterView) -> PlacementPlan:
     """Search all shapes, then plan for the given one, then order the layers of all workers."""
-    candidates(
-        LLAMA_70B,
-        view.workload,
+    ConfigSearch(
+        profile=LLAMA_70B,
+        workload=view.workload,
         workers=len(view.workers),
         memory_bytes=GPU_BYTES,
         options=SearchOptions(),
-    )
+    ).candidates()
     options = PlanOptions(policy=Policy.SPOTSERVE, search=SearchOptions(shape_only=AFTER))
-    plan = plan_placement(LLAMA_70B, view, options)
+    plan = plan_placement(view, profile=LLAMA_70B, options=options)
     assert isinstance(plan, PlacementPlan), plan
     held = {worker.worker_id: worker.held for worker in view.workers}
     changes = [

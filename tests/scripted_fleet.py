@@ -1,4 +1,4 @@
-"""A fleet in virtual time: scripted workers, real migrator cores, a bucket, a network with faults."""
+"""A fleet in virtual time: scripted workers, real migrator cores, a bucket, a faulty network."""
 
 import heapq
 from collections.abc import Callable, Sequence

@@ -51,6 +51,7 @@ from services.gpu_worker.events import (
     WorkerEvent,
     WorkerStarted,
 )
+from services.gpu_worker.inheritance import release_sessions
 from services.gpu_worker.options import WorkerOptions
 from services.gpu_worker.positions import SOLO_REPLICA_ID, WorkerPosition
 from services.gpu_worker.reporting import Reporting
@@ -256,9 +257,8 @@ class WorkerCore:
         is_due = grace_left_ns is not None and grace_left_ns <= state.options.grace_reserve_ns
         life.is_evacuating = is_due or (life.is_leaving and not state.options.is_planned)
         if is_due:
-            for session in state.sessions:
-                if session.finish_reason is None:
-                    state.send_away(session, RefuseReason.MOVED, "the node ends")
+            for position in state.positions:
+                release_sessions(state, position, "the node ends")
             state.report()
         elif grace_left_ns is not None:
             state.set_timer(EVACUATION_TIMER, grace_left_ns - state.options.grace_reserve_ns)
@@ -275,8 +275,11 @@ class WorkerCore:
         state.set_timer(DRAIN_TIMER, state.options.drain_ns_max)
 
     def _stop_if_drained(self) -> None:
-        if self._reports_draining >= REPORTS_BEFORE_DRAINED and len(self._state.sessions) == 0:
-            self._state.stop(EXIT_DRAINED, "drained: every session was delivered")
+        """End once nothing here is of use to anybody: no session, and no part of a replica."""
+        state = self._state
+        is_needed = len(state.sessions) > 0 or (state.options.is_planned and any(state.positions))
+        if self._reports_draining >= REPORTS_BEFORE_DRAINED and not is_needed:
+            state.stop(EXIT_DRAINED, "drained: every session was delivered")
 
     def _end_drain(self) -> None:
         state = self._state

@@ -361,6 +361,8 @@ class HostedPositions:
 
     async def _free(self, hosted: HostedPosition) -> None:
         replica_id = hosted.roster.replica_id
+        if self._hosted.get(replica_id) is not hosted:
+            return  # freed already, by who waited for the same lock
         await hosted.end_work()
         await self._peers.close_replica(replica_id)
         self._hosted.pop(replica_id, None)

@@ -7,8 +7,10 @@ round is of use in the next. New sessions go, longest first, where the fewest to
 from collections.abc import Sequence
 
 from libs.contracts.handover import ReplicaRoster
+from libs.contracts.sessions import RefuseReason
 from services.gpu_worker.positions import WorkerPosition
 from services.gpu_worker.sessions import HeldSession
+from services.gpu_worker.state import WorkerState
 
 
 def assign_targets(
@@ -36,6 +38,28 @@ def assign_targets(
         name: sorted(share, key=lambda s: (-s.tokens_known, s.sequence_id))
         for name, share in shares.items()
     }
+
+
+def release_sessions(
+    state: WorkerState,
+    position: WorkerPosition,
+    message: str,
+    *,
+    worker_ids: Sequence[str] | None = None,
+) -> int:
+    """Send the sessions of a position on to these workers; return how many there were.
+
+    Where nobody says which, to those that their KV was copied to: a router goes there if it serves
+    already, and chooses for itself if not.
+    """
+    sessions = state.sessions_at(position)
+    known = sorted(set(position.outgoing.lead_by_target.values()))
+    leads = leads_for(position, sessions, known if worker_ids is None else worker_ids)
+    for session in sessions:
+        lead = leads[session.sequence_id]
+        state.send_away(session, RefuseReason.MOVED, message, target_worker_id=lead)
+    state.counters.sessions_released += len(sessions)
+    return len(sessions)
 
 
 def leads_for(

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from libs.engine.steps import StepPlan
+from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S, seconds
 from services.gpu_worker.commands import AnswerPeer
 from services.gpu_worker.events import (
@@ -68,7 +69,7 @@ class PeerDesk:
     async def kv_offered(
         self, *, replica_id: str, replica_epoch: int, ticket_id: str, hashes: tuple[int, ...]
     ) -> tuple[tuple[int, int], ...]:
-        """Reserve a block for each hash that is wanted."""
+        """Reserve a block for each hash that is wanted. Raises: Unavailable without an answer."""
         self._questions += 1
         op_id = f"offer-{self._questions}"
         waiting: asyncio.Future[tuple[tuple[int, int], ...]]
@@ -87,6 +88,8 @@ class PeerDesk:
         try:
             async with asyncio.timeout(seconds(ANSWER_NS)):
                 return await waiting
+        except TimeoutError:
+            raise Unavailable("the worker does not answer", retry_after_ns=NS_PER_S) from None
         finally:
             del self._answers[op_id]
 

@@ -1,5 +1,7 @@
 """Makes a worker that computes what a migrator tells it: a model's outline, no weight, links."""
 
+import asyncio
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +15,7 @@ from libs.engine.parallel.member import ReplicaModel, read_replica_model
 from libs.engine.parallel.position import positions_of
 from libs.engine.scheduler import SchedulerOptions
 from libs.kernel.errors import ConfigError
+from libs.kernel.units import NS_PER_S, seconds
 from libs.runtime.clock import Clock
 from libs.transfer.opening import open_transport
 from services.gpu_worker.config import WorkerConfig
@@ -28,6 +31,9 @@ CPU_MEMORY_SHARE: Final = 4
 """One of so many parts of a CPU machine's memory; what else runs there is not ours to know."""
 GPU_MEMORY_SHARE: Final = 0.9
 """The rest is for activations and the driver."""
+
+
+CLOSE_NS: Final = 5 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +55,11 @@ class PlannedWorker:
         return scheduler_options_for(self.model.options, shape, blocks_total=blocks_min)
 
     async def close(self) -> None:
-        """Free everything and say goodbye to the peers."""
-        await self.hosted.close()
-        await self.network.stop()
+        """Free everything and say goodbye to the peers, unless the engine hangs."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds(CLOSE_NS)):
+                await self.hosted.close()
+                await self.network.stop()
 
 
 def read_outline(config: WorkerConfig) -> ReplicaModel:

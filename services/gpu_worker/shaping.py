@@ -37,7 +37,7 @@ from services.gpu_worker.events import (
     PositionLoaded,
     PositionWorkFailed,
 )
-from services.gpu_worker.inheritance import leads_for
+from services.gpu_worker.inheritance import release_sessions
 from services.gpu_worker.positions import PositionPhase, WorkerPosition
 from services.gpu_worker.shape_answers import ShapeAnswers, replica_id_of
 from services.gpu_worker.state import WorkerState
@@ -257,17 +257,13 @@ class Shaping:
         if not position.is_at_rest:
             self._refuse(message, "the replica has not been stopped")
             return
-        sessions = state.sessions_at(position)
-        targets = leads_for(position, sessions, message.target_worker_ids)
-        for session in sessions:
-            state.send_away(
-                session,
-                RefuseReason.MOVED,
-                "the replica changed its shape",
-                target_worker_id=targets[session.sequence_id],
-            )
-        state.counters.sessions_released += len(sessions)
-        self._answers.done(message.op_id, sessions=len(sessions))
+        released = release_sessions(
+            state,
+            position,
+            "the replica changed its shape",
+            worker_ids=message.target_worker_ids,
+        )
+        self._answers.done(message.op_id, sessions=released)
 
     # ------------------------------------------------------------------ dropping
 

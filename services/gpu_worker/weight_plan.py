@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from libs.contracts.handover import LoadWeights, PlacedWorker, ReplicaRoster
+from libs.contracts.handover import LoadWeights, PlacedWorker, ReplicaRoster, WeightsFrom
 from libs.engine.model_config import ModelConfig
 from libs.engine.parallel.position import position_at
 from libs.engine.parallel.slices import Slices, slices_of
@@ -55,14 +55,17 @@ def plan_weights(
     """Route what the position lacks, layers in the order that the message asks for.
 
     `held` is what this worker really has: what a roster promised and is not here comes from disk.
+    What it holds for its other position it does not read again, wherever the rest comes from.
     """
+    is_from_disk = message.weights_from is WeightsFrom.DISK
+    rosters = () if is_from_disk else message.holders
     own = _slices_by_worker([target], config, element_bytes)[worker_id]
     targets = _slices_by_worker([*message.targets, target], config, element_bytes)
-    holders = _slices_by_worker(message.holders, config, element_bytes)
+    holders = _slices_by_worker(rosters, config, element_bytes)
     routes = weight_routes(
         targets={name: _in_a_row(slices) for name, slices in targets.items()},
         holders={name: _in_a_row(slices) for name, slices in holders.items()},
-        dying=frozenset(w.worker_id for w in _workers(message.holders) if w.is_leaving),
+        dying=frozenset(w.worker_id for w in _workers(rosters) if w.is_leaving),
     )
     fetched = _without_held(routes[worker_id], held)
     batches = _batches(fetched, own, message)
@@ -72,7 +75,7 @@ def plan_weights(
         batches=batches,
         bytes_planned=planned_bytes,
         bytes_kept=wanted_bytes - planned_bytes,
-        address_by_peer={w.worker_id: w.peer_address for w in _workers(message.holders)},
+        address_by_peer={w.worker_id: w.peer_address for w in _workers(rosters)},
     )
 
 

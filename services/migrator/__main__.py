@@ -40,7 +40,7 @@ async def serve(stopping: asyncio.Event) -> None:
     )
     options = MigratorOptions(
         migrator_id=migrator_id,
-        alias=config.alias,
+        alias=config.alias_served,
         process_id=os.getpid(),
         link_bytes_per_s=config.link_mib_per_s * MIB,
         prefill_tokens_per_s=config.prefill_tokens_per_s,

@@ -90,7 +90,7 @@ def changes_between(
 
 
 def _has_the_workers(held: HeldReplica, replica: ReplicaPlacement) -> bool:
-    """Whether the replica is computed by exactly those who should, or by fewer who stand still."""
+    """Whether all of the replica is held by exactly those who should; it may stand still."""
     workers = tuple(worker.worker_id for worker in held.roster.workers)
     return workers == replica.worker_ids and held.roster.is_whole and not held.is_broken
 

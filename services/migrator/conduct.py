@@ -198,6 +198,8 @@ class Conduct:
                 entry.is_settled = True
                 self._count_failure()
                 self._settle_failure(entry, worker_is_lost=False)
+                if entry.order.message.op_id in self._copy_orders:
+                    self._copies[entry.order.worker_id].is_over = True
 
     def _failed(self, entry: _Pending, reason: ShapeFailReason, desk: OrderDesk) -> None:
         message = entry.order.message

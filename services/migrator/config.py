@@ -1,6 +1,7 @@
 """Settings of one migrator process (`MIGRATOR__FIELD` in the environment)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from libs.contracts.subjects import alias_of
@@ -15,8 +16,10 @@ class MigratorConfig:
     """Broker to connect to; several, comma-separated, are one cluster."""
     migrator_id: str = "migrator"
     """Prefix of this process's id; a random suffix makes it unique per start."""
+    model: str = ""
+    """Folder of the model that the fleet serves; only its name is used, as the alias."""
     alias: str = ""
-    """The model whose fleet this migrator looks after."""
+    """What clients call the model; empty takes the folder's name."""
     profile: str = ""
     """File with the model's measured profile, for the order of layers; empty: ascending order."""
     link_mib_per_s: int = 1024
@@ -35,8 +38,13 @@ class MigratorConfig:
     """Address that the metrics port listens on."""
 
     def __post_init__(self) -> None:
-        if not self.alias or alias_of(self.alias) != self.alias:
-            raise ConfigError("alias: name the model's alias, of a-z, 0-9, _ and -")
+        if not self.model and not self.alias:
+            raise ConfigError("model: name the model whose fleet to look after, or its alias")
         for name in ("link_mib_per_s", "prefill_tokens_per_s", "load_buffer_mib"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1")
+
+    @property
+    def alias_served(self) -> str:
+        """The alias, as a subject token."""
+        return alias_of(self.alias or Path(self.model).expanduser().resolve().name)

@@ -67,6 +67,8 @@ class MigratorCore:
         self._placement: Placement | None = None
         self._placement_operations = 0
         self._is_reading_placement = False
+        self._is_announced = False
+        """A placement was announced since the last read began."""
         self._placement_read_at_ns: int | None = None
         self._record_read_at_ns: int | None = None
         self._owner_id = ""
@@ -75,6 +77,8 @@ class MigratorCore:
         self._heard_at_ns = 0
         """When our own echo was heard last, or the record was seen to be ours after a silence."""
         self._echoes = 0
+        self._echo_at_ns = 0
+        """When the last one was counted."""
         self._echo_beat = -1
         self._beat = 0
         self._now_ns = 0
@@ -127,11 +131,14 @@ class MigratorCore:
                 self._migrator_reported(event)
             case PlacementAnnounced():
                 if self._placement is None or event.plan_revision > self._placement.plan_revision:
+                    self._is_announced = True
                     self._read_placement()
             case PlacementRead() | PlacementUnavailable():
                 self._is_reading_placement = False
                 if isinstance(event, PlacementRead) and event.placement is not None:
                     self._take_placement(event.placement)
+                if self._is_announced:  # meanwhile
+                    self._read_placement()
             case RecordRead() | RecordStored() | RecordConflict() | RecordUnavailable():
                 self._record_answered(event)
             case WorkerAnswered():
@@ -187,6 +194,7 @@ class MigratorCore:
         if self._is_reading_placement:
             return
         self._is_reading_placement = True
+        self._is_announced = False
         self._placement_read_at_ns = self._now_ns
         self._placement_operations += 1
         op_id = f"placement-{self._placement_operations}"
@@ -202,12 +210,20 @@ class MigratorCore:
             self._peers.observe_peer(report.migrator_id)
         elif report.beat > self._echo_beat:  # a doubled echo must not count twice
             self._echo_beat = report.beat
-            self._echoes += 1
             self._unix_offset_ns = event.now_unix_ns - self._now_ns
             if not self._ownership.is_doubted:
                 self._heard_at_ns = self._now_ns
-            self._peers.observe_echo(now_ns=self._now_ns)
-            self._view.observe_echo(now_ns=self._now_ns)
+            self._count_echo()
+
+    def _count_echo(self) -> None:
+        """Count it against everybody's silence, unless it is of a report between two intervals."""
+        is_early = self._now_ns - self._echo_at_ns < self._options.report_interval_ns // 2
+        if self._echoes and is_early:
+            return
+        self._echoes += 1
+        self._echo_at_ns = self._now_ns
+        self._peers.observe_echo(now_ns=self._now_ns)
+        self._view.observe_echo(now_ns=self._now_ns)
 
     def _take_placement(self, placement: Placement) -> None:
         if placement.alias != self._options.alias:

@@ -353,7 +353,7 @@ class PlannerCore:
             now_unix_ns=self._now_ns + self._unix_offset_ns,
         )
         self._reasons.clear()
-        planned = make_placement(self.fleet, before, self._options, moment)
+        planned = make_placement(self.fleet, before, options=self._options, moment=moment)
         self.counters.plans_made += 1
         self._requests_per_s_max = planned.requests_per_s_max
         self._reshaped_at_ns = self._now_ns

@@ -18,6 +18,8 @@ class CapacityOptions:
     """Kept whatever the demand."""
     nodes_extra: int = 1
     """Spot nodes beyond the need, for the next preemption."""
+    release_after_ns: int = 300 * NS_PER_S
+    """The need is the most of so long a time: a lull is no reason to give nodes back."""
     workers_per_node: int = 1
     """Until nodes report how many they have."""
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from libs.contracts.placement import LeavingNode, PinnedShape, Placement, ReplicaPlacement
-from libs.policy.parallel_config import NoShapeFits, shapes
+from libs.policy.parallel_config import ConfigSearch, NoShapeFits, Workload
 from libs.policy.placement_plan import (
     ClusterView,
     PlacementPlan,
@@ -40,7 +40,7 @@ class Planned:
 
 
 def make_placement(
-    fleet: Fleet, before: Placement, options: PlannerOptions, moment: PlanningMoment
+    fleet: Fleet, before: Placement, *, options: PlannerOptions, moment: PlanningMoment
 ) -> Planned:
     """Plan for what the fleet is now.
 
@@ -48,7 +48,7 @@ def make_placement(
     leave, too: their last seconds are better than none.
     """
     view = fleet.view(before, requests_per_s=moment.requests_per_s)
-    plan = _plan(view, options, moment.pinned_shape)
+    plan = _plan(view, options=options, pinned=moment.pinned_shape)
     leaving = fleet.leaving_nodes(now_ns=moment.now_ns, now_unix_ns=moment.now_unix_ns)
     if isinstance(plan, NoShapeFits):
         standing = tuple(
@@ -56,13 +56,15 @@ def make_placement(
             for replica in before.replicas
             if all(fleet.is_living(worker_id) for worker_id in replica.worker_ids)
         )
-        placement = _placement(before, options, moment, replicas=standing, leaving=leaving)
+        placement = _placement(
+            before, options=options, moment=moment, replicas=standing, leaving=leaving
+        )
         return Planned(placement=placement, why_no_plan=plan.reason)
     return Planned(
         placement=_placement(
             before,
-            options,
-            moment,
+            options=options,
+            moment=moment,
             replicas=_replicas(plan, before, plan_revision=moment.plan_revision),
             leaving=leaving,
             spare_worker_ids=plan.spare_worker_ids,
@@ -85,7 +87,14 @@ def is_other(placement: Placement, before: Placement) -> bool:
 def can_pin(shape: PinnedShape, options: PlannerOptions) -> bool:
     """Whether the model can be cut like this at all, given workers enough."""
     wanted = ReplicaShape(stages=shape.stages, shards=shape.shards)
-    return wanted in shapes(options.profile, workers=wanted.workers, options=options.plan.search)
+    search = ConfigSearch(
+        profile=options.profile,
+        workload=Workload(requests_per_s=options.requests_per_s_min),
+        workers=wanted.workers,
+        memory_bytes=None,
+        options=options.plan.search,
+    )
+    return wanted in search.shapes()
 
 
 def _essence(placement: Placement) -> tuple[object, ...]:
@@ -94,16 +103,17 @@ def _essence(placement: Placement) -> tuple[object, ...]:
 
 
 def _plan(
-    view: ClusterView, options: PlannerOptions, pinned: PinnedShape | None
+    view: ClusterView, *, options: PlannerOptions, pinned: PinnedShape | None
 ) -> PlacementPlan | NoShapeFits:
     """Plan in the pinned shape; in another where that does not fit."""
     if pinned is not None:
         shape = ReplicaShape(stages=pinned.stages, shards=pinned.shards)
         search = replace(options.plan.search, shape_only=shape)
-        plan = plan_placement(options.profile, view, replace(options.plan, search=search))
+        pinned_plan = replace(options.plan, search=search)
+        plan = plan_placement(view, profile=options.profile, options=pinned_plan)
         if isinstance(plan, PlacementPlan):
             return plan
-    return plan_placement(options.profile, view, options.plan)
+    return plan_placement(view, profile=options.profile, options=options.plan)
 
 
 def _replicas(
@@ -132,9 +142,9 @@ def _new_replica(planned: PlannedReplica, *, plan_revision: int, number: int) ->
 
 def _placement(
     before: Placement,
+    *,
     options: PlannerOptions,
     moment: PlanningMoment,
-    *,
     replicas: tuple[ReplicaPlacement, ...],
     leaving: tuple[LeavingNode, ...],
     spare_worker_ids: tuple[str, ...] = (),

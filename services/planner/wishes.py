@@ -1,11 +1,12 @@
 """How many nodes the planner would like, from demand, notices and what has been lost where."""
 
 import math
+from collections import deque
 from dataclasses import replace
 
 from libs.contracts.placement import CapacityWanted, Placement
 from libs.policy.capacity import CapacityMix, OwnedNode, ZoneBoard, mix, nodes_to_release
-from libs.policy.parallel_config import Candidate, Workload, choose_config
+from libs.policy.parallel_config import Candidate, ConfigSearch, Workload
 from services.planner.commands import PublishCapacity
 from services.planner.fleet import Fleet
 from services.planner.options import PlannerOptions
@@ -18,6 +19,8 @@ class Wishes:
         self._options = options
         self._zones = ZoneBoard()
         self._zone_by_node: dict[str, str] = {}
+        self._needs: deque[tuple[int, int]] = deque()
+        """Instants and nodes needed then; each more than all that came later."""
         self._said: CapacityWanted | None = None
         self._said_at_ns = 0
 
@@ -43,12 +46,18 @@ class Wishes:
         now_ns: int,
         cause_id: str,
     ) -> PublishCapacity | None:
-        """Return the wish if it is another than was said last, or if that was long ago."""
+        """Return the wish if it is another than was said last, or if that was long ago.
+
+        None where the planner is not to ask for nodes.
+        """
         is_due = now_ns - self._said_at_ns >= self._options.capacity_interval_ns
-        if not is_changed and not is_due:
+        if self._options.capacity.nodes_max == 0 or not (is_changed or is_due):
             return None
-        wanted = self.wanted(fleet, placement, requests_per_s=requests_per_s)
-        if wanted is None or (not is_due and self._said == wanted):
+        needed = self._most_needed(
+            self._nodes_needed(fleet, requests_per_s=requests_per_s), now_ns=now_ns
+        )
+        wanted = self._wanted(fleet, placement, nodes_needed=needed)
+        if not is_due and self._said == wanted:
             return None
         self._said, self._said_at_ns = wanted, now_ns
         staying = [n for n in fleet.node_ids if not fleet.is_leaving(n)]
@@ -59,19 +68,13 @@ class Wishes:
             cause_id=cause_id,
         )
 
-    def wanted(
-        self, fleet: Fleet, placement: Placement, *, requests_per_s: float
-    ) -> CapacityWanted | None:
-        """Return the wish; None where the planner is not to ask for nodes."""
-        if self._options.capacity.nodes_max == 0:
-            return None
-        needed = self._nodes_needed(fleet, requests_per_s=requests_per_s)
+    def _wanted(self, fleet: Fleet, placement: Placement, *, nodes_needed: int) -> CapacityWanted:
         staying = [node_id for node_id in fleet.node_ids if not fleet.is_leaving(node_id)]
         # A node at risk counts as one that is not there: its replacement is then in time.
         sure = [n for n in staying if fleet.is_spot(n) and not fleet.notices.is_at_risk(n)]
         wish = self._bounded(
             mix(
-                nodes_needed=needed,
+                nodes_needed=nodes_needed,
                 nodes_extra=self._options.capacity.nodes_extra,
                 spot_ready=len(sure),
             )
@@ -95,20 +98,29 @@ class Wishes:
             on_demand_nodes=wish.on_demand_nodes,
             zones_preferred=self._zones.preferred(nodes=counts)[:64],
             nodes_to_release=nodes_to_release(owned, wish),
-            reason=f"{needed} nodes are needed; {len(sure)} spot nodes are sure to stay",
+            reason=f"{nodes_needed} nodes are needed; {len(sure)} spot nodes are sure to stay",
         )
+
+    def _most_needed(self, nodes: int, *, now_ns: int) -> int:
+        """Return the most that was needed lately."""
+        while self._needs and self._needs[-1][1] <= nodes:
+            self._needs.pop()
+        self._needs.append((now_ns, nodes))
+        while now_ns - self._needs[0][0] > self._options.capacity.release_after_ns:
+            self._needs.popleft()
+        return self._needs[0][1]
 
     def _nodes_needed(self, fleet: Fleet, *, requests_per_s: float) -> int:
         """The fewest nodes whose best shape keeps up; all that may be had if none does."""
         options = self._options
         per_node = self._workers_per_node(fleet)
-        found = choose_config(
-            options.profile,
-            Workload(requests_per_s=requests_per_s),
+        found = ConfigSearch(
+            profile=options.profile,
+            workload=Workload(requests_per_s=requests_per_s),
             workers=options.capacity.nodes_max * per_node,
             memory_bytes=fleet.memory_bytes_min,
             options=replace(options.plan.search, uses_all_workers=False),
-        )
+        ).choose()
         nodes = options.capacity.nodes_max
         if isinstance(found, Candidate):
             nodes = math.ceil(found.config.workers / per_node)

@@ -50,6 +50,7 @@ class Planner:
         revision = 1 if fleet.placement is None else fleet.placement.plan_revision + 1
         stages, shards = self.rng.choice(SHAPES)
         ending = sorted(self._held() - {replica.replica_id for replica in kept})
+        inherited = ending if fleet.policy in (Policy.SPOTSERVE, Policy.TIDESERVE) else []
         new = []
         while len(free) >= stages * shards:
             members, free = free[: stages * shards], free[stages * shards :]
@@ -60,9 +61,7 @@ class Planner:
                     stages=stages,
                     shards=shards,
                     worker_ids=tuple(members),
-                    inherits=tuple(
-                        e for e in ending if self._inherits() and self.rng.random() < 0.5
-                    ),
+                    inherits=tuple(e for e in inherited if self.rng.random() < 0.5),
                 )
             )
         if kept or new:
@@ -72,9 +71,6 @@ class Planner:
         placement = self.fleet.placement
         usable = [w for w in sorted(self.fleet.workers) if not self._ends(w)]
         return placement is None or not all(self._can_stay(r, usable) for r in placement.replicas)
-
-    def _inherits(self) -> bool:
-        return self.fleet.policy in (Policy.SPOTSERVE, Policy.TIDESERVE)
 
     def _can_stay(self, replica: ReplicaPlacement, usable: list[str]) -> bool:
         return all(w in usable and not self._is_broken(w, replica) for w in replica.worker_ids)

@@ -111,12 +111,15 @@ def test_no_order_is_given_before_its_state_is_stored(a_fleet: Callable[..., Fle
 def test_the_record_keeps_the_stories_of_the_latest_hand_overs(
     a_fleet: Callable[..., Fleet],
 ) -> None:
-    fleet = a_fleet(restart_after_ns=1, restart_after_max_ns=1)
+    fleet = a_fleet(restart_after_ns=1, restart_after_max_ns=1, reports_settled=1)
     fleet.workers["worker-c"].fails = lambda message: (
         ShapeFailReason.NO_MEMORY if message.handover_id != "handover-1" else None
     )
     fleet.place(HEIR)
-    fleet.run(30_000)
+    assert fleet.run(
+        30_000, until=lambda: fleet.record is not None and len(fleet.record.ended) == 32
+    )
+    fleet.run(1_000)
     assert fleet.record is not None
     assert fleet.record.handovers_begun > 33
     assert len(fleet.record.ended) == 32

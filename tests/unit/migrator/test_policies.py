@@ -1,4 +1,4 @@
-"""What each policy asks of whom, in order, when a replica of two shards becomes one of two stages."""
+"""What each policy asks of whom, in order, when two shards become two stages."""
 
 from collections.abc import Callable
 

@@ -324,6 +324,21 @@ def test_a_zone_that_preempts_is_no_longer_preferred() -> None:
     assert set(world.capacity[-1].wanted.zones_preferred) == {"zone-a", "zone-c"}
 
 
+def test_a_lull_gives_no_nodes_back_and_a_long_quiet_time_does() -> None:
+    capacity = CapacityOptions(nodes_max=8, nodes_extra=0)
+    world = a_world_with("a", "b", "c", "d", shape=None, model=FAST_PAIRS, capacity=capacity)
+    for _ in range(30):
+        world.sessions_accepted += 400
+        world.run(seconds=1)
+    busy = world.capacity[-1].wanted
+    assert busy.spot_nodes > 2
+    world.run(seconds=240)
+    assert world.capacity[-1].wanted.spot_nodes >= busy.spot_nodes
+    world.run(seconds=120)
+    assert world.capacity[-1].wanted.spot_nodes == 2
+    assert len(world.capacity[-1].wanted.nodes_to_release) == 2
+
+
 def test_without_a_bound_on_nodes_none_are_asked_for() -> None:
     world = a_world_with("a", "b")
     world.run(seconds=30)

@@ -6,7 +6,7 @@ from libs.kernel.units import MIB
 from libs.policy.assumed_profile import CPU, GPU, Roofline, assumed_profile
 from libs.policy.cost_model import execution_ns
 from libs.policy.model_profile import ModelBytes, ModelProfile
-from libs.policy.parallel_config import Candidate, SearchOptions, Workload, choose_config
+from libs.policy.parallel_config import Candidate, ConfigSearch, SearchOptions, Workload
 from libs.policy.shapes import ReplicaShape
 
 
@@ -40,26 +40,26 @@ def test_a_small_model_on_a_cpu_is_slower_on_more_shards() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
 def test_a_small_model_gets_one_worker_per_replica_and_all_workers_serve(workers: int) -> None:
-    found = choose_config(
-        a_profile(CPU, layer_mib=1, layers=4),
-        Workload(requests_per_s=0.5),
+    found = ConfigSearch(
+        profile=a_profile(CPU, layer_mib=1, layers=4),
+        workload=Workload(requests_per_s=0.5),
         workers=workers,
         memory_bytes=None,
         options=SearchOptions(),
-    )
+    ).choose()
     assert isinstance(found, Candidate)
     assert (found.config.replicas, found.config.shape.workers) == (workers, 1)
 
 
 def test_a_model_beyond_one_workers_memory_is_cut_into_as_few_parts_as_fit() -> None:
     profile = a_profile(CPU, layer_mib=8, layers=16)
-    found = choose_config(
-        profile,
-        Workload(requests_per_s=0.5),
+    found = ConfigSearch(
+        profile=profile,
+        workload=Workload(requests_per_s=0.5),
         workers=4,
         memory_bytes=profile.size.weight_bytes * 3 // 4 + 4096 * 4096 * 16,
         options=SearchOptions(),
-    )
+    ).choose()
     assert isinstance(found, Candidate)
     assert (found.config.replicas, found.config.shape.workers) == (2, 2)
 
@@ -70,11 +70,11 @@ def test_kv_of_the_longest_request_counts_as_needed() -> None:
     enough = profile.size.weight_bytes + kv_bytes
     options = SearchOptions()
     for memory_bytes, fits in ((enough, True), (enough - 1, False)):
-        found = choose_config(
-            profile,
-            Workload(requests_per_s=0.1),
+        found = ConfigSearch(
+            profile=profile,
+            workload=Workload(requests_per_s=0.1),
             workers=1,
             memory_bytes=memory_bytes,
             options=options,
-        )
+        ).choose()
         assert isinstance(found, Candidate) is fits

@@ -52,9 +52,9 @@ class Tokenization:
         """The models that can be tokenised, sorted."""
         return tuple(sorted(self._tokenizers))
 
-    def serialised(self) -> dict[str, str | None]:
-        """Return each tokenizer as JSON; None where it has no such form."""
-        return {alias: serialised(self._tokenizers[alias]) for alias in self.aliases}
+    def serialised(self, alias: str) -> str | None:
+        """Return the model's tokenizer as JSON; None where it has no such form."""
+        return serialised(self._tokenizers[alias])
 
     def run(self, command: Tokenize) -> PromptTokenized | PromptRefused:
         """Return the token ids of a submission's prompt, or why it has none."""

@@ -52,8 +52,9 @@ WORKER_SETTINGS: Final = {
     "step_tokens_max": str(STEP_TOKENS_MAX),
 }
 OPEN_MAX: Final = 500
-HOLD_S: Final = 3.0
-"""For so long the open streams are watched."""
+LOOKS: Final = 30
+LOOK_INTERVAL_S: Final = 0.1
+"""So often the router is looked at while the streams are open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,10 +246,9 @@ async def _open_streams(fleet: Fleet, options: SoakOptions, *, say: Callable[[st
         ]
         await asyncio.gather(*(stream.accepted() for stream in streams))
         most = 0
-        async with asyncio.timeout(HOLD_S + 1):
-            for _ in range(round(HOLD_S * 10)):
-                most = max(most, *_resident_bytes(router).values())
-                await asyncio.sleep(0.1)
+        for _ in range(LOOKS):
+            most = max(most, *_resident_bytes(router).values())
+            await asyncio.sleep(LOOK_INTERVAL_S)
         if any(stream.is_ended for stream in streams):
             raise ConfigError("a stream ended while it was to be held open")
     say(f"router with {options.streams} streams: {most / MIB:.1f} MiB")

@@ -5,6 +5,7 @@
 Says `"ready"`, then answers each line of prompts, as JSON, with a line of answers.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -21,9 +22,9 @@ def main(folder: str, dtype: str) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    from vllm import LLM, SamplingParams  # type: ignore[import-not-found, unused-ignore]
-
-    engine = LLM(
+    # By name: it is no dependency of this project.
+    vllm = importlib.import_module("vllm")
+    engine = vllm.LLM(
         model=folder,
         dtype=dtype,
         max_model_len=CONTEXT_TOKENS_MAX,
@@ -31,7 +32,7 @@ def main(folder: str, dtype: str) -> None:
         enable_prefix_caching=False,
         skip_tokenizer_init=True,
     )
-    greedy = SamplingParams(
+    greedy = vllm.SamplingParams(
         temperature=0.0, max_tokens=OUTPUT_TOKENS, ignore_eos=True, detokenize=False
     )
 

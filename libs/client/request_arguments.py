@@ -16,7 +16,7 @@ from libs.contracts.online import (
 )
 from libs.contracts.wire import describe
 
-MessageLike: TypeAlias = ChatMessage | Mapping[str, str]
+MessageLike: TypeAlias = ChatMessage | Mapping[str, JsonValue]
 ToolLike: TypeAlias = Mapping[str, JsonValue]
 
 

@@ -68,6 +68,11 @@ class ChatMessage(Message):
 
     role: str = Field(min_length=1, max_length=64)
     content: str
+    name: str | None = Field(default=None, max_length=64)
+    tool_calls: tuple[dict[str, JsonValue], ...] = Field(
+        default=(), max_length=TOOLS_MAX, description="of an earlier answer, as OpenAI writes them"
+    )
+    tool_call_id: str | None = Field(default=None, max_length=256)
 
 
 class SamplingParameters(Message):

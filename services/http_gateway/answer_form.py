@@ -11,6 +11,7 @@ from libs.client.token_stream import Usage
 from libs.contracts.online import (
     ChatMessage,
     FinishReason,
+    ResponseFormat,
     SamplingParameters,
     SubmitRequest,
 )
@@ -124,6 +125,7 @@ def submission_of(
     messages: tuple[ChatMessage, ...] | None = None,
     prompt_token_ids: tuple[int, ...] | None = None,
     tools: tuple[dict[str, JsonValue], ...] = (),
+    response_format: ResponseFormat | None = None,
 ) -> SubmitRequest:
     """Return the message that asks for this. Raises: ApiError for what the contract refuses."""
     stop = request.stop
@@ -154,7 +156,7 @@ def submission_of(
             sampling=SamplingParameters(**given),
             stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
             ignore_eos=bool(request.ignore_eos),
-            response_format=request.response_format,
+            response_format=response_format,
             priority=request.priority or 0,
             expires_after_ms=expires_after_ms,
         )

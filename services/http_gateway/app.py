@@ -30,6 +30,7 @@ from services.http_gateway.errors import (
     model_not_found,
 )
 from services.http_gateway.fleet_view import FleetView, ServedModel
+from services.http_gateway.forced_tools import forced_tools
 from services.http_gateway.measures import Measures
 from services.http_gateway.openapi import openapi_document
 from services.http_gateway.request_ids import RequestIds, request_id_of, shown_id_of
@@ -88,6 +89,7 @@ class Routes:
             choices=asked.n or 1,
             shown=Shown(logprobs=bool(asked.logprobs), token_ids=bool(asked.return_token_ids)),
             prompt=Prompt(token_ids=submission.prompt_token_ids or ()),
+            tools=forced_tools(asked.tools, asked.tool_choice),
         )
         return await self._answer(
             asked, [submission], form, request, prompt_parameter=chat.PROMPT_PARAMETER

@@ -49,6 +49,7 @@ def completion_submissions(
             max_tokens=max(1, max_tokens),
             logprobs=request.logprobs,
             prompt_logprobs=is_scored(request),
+            response_format=request.response_format,
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_token_ids=None if isinstance(prompt, str) else tuple(prompt),
         )

@@ -89,6 +89,10 @@ class Message(RequestPart):
 
     role: str = Field(min_length=1, max_length=64)
     content: str | list[ContentPart] | None = None
+    name: str | None = Field(default=None, max_length=64)
+    tool_calls: list[dict[str, JsonValue]] | None = Field(default=None, max_length=TOOLS_MAX)
+    """Of an earlier answer; the model's template shows them."""
+    tool_call_id: str | None = Field(default=None, max_length=256)
 
 
 class ChatRequest(GenerationRequest):
@@ -99,7 +103,8 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS_MAX)
     tools: list[dict[str, JsonValue]] | None = Field(default=None, max_length=TOOLS_MAX)
-    """Shown to the model by its template; the answer stays text."""
+    """Shown to the model by its template; the answer calls one where `tool_choice` forces it, and
+    stays text otherwise."""
     tool_choice: JsonValue = None
 
 
@@ -172,7 +177,6 @@ _UNSERVED_BY_COMPLETIONS: Final[Mapping[str, tuple[JsonValue, ...]]] = {
     "suffix": ("",),
 }
 _UNSERVED_IN_MESSAGES: Final[Mapping[str, tuple[JsonValue, ...]]] = {
-    "tool_calls": ([],),
     "function_call": (),
     "audio": (),
 }
@@ -216,8 +220,6 @@ def _require_chat(request: ChatRequest) -> None:
         _require_neutral(message, _UNSERVED_IN_MESSAGES, prefix=f"messages[{index}].")
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs may be given only with logprobs", parameter="top_logprobs")
-    if request.tool_choice not in (None, "none", "auto"):
-        raise _unsupported("tool_choice")
     _require_min_tokens(request.min_tokens, request.max_completion_tokens or request.max_tokens)
 
 

@@ -1,8 +1,8 @@
 """The process that tries schemas, so that a hostile one costs nobody else time or memory.
 
-It reads lines of JSON from stdin and answers each on stdout:
+It reads lines of JSON from stdin and answers on stdout:
 
-    {alias: tokenizer, ..}           first; the tokenizers as JSON
+    {alias: tokenizer}                  a model's tokenizer as JSON; no answer
     [alias, schema]  ->  null | why the schema is refused
 
 It ends with its input.
@@ -24,15 +24,16 @@ REFUSAL_CHARACTERS_MAX: Final = 500
 def main() -> None:
     """Answer until stdin ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
-    serialised = json.loads(sys.stdin.readline())
     vocabularies: dict[str, GrammarVocabulary] = {}
     for line in sys.stdin:
-        alias, schema = json.loads(line)
-        if alias not in vocabularies:
-            vocabularies[alias] = GrammarVocabulary(serialised[alias])
-        refusal = vocabularies[alias].refusal(schema)
-        sys.stdout.write(json.dumps(refusal and refusal[:REFUSAL_CHARACTERS_MAX]) + "\n")
-        sys.stdout.flush()
+        match json.loads(line):
+            case dict() as tokenizers:
+                for alias, tokenizer in tokenizers.items():
+                    vocabularies[alias] = GrammarVocabulary(tokenizer)
+            case [alias, schema]:
+                refusal = vocabularies[alias].refusal(schema)
+                sys.stdout.write(json.dumps(refusal and refusal[:REFUSAL_CHARACTERS_MAX]) + "\n")
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,13 +48,14 @@ class SchemaDesk:
     """Says which schemas an answer can be held to. Belongs to one event loop."""
 
     def __init__(
-        self, tokenizers: Mapping[str, str | None], *, check_ns_max: int = CHECK_NS_MAX
+        self, tokenizer_of: Callable[[str], str | None], *, check_ns_max: int = CHECK_NS_MAX
     ) -> None:
-        """Know the serialised tokenizer of each alias, None where a grammar cannot use it."""
+        """`tokenizer_of` an alias is as JSON, megabytes of it; None where a grammar cannot use it.
+        It is asked once per process."""
         self.check_ns_max = check_ns_max
         self.trials = 0
         """Schemas that were really tried, since the start."""
-        self._tokenizers = tokenizers
+        self._tokenizer_of = tokenizer_of
         self._process: asyncio.subprocess.Process | None = None
         self._aliases_ready: set[str] = set()
         self._turn = asyncio.Lock()
@@ -68,8 +69,6 @@ class SchemaDesk:
 
     async def refusal(self, alias: str, schema: str) -> tuple[RejectReason, str] | None:
         """Return why no answer of this model can be held to the schema, or None."""
-        if self._tokenizers.get(alias) is None:
-            return RejectReason.INVALID, "this model's tokenizer cannot hold answers to a schema"
         key = hashlib.blake2b(f"{alias}\n{schema}".encode(errors="replace")).digest()
         verdict = self._verdicts.get(key)
         if verdict is not None:
@@ -79,8 +78,10 @@ class SchemaDesk:
         self._waiting += 1
         try:
             async with self._turn:
-                await self._make_ready(alias)
-                verdict = await self._try(alias, schema)
+                if await self._make_ready(alias):
+                    verdict = await self._try(alias, schema)
+                else:
+                    verdict = Verdict(problem="this model's tokenizer cannot hold an answer to it")
         except Unavailable as error:
             return RejectReason.UNAVAILABLE, str(error)
         finally:
@@ -94,14 +95,18 @@ class SchemaDesk:
         async with self._turn:
             await self._end()
 
-    async def _make_ready(self, alias: str) -> None:
-        """Have a process that knows this vocabulary. Raises: Unavailable."""
+    async def _make_ready(self, alias: str) -> bool:
+        """Have a process that knows this vocabulary; False if it cannot. Raises: Unavailable."""
         if alias in self._aliases_ready:
-            return
+            return True
+        tokenizer = self._tokenizer_of(alias)
+        if tokenizer is None:
+            return False
         try:
             async with asyncio.timeout(seconds(START_NS_MAX)):
                 if self._process is None:
                     await self._start()
+                await self._write({alias: tokenizer})
                 await self._ask(alias, PROBE)
         except (TimeoutError, OSError, ValueError) as error:
             _log.error("schema_process_failed", model=alias, error=type(error).__name__)
@@ -111,6 +116,7 @@ class SchemaDesk:
             await self._end()
             raise
         self._aliases_ready.add(alias)
+        return True
 
     async def _try(self, alias: str, schema: str) -> Verdict:
         self.trials += 1
@@ -137,7 +143,6 @@ class SchemaDesk:
             stdout=asyncio.subprocess.PIPE,
             preexec_fn=die_with_parent,
         )
-        await self._write(self._tokenizers)
 
     async def _ask(self, alias: str, schema: str) -> str | None:
         await self._write([alias, schema])

@@ -84,7 +84,7 @@ class RouterShell:
         self._router_id = options.router_id
         self._clock = clock
         self._tokenizer_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
-        self._schema_desk = SchemaDesk(tokenization.serialised())
+        self._schema_desk = SchemaDesk(tokenization.serialised)
         self._text_desk = TextDesk(
             bus=bus, tokenization=tokenization, thread=self._tokenizer_thread
         )

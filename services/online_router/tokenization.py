@@ -4,6 +4,8 @@ Runs on one thread of its own, so that a long prompt delays no heartbeat. Chat t
 rendered by transformers in its sandbox; nothing of a client's message is executed.
 """
 
+import contextlib
+import json
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -50,9 +52,9 @@ class Tokenization:
         """The models that can be tokenised, sorted."""
         return tuple(sorted(self._tokenizers))
 
-    def serialised(self) -> dict[str, str | None]:
-        """Return each tokenizer as JSON; None where it has no such form."""
-        return {alias: serialised(self._tokenizers[alias]) for alias in self.aliases}
+    def serialised(self, alias: str) -> str | None:
+        """Return the model's tokenizer as JSON; None where it has no such form."""
+        return serialised(self._tokenizers[alias])
 
     def run(self, command: Tokenize) -> PromptTokenized | PromptRefused:
         """Return the token ids of a submission's prompt, or why it has none."""
@@ -139,12 +141,23 @@ def _rendered(
     if not tokenizer.chat_template:
         raise ValueError(NO_TEMPLATE)
     text: str = tokenizer.apply_chat_template(
-        [{"role": message.role, "content": message.content} for message in messages],
+        [_for_template(message) for message in messages],
         tools=list(tools) or None,
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
     )
     return text
+
+
+def _for_template(message: ChatMessage) -> dict[str, Any]:
+    shown = message.model_dump(mode="json", exclude_defaults=True)
+    for call in shown.get("tool_calls", ()):
+        function = call.get("function")
+        # Templates want the arguments as an object; OpenAI's API has them as its text.
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            with contextlib.suppress(ValueError):
+                function["arguments"] = json.loads(function["arguments"])
+    return shown
 
 
 def load_tokenization(models: tuple[str, ...]) -> Tokenization:

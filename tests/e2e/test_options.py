@@ -158,3 +158,19 @@ def test_over_nats_the_same_field_holds_the_answer_or_is_refused_by_name(under_t
                 assert_is_a_ship(await beside)
 
     under_test.runner.run(work())
+
+
+def test_a_forced_tool_is_called_with_arguments_that_fit_it(http: httpx.Client) -> None:
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": SHIP}}
+        for name in ("launch", "sink")
+    ]
+    asked = {"messages": QUESTION, "tools": tools, "temperature": 1.0, "seed": 3}
+    named = {"type": "function", "function": {"name": "sink"}}
+    for choice, names in (("required", {"launch", "sink"}), (named, {"sink"})):
+        answer = ask(http, "/v1/chat/completions", **asked, max_tokens=300, tool_choice=choice)
+        [shown] = answer["choices"]
+        assert shown["finish_reason"] == "tool_calls"
+        [call] = shown["message"]["tool_calls"]
+        assert call["function"]["name"] in names
+        assert_is_a_ship(call["function"]["arguments"])

@@ -14,22 +14,23 @@ from services.online_router.schema_desk import WAITING_MAX, SchemaDesk
 from services.online_router.tokenization import load_tokenization
 
 MODEL = Path(__file__).resolve().parents[3] / "models" / "tide-tiny"
+TokenizerOf = Callable[[str], str | None]
 POINT = '{"type":"object","properties":{"x":{"type":"integer"}}}'
 
 
 @pytest.fixture(scope="module")
-def tokenizers() -> dict[str, str | None]:
-    return load_tokenization((str(MODEL),)).serialised()
+def tokenizer_of() -> TokenizerOf:
+    return load_tokenization((str(MODEL),)).serialised
 
 
 def with_desk(
-    tokenizers: dict[str, str | None],
+    tokenizer_of: TokenizerOf,
     work: Callable[[SchemaDesk], Awaitable[None]],
     *,
     check_ns_max: int = 5 * NS_PER_S,
 ) -> None:
     async def run() -> None:
-        desk = SchemaDesk(tokenizers, check_ns_max=check_ns_max)
+        desk = SchemaDesk(tokenizer_of, check_ns_max=check_ns_max)
         try:
             await work(desk)
         finally:
@@ -39,7 +40,7 @@ def with_desk(
 
 
 def test_good_and_bad_schemas_are_told_apart_and_remembered(
-    tokenizers: dict[str, str | None],
+    tokenizer_of: TokenizerOf,
 ) -> None:
     async def work(desk: SchemaDesk) -> None:
         for _ in range(2):
@@ -50,11 +51,11 @@ def test_good_and_bad_schemas_are_told_apart_and_remembered(
             assert "nonsense" in refusal[1]
         assert desk.trials == 2
 
-    with_desk(tokenizers, work)
+    with_desk(tokenizer_of, work)
 
 
 def test_a_schema_past_its_time_is_refused_and_the_next_one_is_tried_anew(
-    tokenizers: dict[str, str | None],
+    tokenizer_of: TokenizerOf,
 ) -> None:
     async def work(desk: SchemaDesk) -> None:
         refusal = await desk.refusal("tide-tiny", POINT)
@@ -64,10 +65,10 @@ def test_a_schema_past_its_time_is_refused_and_the_next_one_is_tried_anew(
         desk.check_ns_max = 5 * NS_PER_S
         assert await desk.refusal("tide-tiny", POINT) is None
 
-    with_desk(tokenizers, work, check_ns_max=1)
+    with_desk(tokenizer_of, work, check_ns_max=1)
 
 
-def test_a_process_that_dies_costs_one_schema_alone(tokenizers: dict[str, str | None]) -> None:
+def test_a_process_that_dies_costs_one_schema_alone(tokenizer_of: TokenizerOf) -> None:
     async def work(desk: SchemaDesk) -> None:
         assert await desk.refusal("tide-tiny", POINT) is None
         process_id = desk.process_id
@@ -78,11 +79,11 @@ def test_a_process_that_dies_costs_one_schema_alone(tokenizers: dict[str, str | 
         assert await desk.refusal("tide-tiny", '{"type":"string"}') is None
         assert desk.process_id not in (None, process_id)
 
-    with_desk(tokenizers, work)
+    with_desk(tokenizer_of, work)
 
 
 def test_an_answer_that_nobody_took_is_not_taken_for_the_next(
-    tokenizers: dict[str, str | None],
+    tokenizer_of: TokenizerOf,
 ) -> None:
     async def work(desk: SchemaDesk) -> None:
         assert await desk.refusal("tide-tiny", "{}") is None
@@ -93,11 +94,11 @@ def test_an_answer_that_nobody_took_is_not_taken_for_the_next(
         assert asking.cancelled()
         assert await desk.refusal("tide-tiny", POINT) is None
 
-    with_desk(tokenizers, work)
+    with_desk(tokenizer_of, work)
 
 
 def test_past_the_bound_of_waiting_schemas_one_more_is_refused_for_now(
-    tokenizers: dict[str, str | None],
+    tokenizer_of: TokenizerOf,
 ) -> None:
     async def work(desk: SchemaDesk) -> None:
         schemas = [f'{{"minimum":{number}}}' for number in range(WAITING_MAX + 1)]
@@ -107,7 +108,7 @@ def test_past_the_bound_of_waiting_schemas_one_more_is_refused_for_now(
         assert refusals[-1][0] is RejectReason.OVERLOADED
         assert await desk.refusal("tide-tiny", schemas[-1]) is None
 
-    with_desk(tokenizers, work)
+    with_desk(tokenizer_of, work)
 
 
 def test_a_process_that_cannot_start_is_the_fleets_fault_not_the_schemas() -> None:
@@ -119,10 +120,10 @@ def test_a_process_that_cannot_start_is_the_fleets_fault_not_the_schemas() -> No
         assert other is not None
         assert other[0] is RejectReason.INVALID
 
-    with_desk({"broken": "no tokenizer", "slow": None}, work)
+    with_desk({"broken": "no tokenizer", "slow": None}.get, work)
 
 
-def test_the_loop_turns_while_a_schema_is_tried(tokenizers: dict[str, str | None]) -> None:
+def test_the_loop_turns_while_a_schema_is_tried(tokenizer_of: TokenizerOf) -> None:
     async def work(desk: SchemaDesk) -> None:
         longest_ns = 0
 
@@ -141,4 +142,4 @@ def test_the_loop_turns_while_a_schema_is_tried(tokenizers: dict[str, str | None
         assert "fuel" in fuel[1]
         assert longest_ns < 500 * NS_PER_MS
 
-    with_desk(tokenizers, work)
+    with_desk(tokenizer_of, work)

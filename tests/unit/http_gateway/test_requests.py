@@ -17,6 +17,7 @@ from services.http_gateway.schemas import (
     parse,
 )
 
+A_TOOL = {"type": "function", "function": {"name": "a"}}
 CHAT = "chat"
 COMPLETIONS = "completions"
 GOOD = {"model": "tide-tiny", "prompt": "go"}
@@ -90,10 +91,23 @@ def submit(path: str, change: dict[str, object]):
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages[0].content[0].type",
         ),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": "x"}]}, "messages[0].tool_calls"),
+        (CHAT, {"messages": [{"role": "user", "function_call": {}}]}, "messages[0].function_call"),
+        (CHAT, {"tool_choice": {"type": "function"}, "tools": [A_TOOL]}, "tool_choice"),
         (
             CHAT,
-            {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
-            "messages[0].tool_calls",
+            {"tool_choice": {"type": "function", "function": {"name": "b"}}, "tools": [A_TOOL]},
+            "tool_choice",
+        ),
+        (CHAT, {"tool_choice": "required", "tools": [{"type": "function"}]}, "tools[0]"),
+        (
+            CHAT,
+            {
+                "tool_choice": "required",
+                "tools": [A_TOOL],
+                "response_format": {"type": "json_object"},
+            },
+            "tool_choice",
         ),
         (CHAT, {"logprobs": 5}, "logprobs"),
         (CHAT, {"top_logprobs": 5}, "top_logprobs"),

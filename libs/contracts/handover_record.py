@@ -28,10 +28,10 @@ class HandoverState(StrEnum):
 
     STAGING = "staging"
     """Targets make room for their new position."""
+    FORMING = "forming"
+    """Targets form their process groups; their number of KV blocks is settled."""
     LOADING = "loading"
     """Targets fetch weights; under tideserve KV is copied meanwhile."""
-    FORMING = "forming"
-    """Targets form their process groups."""
     COPYING = "copying"
     """KV is copied until little is left, while the sources decode."""
     WAITING = "waiting"

@@ -205,17 +205,16 @@ def test_a_node_that_ends_soon_sends_its_kv_before_the_weights_are_there(
     fleet.place(HEIR, leaving=(LeavingNode(node_id="node-a", worker_ids=("worker-a",)),))
     run_until(fleet, HandoverState.STOPPING)
     states = latest(fleet)
-    assert states == ["staging", "loading", "stopping"]
+    assert states == ["staging", "forming", "loading", "stopping"]
     assert fleet.now_ns < ends_at_ns - 1_000 * NS_PER_MS
     fleet.run(10)  # until what is stored is ordered, too
     stop_sent = [m for m in fleet.commands_to("worker-a") if isinstance(m, StopReplica)]
     assert stop_sent[-1].copy_until_unix_ns is not None
     assert stop_sent[-1].copy_until_unix_ns < UNIX_NS + ends_at_ns
     assert fleet.run(10_000, until=fleet.is_reached)
-    assert latest(fleet)[2:] == [
+    assert latest(fleet)[3:] == [
         "stopping",
         "loading",
-        "forming",
         "activating",
         "releasing",
         "dropping",

@@ -3,6 +3,9 @@
 One record per alias, in HANDOVER_BUCKET under `handover_key(alias)`, replaced whole by
 compare-and-set. Who owns it is written in it, so that a migrator which was replaced can store
 nothing any more. It is both what a successor goes on from and what people are shown.
+
+A worker that moves takes about 280 bytes in it: of a fleet of 3,500 all may move at the same time
+before a record exceeds the 1 MiB that a broker takes by default.
 """
 
 from enum import StrEnum

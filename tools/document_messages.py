@@ -19,6 +19,7 @@ from libs.contracts import (
     journal,
     local_cloud,
     online,
+    peers,
     placement,
     preemption,
     reports,
@@ -26,6 +27,7 @@ from libs.contracts import (
     subjects,
     text,
     token_step,
+    transfers,
     wire,
 )
 from libs.contracts.wire import Message
@@ -41,6 +43,8 @@ FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Hand-overs", handover),
     ("The record of hand-overs", handover_record),
     ("The cloud on one machine", local_cloud),
+    ("Transfers", transfers),
+    ("Peers", peers),
 )
 ARRAY_MESSAGES: tuple[tuple[str, ModuleType, tuple[type, ...]], ...] = (
     ("Token steps", token_step, (token_step.TokenStep, token_step.SessionTokens)),

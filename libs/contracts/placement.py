@@ -69,6 +69,13 @@ class LeavingNode(Message):
     )
 
 
+class PinnedShape(Message):
+    """The shape of every replica, where an operator chose it."""
+
+    stages: int = Field(ge=1, le=STAGES_MAX)
+    shards: int = Field(ge=1, le=SHARDS_MAX)
+
+
 class Placement(Message):
     """What every worker of one model is to compute.
 
@@ -85,6 +92,7 @@ class Placement(Message):
     spare_worker_ids: tuple[SubjectToken, ...] = Field(default=(), max_length=WORKERS_MAX)
     leaving: tuple[LeavingNode, ...] = ()
     batch_sequences_max: int = Field(default=64, ge=1, description="B, for each replica")
+    pinned_shape: PinnedShape | None = Field(default=None, description="by PinShape")
     reason: str = Field(default="", max_length=1024, description="for people, one sentence")
     planned_at_unix_ns: int = Field(default=0, ge=0)
     planner_id: str = ""
@@ -119,7 +127,36 @@ class CapacityWanted(Message):
     reason: str = Field(default="", max_length=1024)
 
 
+class PinShape(Message):
+    """Use this shape of replica from now on, as long as it fits; without one, choose again.
+
+    Sent by people, with a reply subject, to `planner_control(alias)`; the leading planner answers
+    ShapePinned or PinRefused. Lost: no answer comes. Doubled: harmless. It is part of the committed
+    placement, so that the next leader keeps it.
+    """
+
+    type: Literal["pin_shape.v1"] = "pin_shape.v1"
+    shape: PinnedShape | None = Field(default=None, description="none: the planner chooses again")
+
+
+class ShapePinned(Message):
+    """The shape is pinned, or free again. Sent by the leading planner to the reply subject."""
+
+    type: Literal["shape_pinned.v1"] = "shape_pinned.v1"
+    plan_revision: int = Field(ge=0, description="of the placement that was current then")
+
+
+class PinRefused(Message):
+    """The model cannot be cut like that. Sent by the leading planner to the reply subject."""
+
+    type: Literal["pin_refused.v1"] = "pin_refused.v1"
+    message: str = Field(max_length=1024)
+
+
 PlacementMessage = Placement | CapacityWanted
+PinAnswer = ShapePinned | PinRefused
 PLACEMENTS: Codec[PlacementMessage] = Codec(
     Annotated[PlacementMessage, Field(discriminator="type")]
 )
+PIN_REQUESTS: Codec[PinShape] = Codec(PinShape)
+PIN_ANSWERS: Codec[PinAnswer] = Codec(Annotated[PinAnswer, Field(discriminator="type")])

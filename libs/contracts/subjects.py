@@ -13,7 +13,7 @@ _TOKEN = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
 JOURNAL_STREAM: Final = "TIDE_JOURNAL"
 CLAIM_BUCKET: Final = "tide_claims"
 PLACEMENT_BUCKET: Final = "tide_placements"
-"""Committed placements, one key per alias, and who leads the planners."""
+"""Committed placements, one key per alias; each names the planner that leads."""
 HANDOVER_BUCKET: Final = "tide_handovers"
 """Hand-overs under way, and who owns each."""
 ROUTER_QUEUE_GROUP: Final = "online-router"
@@ -118,14 +118,14 @@ def placement(alias: str) -> str:
 PLACEMENT_ALL: Final = f"{ROOT}.placement.*"
 
 
+def planner_control(alias: str) -> str:
+    """Where the leading planner is asked to pin a shape."""
+    return f"{ROOT}.planner.control.{_token(alias)}"
+
+
 def placement_key(alias: str) -> str:
     """Key of the committed placement in PLACEMENT_BUCKET."""
     return f"placement.{_token(alias)}"
-
-
-def planner_leader_key(alias: str) -> str:
-    """Key of the leading planner in PLACEMENT_BUCKET."""
-    return f"leader.{_token(alias)}"
 
 
 def handover_key(alias: str) -> str:

@@ -25,6 +25,14 @@ class RecentMap(Generic[KeyT, ValueT]):
         """Return the value, without refreshing its age."""
         return self._entries.get(key)
 
+    def values(self) -> list[ValueT]:
+        """Return the values, the oldest first."""
+        return list(self._entries.values())
+
+    def items(self) -> list[tuple[KeyT, ValueT]]:
+        """Return keys and values, the oldest first."""
+        return list(self._entries.items())
+
     def oldest(self) -> ValueT | None:
         """Return the value that the bound would evict next."""
         return next(iter(self._entries.values()), None)

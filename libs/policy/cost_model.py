@@ -7,7 +7,9 @@ the digit. With f = ceil(layers / P), micro-batches of B/M1 in prefill and B/M2 
     t2    = decode[M][B/M2]  * f * (P + M2 - 1)    + hop_decode  * (P - 1)/M2
     l_exe = 1.1 * (t1 + t2 * S_out + 2 * embedding[B])
 
-The prefill term scales with the prompt; M1 and M2 are the powers of two that serve it best.
+The prefill term scales with the prompt; M1 and M2 are the powers of two that serve it best. A
+profile that is not the artifact's own is spared its division of t1 by M1, which takes the prefill
+of one micro-batch for that of all.
 """
 
 import math
@@ -42,8 +44,11 @@ def batch_times(
     hops = shape.stages - 1
     prompt_share = (prompt_tokens or profile.prompt_tokens) / profile.prompt_tokens
     prefill_ns = min(
-        time_ns(times.prefill_ns, batch / parts) * stage_layers * (hops + parts) / parts
-        + profile.hop_prefill_ns * hops / parts
+        (
+            time_ns(times.prefill_ns, batch / parts) * stage_layers * (hops + parts)
+            + profile.hop_prefill_ns * hops
+        )
+        / (parts if profile.is_prefill_amortised else 1)
         for parts in _micro_batches(batch)
     )
     step_ns = min(
@@ -99,12 +104,12 @@ def weight_bytes_max(profile: ModelProfile, shape: ReplicaShape) -> int:
     return math.ceil((stage_layers * size.layer_bytes + end_bytes) / shape.shards)
 
 
-def session_kv_bytes(profile: ModelProfile, shape: ReplicaShape) -> int:
-    """KV of one typical request at its end, on the worker that holds the most of it."""
+def kv_bytes_max(profile: ModelProfile, shape: ReplicaShape, *, tokens: int) -> int:
+    """KV of so many tokens, on the worker that holds the most of it."""
     size = profile.size
     stage_layers = math.ceil(size.layers / shape.stages)
     token_bytes = stage_layers * size.kv_bytes_per_token_layer * size.kv_share(shape.shards)
-    return math.ceil(token_bytes * profile.session_tokens)
+    return math.ceil(token_bytes * tokens)
 
 
 def _micro_batches(batch: int) -> Iterator[int]:

@@ -310,17 +310,19 @@ def _inside(kept: Bytes, groups: Indices, slots: Indices) -> tuple[Bytes, Indice
     """Match each group with each slot; equal weights, of which there are many, are matched once."""
     width = groups.shape[1]
     blocks = kept[groups[:, np.newaxis, :, np.newaxis], slots[np.newaxis, :, np.newaxis, :]]
-    flat = blocks.reshape(-1, width * width)
-    distinct, indices = np.unique(flat, axis=0, return_inverse=True)
-    best = np.empty(len(distinct))
-    order = np.empty((len(distinct), width), dtype=np.intp)
-    for index, block in enumerate(distinct.reshape(-1, width, width)):
+    flat = np.ascontiguousarray(blocks.reshape(-1, width * width))
+    # A dictionary of the rows' bytes: np.unique sorts them, which takes most of a plan's time.
+    first_seen: dict[bytes, int] = {}
+    indices = [first_seen.setdefault(row.tobytes(), len(first_seen)) for row in flat]
+    best = np.empty(len(first_seen))
+    order = np.empty((len(first_seen), width), dtype=np.intp)
+    for index, row in enumerate(first_seen):
+        block = np.frombuffer(row).reshape(width, width)
         rows, columns = linear_sum_assignment(block, maximize=True)
         order[index, columns] = rows
         best[index] = block[rows, columns].sum()
-    shape = (len(groups), len(slots))
-    indices = indices.reshape(shape)
-    return best[indices], order[indices]
+    by_pair = np.array(indices, dtype=np.intp).reshape(len(groups), len(slots))
+    return best[by_pair], order[by_pair]
 
 
 def _refined(task: MappingTask, kept: Bytes, chosen: Indices) -> Indices:

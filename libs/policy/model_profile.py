@@ -75,10 +75,15 @@ class ModelProfile:
     prompt_tokens: int
     """Typical request; also what prefill was measured with."""
     output_tokens: int
+    context_tokens_max: int = 0
+    """The longest request; a replica that cannot hold its KV is none."""
     margin_percent: int = 110
     """What is predicted is this much longer than the sum of the parts (the artifact's 1.1)."""
     stages_divide: int | None = None
     """P must divide this many (padded) layers; None: stages may be uneven."""
+    is_prefill_amortised: bool = False
+    """As in the artifact, a prefill in M1 micro-batches counts as 1/M1 of the time they take
+    together. Right for its figures, too little for ours."""
     replica_workers_min: int = 1
     """A memory limit that was published as a number of GPUs."""
 

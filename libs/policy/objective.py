@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from libs.kernel.units import NS_PER_S
 from libs.policy.cost_model import weight_bytes_max
 from libs.policy.model_profile import ModelProfile
-from libs.policy.parallel_config import Candidate, best_of
+from libs.policy.parallel_config import Candidate
 from libs.policy.shapes import ReplicaShape
 
 
@@ -37,76 +37,54 @@ class ObjectiveOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Situation:
-    """What the candidates are judged against."""
+class Foresight:
+    """Judges candidates against what runs now and what is expected to happen."""
 
+    profile: ModelProfile
+    options: ObjectiveOptions
     shape_now: ReplicaShape | None
     nodes: int
     """Nodes that the candidates use."""
     link_bytes_per_s: int | None = None
     """As measured; None: as the options assume."""
 
+    def choose(self, found: Sequence[Candidate]) -> Candidate:
+        """Choose among candidates that fit: those that keep up first, then the best score.
 
-def choose_with_foresight(
-    found: Sequence[Candidate],
-    profile: ModelProfile,
-    situation: Situation,
-    options: ObjectiveOptions,
-) -> Candidate:
-    """Choose among candidates that fit: those that keep up first, then the best objective.
-
-    The present shape stays if it keeps up and nothing else is better by `gain_percent_min`.
-    """
-    feasible = [candidate for candidate in found if candidate.keeps_up]
-    current = next((c for c in found if c.config.shape == situation.shape_now), None)
-    if not feasible:
-        best = best_of(list(found), near_tie_percent=0)
-        if current is not None and not _is_gain(
-            current.requests_per_s, best.requests_per_s, options
-        ):
+        The present shape stays if it keeps up and nothing is better by `gain_percent_min`; where
+        nothing keeps up, the same holds for throughput.
+        """
+        current = next((c for c in found if c.config.shape == self.shape_now), None)
+        feasible = [candidate for candidate in found if candidate.keeps_up]
+        if not feasible:
+            best = max(found, key=lambda c: (c.requests_per_s, -c.latency_ns))
+            if current is None or self._is_less(current.requests_per_s, best.requests_per_s):
+                return best
             return current
-        return best
-    scores = [(score_ns(c, profile, situation, options), c) for c in feasible]
-    best_ns, best = min(scores, key=lambda row: (row[0], row[1].config.shape))
-    if current is None or not current.keeps_up or best is current:
-        return best
-    current_ns = score_ns(current, profile, situation, options)
-    return best if _is_gain(best_ns, current_ns, options) else current
+        scores = [(self.score_ns(candidate), candidate) for candidate in feasible]
+        best_ns, best = min(scores, key=lambda row: (row[0], row[1].config.shape))
+        if current is None or not current.keeps_up:
+            return best
+        return best if self._is_less(best_ns, self.score_ns(current)) else current
 
+    def score_ns(self, candidate: Candidate) -> float:
+        """Return the mean latency over the horizon, change and losses included."""
+        config = candidate.config
+        stall_ns = self.stall_ns(config.shape)
+        # What arrives in a stall waits half of it on average, what runs waits all of it.
+        delay = stall_ns * (stall_ns / 2 + candidate.execution_ns)
+        score = float(candidate.latency_ns)
+        if self.shape_now is not None and config.shape != self.shape_now:
+            score += delay / self.options.horizon_ns
+        losses_per_ns = self.options.losses_per_node_hour / (3_600 * NS_PER_S)
+        return score + losses_per_ns * self.nodes * delay / config.replicas
 
-def score_ns(
-    candidate: Candidate,
-    profile: ModelProfile,
-    situation: Situation,
-    options: ObjectiveOptions,
-) -> float:
-    """Return the mean latency over the horizon, change and losses included."""
-    shape = candidate.config.shape
-    running_ns = candidate.execution_ns
-    stall_ns = stall_of_change_ns(profile, shape, situation, options)
-    score = float(candidate.latency_ns)
-    if situation.shape_now is not None and shape != situation.shape_now:
-        score += _delay(stall_ns, running_ns) / options.horizon_ns
-    losses_per_ns = options.losses_per_node_hour / (3_600 * NS_PER_S)
-    share = 1 / candidate.config.replicas
-    return score + losses_per_ns * situation.nodes * _delay(stall_ns, running_ns) * share
+    def stall_ns(self, shape: ReplicaShape) -> int:
+        """Return T: every worker fetches its weights anew and the group forms. An upper bound."""
+        rate = self.link_bytes_per_s or self.options.link_bytes_per_s
+        weight_bytes = weight_bytes_max(self.profile, shape)
+        return self.options.group_setup_ns + weight_bytes * NS_PER_S // rate
 
-
-def stall_of_change_ns(
-    profile: ModelProfile,
-    shape: ReplicaShape,
-    situation: Situation,
-    options: ObjectiveOptions,
-) -> int:
-    """Return T: every worker fetches its weights anew and the group forms. An upper bound."""
-    rate = situation.link_bytes_per_s or options.link_bytes_per_s
-    return options.group_setup_ns + weight_bytes_max(profile, shape) * NS_PER_S // rate
-
-
-def _delay(stall_ns: int, running_ns: int) -> float:
-    return stall_ns * (stall_ns / 2 + running_ns)
-
-
-def _is_gain(smaller: float, larger: float, options: ObjectiveOptions) -> bool:
-    """Whether the smaller value lies below the larger by the least gain that counts."""
-    return smaller * 100 < larger * (100 - options.gain_percent_min)
+    def _is_less(self, smaller: float, larger: float) -> bool:
+        """Whether the smaller value lies below the larger by the least gain that counts."""
+        return smaller * 100 < larger * (100 - self.options.gain_percent_min)

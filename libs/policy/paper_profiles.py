@@ -52,6 +52,7 @@ OPT_6_7B: Final = ModelProfile(
     prompt_tokens=512,
     output_tokens=128,
     stages_divide=36,
+    is_prefill_amortised=True,
     replica_workers_min=4,
 )
 GPT_20B: Final = ModelProfile(
@@ -68,6 +69,7 @@ GPT_20B: Final = ModelProfile(
     prompt_tokens=512,
     output_tokens=128,
     stages_divide=48,
+    is_prefill_amortised=True,
     replica_workers_min=12,
 )
 LLAMA_30B: Final = ModelProfile(
@@ -83,6 +85,7 @@ LLAMA_30B: Final = ModelProfile(
     prompt_tokens=512,
     output_tokens=128,
     stages_divide=48,
+    is_prefill_amortised=True,
     replica_workers_min=16,
 )
 PAPER_PROFILES: Final[Mapping[str, ModelProfile]] = {

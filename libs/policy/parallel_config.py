@@ -1,7 +1,8 @@
 """Algorithm 1 of SpotServe: which (D, P, M, B) a set of GPUs should run.
 
     feasible = every C that fits memory and keeps up with the arrivals
-    feasible:     the C of least request latency; among near-equals the one of fewest workers
+    feasible:     the C of least request latency; among near-equals the one of fewest workers, or,
+                  where all workers are used anyway, of most throughput
     not feasible: the C of most throughput
 
 Departs from the paper, each as a switch of SearchOptions: request latency includes waiting; a
@@ -9,19 +10,23 @@ continuously batching engine takes as many sequences as fit and computes at the 
 arrivals cause; memory is real bytes rather than a least number of GPUs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from libs.kernel.units import MIB, NS_PER_S
 from libs.policy.cost_model import (
-    batch_times,
+    execution_ns,
+    kv_bytes_max,
     queueing_ns,
     requests_per_s,
-    session_kv_bytes,
     weight_bytes_max,
 )
 from libs.policy.model_profile import ModelProfile
 from libs.policy.shapes import ParallelConfig, ReplicaShape
+
+OVERLOADED_NS: Final = 3_600 * NS_PER_S
+"""Stands for a wait without end, where a sum needs a number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +45,7 @@ class SearchOptions:
     """The one shape to consider; None: all that the model allows."""
     shards_max: int = 64
     near_tie_percent: int = 5
-    """Latencies this close are equal; then fewer workers win."""
+    """Latencies this close are equal; then fewer workers win, or more throughput."""
     workspace_bytes: int = 0
     """Of each worker, for activations and buffers."""
 
@@ -86,195 +91,166 @@ class NoShapeFits:
     workers_missing: int = 0
 
 
-def shapes(
-    profile: ModelProfile, *, workers: int, options: SearchOptions
-) -> Iterator[ReplicaShape]:
-    """Yield what the model can be cut into with so many workers, whatever the memory."""
-    size = profile.size
-    for shards in sorted(profile.times_by_shards):
-        if shards > min(options.shards_max, workers) or size.heads % shards:
-            continue
-        for stages in range(1, min(size.layers, workers // shards) + 1):
-            shape = ReplicaShape(stages=stages, shards=shards)
-            if options.shape_only not in (None, shape):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigSearch:
+    """One decision of Algorithm 1."""
+
+    profile: ModelProfile
+    workload: Workload
+    workers: int
+    """That may be used."""
+    memory_bytes: int | None
+    """Of each, for weights and KV; None: unknown, everything fits."""
+    options: SearchOptions
+
+    def choose(self) -> Candidate | NoShapeFits:
+        """Decide, or say what is missing."""
+        found = self.candidates()
+        return best_of(found, self.options) if found else self.why_nothing_fits()
+
+    def candidates(self) -> list[Candidate]:
+        """List every configuration that fits."""
+        found = []
+        for shape in self.shapes():
+            batch_max = self.batch_that_fits(shape)
+            if batch_max is None or shape.workers < self.profile.replica_workers_min:
                 continue
-            if profile.stages_divide is None or profile.stages_divide % stages == 0:
-                yield shape
+            if self.options.is_batching_continuous:
+                found.append(self._continuous(shape, batch_max=batch_max))
+            else:
+                found += [
+                    self._static(shape, batch=batch)
+                    for batch in self.options.batches
+                    if batch <= batch_max
+                ]
+        return found
 
+    def shapes(self) -> Iterator[ReplicaShape]:
+        """Yield what the model can be cut into with so many workers, whatever the memory."""
+        size = self.profile.size
+        for shards in sorted(self.profile.times_by_shards):
+            if shards > min(self.options.shards_max, self.workers) or size.heads % shards:
+                continue
+            for stages in range(1, min(size.layers, self.workers // shards) + 1):
+                shape = ReplicaShape(stages=stages, shards=shards)
+                if self._is_allowed(shape):
+                    yield shape
 
-def candidates(
-    profile: ModelProfile,
-    workload: Workload,
-    *,
-    workers: int,
-    memory_bytes: int | None,
-    options: SearchOptions,
-) -> list[Candidate]:
-    """List every configuration that fits; memory is of one worker, None where it is unknown."""
-    found = []
-    for shape in shapes(profile, workers=workers, options=options):
-        batch_max = batch_that_fits(profile, shape, memory_bytes=memory_bytes, options=options)
-        if batch_max is None or shape.workers < profile.replica_workers_min:
-            continue
-        if options.is_batching_continuous:
-            found.append(_continuous(profile, workload, shape, workers, batch_max, options))
-        else:
-            found += [
-                _static(profile, workload, shape, workers, batch, options)
-                for batch in options.batches
-                if batch <= batch_max
-            ]
-    return found
+    def batch_that_fits(self, shape: ReplicaShape) -> int | None:
+        """Return the largest batch whose weights and KV fit one worker.
 
+        None if not even the smallest batch fits, or not the longest request.
+        """
+        if self.memory_bytes is None:
+            return self.options.batches[-1]
+        if self.memory_bytes < self.bytes_needed(shape):
+            return None
+        weight_bytes = weight_bytes_max(self.profile, shape)
+        left = self.memory_bytes - weight_bytes - self.options.workspace_bytes
+        session_bytes = kv_bytes_max(self.profile, shape, tokens=self.profile.session_tokens)
+        sequences = left // max(1, session_bytes)
+        return max(batch for batch in self.options.batches if batch <= sequences)
 
-def choose_config(
-    profile: ModelProfile,
-    workload: Workload,
-    *,
-    workers: int,
-    memory_bytes: int | None,
-    options: SearchOptions,
-) -> Candidate | NoShapeFits:
-    """Decide Algorithm 1 for so many workers."""
-    found = candidates(
-        profile, workload, workers=workers, memory_bytes=memory_bytes, options=options
-    )
-    if not found:
-        return why_nothing_fits(
-            profile, workers=workers, memory_bytes=memory_bytes, options=options
+    def bytes_needed(self, shape: ReplicaShape) -> int:
+        """Return the least memory of a worker in this shape."""
+        profile, options = self.profile, self.options
+        tokens = max(profile.context_tokens_max, options.batches[0] * profile.session_tokens)
+        kv_bytes = kv_bytes_max(profile, shape, tokens=tokens)
+        return weight_bytes_max(profile, shape) + kv_bytes + options.workspace_bytes
+
+    def why_nothing_fits(self) -> NoShapeFits:
+        """Say what is missing: workers of the least replica, or bytes on each worker."""
+        profile, only = self.profile, self.options.shape_only
+        least = min(profile.times_by_shards) if only is None else only.workers
+        workers_min = max(profile.replica_workers_min, least)
+        if self.workers < workers_min:
+            return NoShapeFits(
+                reason=f"{profile.name} needs at least {workers_min} workers, "
+                f"{self.workers} can be used",
+                bytes_missing=0,
+                workers_missing=workers_min - self.workers,
+            )
+        needs = [
+            self.bytes_needed(shape)
+            for shape in self.shapes()
+            if shape.workers >= profile.replica_workers_min
+        ]
+        if not needs or self.memory_bytes is None:
+            named = "no shape" if only is None else f"no shape {only.stages} x {only.shards}"
+            return NoShapeFits(
+                reason=f"{profile.name} cannot be cut for {self.workers} workers: its "
+                f"{profile.size.layers} layers and {profile.size.heads} heads and the measured "
+                f"tensor degrees {sorted(profile.times_by_shards)} allow {named}",
+                bytes_missing=0,
+            )
+        missing = min(needs) - self.memory_bytes
+        return NoShapeFits(
+            reason=f"{profile.name} does not fit {self.workers} workers of "
+            f"{self.memory_bytes / MIB:.0f} MiB: the best cut needs {missing / MIB:.1f} MiB more "
+            "on each",
+            bytes_missing=missing,
         )
-    return best_of(found, near_tie_percent=options.near_tie_percent)
+
+    def _is_allowed(self, shape: ReplicaShape) -> bool:
+        divided = self.profile.stages_divide
+        is_even = divided is None or divided % shape.stages == 0
+        return is_even and self.options.shape_only in (None, shape)
+
+    def _static(self, shape: ReplicaShape, *, batch: int) -> Candidate:
+        service_ns = execution_ns(self.profile, shape, batch=batch)
+        return self._judged(shape, batch=batch, service_ns=service_ns, full_ns=service_ns)
+
+    def _continuous(self, shape: ReplicaShape, *, batch_max: int) -> Candidate:
+        """Take the latency at the smallest batch that keeps up: there the replicas settle."""
+        replicas = self.workers // shape.workers
+        service_ns = 0
+        for batch in self.options.batches:
+            service_ns = execution_ns(self.profile, shape, batch=batch)
+            rate = requests_per_s(replicas=replicas, batch=batch, execution_ns=service_ns)
+            if batch == batch_max or rate > self.workload.requests_per_s:
+                break
+        full_ns = execution_ns(self.profile, shape, batch=batch_max)
+        return self._judged(shape, batch=batch_max, service_ns=service_ns, full_ns=full_ns)
+
+    def _judged(
+        self, shape: ReplicaShape, *, batch: int, service_ns: int, full_ns: int
+    ) -> Candidate:
+        """Judge a shape: `service_ns` as busy as expected, `full_ns` when every batch is full."""
+        arriving = self.workload.requests_per_s
+        replica_rate = requests_per_s(replicas=1, batch=batch, execution_ns=full_ns)
+        replicas = self.workers // shape.workers
+        if not self.options.uses_all_workers:
+            replicas = min(replicas, int(arriving / replica_rate) + 1)
+        waiting_ns: int | None = 0
+        if self.options.has_queueing:
+            waiting_ns = queueing_ns(
+                requests_per_s=arriving,
+                slots=replicas * batch,
+                service_ns=full_ns,
+                arrival_variation=self.workload.arrival_variation,
+            )
+        rate = replicas * replica_rate
+        return Candidate(
+            config=ParallelConfig(replicas=replicas, shape=shape, batch=batch),
+            execution_ns=service_ns,
+            latency_ns=service_ns + (OVERLOADED_NS if waiting_ns is None else waiting_ns),
+            requests_per_s=rate,
+            keeps_up=rate >= arriving and waiting_ns is not None,
+        )
 
 
-def best_of(found: list[Candidate], *, near_tie_percent: int) -> Candidate:
+def best_of(found: Sequence[Candidate], options: SearchOptions) -> Candidate:
     """Choose among candidates as Algorithm 1 does; ties go to the smaller shape."""
     feasible = [candidate for candidate in found if candidate.keeps_up]
     if not feasible:
         return max(found, key=lambda c: (c.requests_per_s, -c.latency_ns, -c.config.shape.workers))
     least_ns = min(candidate.latency_ns for candidate in feasible)
-    near = [c for c in feasible if c.latency_ns * 100 <= least_ns * (100 + near_tie_percent)]
-    return min(near, key=lambda c: (c.config.workers, c.latency_ns, c.config.shape, c.config.batch))
+    close_ns = least_ns * (100 + options.near_tie_percent) // 100
+    near = [candidate for candidate in feasible if candidate.latency_ns <= close_ns]
+    return min(near, key=lambda c: _preference(c, options))
 
 
-def batch_that_fits(
-    profile: ModelProfile,
-    shape: ReplicaShape,
-    *,
-    memory_bytes: int | None,
-    options: SearchOptions,
-) -> int | None:
-    """Return the largest batch whose weights and KV fit one worker; None if not even one does."""
-    if memory_bytes is None:
-        return options.batches[-1]
-    left = memory_bytes - weight_bytes_max(profile, shape) - options.workspace_bytes
-    sequences = left // max(1, session_kv_bytes(profile, shape))
-    return max((batch for batch in options.batches if batch <= sequences), default=None)
-
-
-def why_nothing_fits(
-    profile: ModelProfile, *, workers: int, memory_bytes: int | None, options: SearchOptions
-) -> NoShapeFits:
-    """Say what is missing: workers of the least replica, or bytes on each worker."""
-    shape = options.shape_only
-    least = min(profile.times_by_shards) if shape is None else shape.workers
-    workers_min = max(profile.replica_workers_min, least)
-    if workers < workers_min:
-        return NoShapeFits(
-            reason=f"{profile.name} needs at least {workers_min} workers, {workers} can be used",
-            bytes_missing=0,
-            workers_missing=workers_min - workers,
-        )
-    needs = [
-        weight_bytes_max(profile, shape)
-        + options.batches[0] * session_kv_bytes(profile, shape)
-        + options.workspace_bytes
-        for shape in shapes(profile, workers=workers, options=options)
-        if shape.workers >= profile.replica_workers_min
-    ]
-    if not needs or memory_bytes is None:
-        return NoShapeFits(
-            reason=f"{profile.name} cannot be cut for {workers} workers: its {profile.size.layers} "
-            f"layers and {profile.size.heads} heads and the measured tensor degrees "
-            f"{sorted(profile.times_by_shards)} allow {_named(shape)}",
-            bytes_missing=0,
-        )
-    missing = min(needs) - memory_bytes
-    return NoShapeFits(
-        reason=f"{profile.name} does not fit {workers} workers of {memory_bytes / MIB:.0f} MiB: "
-        f"the best cut needs {missing / MIB:.1f} MiB more on each",
-        bytes_missing=missing,
-    )
-
-
-def _named(shape: ReplicaShape | None) -> str:
-    return "no shape" if shape is None else f"no shape {shape.stages} x {shape.shards}"
-
-
-def _static(
-    profile: ModelProfile,
-    workload: Workload,
-    shape: ReplicaShape,
-    workers: int,
-    batch: int,
-    options: SearchOptions,
-) -> Candidate:
-    times = batch_times(profile, shape, batch=batch)
-    service_ns = times.execution_ns(output_tokens=profile.output_tokens)
-    return _candidate(workload, shape, workers, batch, service_ns, service_ns, options)
-
-
-def _continuous(
-    profile: ModelProfile,
-    workload: Workload,
-    shape: ReplicaShape,
-    workers: int,
-    batch_max: int,
-    options: SearchOptions,
-) -> Candidate:
-    """Take the latency at the smallest batch that keeps up: there the replicas settle."""
-    replicas = workers // shape.workers
-    batches = [batch for batch in options.batches if batch <= batch_max]
-    service_ns = 0
-    for batch in batches:
-        times = batch_times(profile, shape, batch=batch)
-        service_ns = times.execution_ns(output_tokens=profile.output_tokens)
-        rate = requests_per_s(replicas=replicas, batch=batch, execution_ns=service_ns)
-        if rate > workload.requests_per_s:
-            break
-    full = batch_times(profile, shape, batch=batch_max)
-    full_ns = full.execution_ns(output_tokens=profile.output_tokens)
-    return _candidate(workload, shape, workers, batch_max, service_ns, full_ns, options)
-
-
-def _candidate(
-    workload: Workload,
-    shape: ReplicaShape,
-    workers: int,
-    batch: int,
-    service_ns: int,
-    full_ns: int,
-    options: SearchOptions,
-) -> Candidate:
-    """Judge a shape: `service_ns` at the occupancy expected, `full_ns` when every batch is full."""
-    replicas_max = workers // shape.workers
-    replica_rate = requests_per_s(replicas=1, batch=batch, execution_ns=full_ns)
-    replicas = replicas_max
-    if not options.uses_all_workers:
-        needed = int(workload.requests_per_s / replica_rate) + 1
-        replicas = min(replicas_max, needed)
-    rate = replicas * replica_rate
-    waiting_ns: int | None = 0
-    if options.has_queueing:
-        waiting_ns = queueing_ns(
-            requests_per_s=workload.requests_per_s,
-            slots=replicas * batch,
-            service_ns=full_ns,
-            arrival_variation=workload.arrival_variation,
-        )
-    return Candidate(
-        config=ParallelConfig(replicas=replicas, shape=shape, batch=batch),
-        execution_ns=service_ns,
-        latency_ns=service_ns + (3_600 * NS_PER_S if waiting_ns is None else waiting_ns),
-        requests_per_s=rate,
-        keeps_up=rate >= workload.requests_per_s and waiting_ns is not None,
-    )
+def _preference(candidate: Candidate, options: SearchOptions) -> tuple[float, int, ReplicaShape]:
+    config = candidate.config
+    first = -candidate.requests_per_s if options.uses_all_workers else config.workers
+    return (first, candidate.latency_ns, config.shape)

@@ -9,7 +9,7 @@ Whatever the policy, a replica whose workers all stay and whose shape is the cho
 is, under its own id and epoch: it need not even notice (see device_mapping for why that is best).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
@@ -24,15 +24,14 @@ from libs.policy.device_mapping import (
 )
 from libs.policy.inheritance import EndingReplica, choose_heirs
 from libs.policy.model_profile import ModelProfile
-from libs.policy.objective import ObjectiveOptions, Situation, choose_with_foresight
+from libs.policy.objective import Foresight, ObjectiveOptions
 from libs.policy.parallel_config import (
     Candidate,
+    ConfigSearch,
     NoShapeFits,
     SearchOptions,
     Workload,
     best_of,
-    candidates,
-    why_nothing_fits,
 )
 from libs.policy.shapes import ReplicaShape
 
@@ -107,15 +106,15 @@ class PlacementPlan:
     replicas: tuple[PlannedReplica, ...]
     spare_worker_ids: tuple[str, ...]
     bytes_moved: int
-    """Weights and KV to new positions; 0 for a policy that reads all from disk."""
+    """Weights and KV that the workers of new replicas lack for their positions."""
     bytes_needed: int
 
 
 def plan_placement(
-    profile: ModelProfile, view: ClusterView, options: PlanOptions
+    view: ClusterView, *, profile: ModelProfile, options: PlanOptions
 ) -> PlacementPlan | NoShapeFits:
     """Decide the placement for this view, or say why there is none."""
-    candidate = _choose(profile, view, options)
+    candidate = _choose(view, profile=profile, options=options)
     if isinstance(candidate, NoShapeFits):
         return candidate
     shape, count = candidate.config.shape, candidate.config.replicas
@@ -131,7 +130,16 @@ def plan_placement(
     ]
     ending = [replica for replica in view.replicas if replica.replica_id not in settled]
     heirs = _heirs(ending, pipelines=count - len(kept), policy=options.policy)
-    mapping = _map(profile, shape, holders, ending, heirs, options)
+    mapping = DeviceMapping(pipelines=(), bytes_needed=0, bytes_kept=0)
+    if heirs:
+        task = MappingTask(
+            size=profile.size,
+            shape=shape,
+            holders=holders,
+            heirs=heirs,
+            kv_tokens={replica.replica_id: replica.kv_tokens for replica in ending},
+        )
+        mapping = map_flat(task) if options.is_mapping_flat else map_two_step(task)
     new = [
         PlannedReplica(
             kept=None, shape=shape, worker_ids=ids, inherits=_lineage(inherited, view.replicas)
@@ -154,26 +162,30 @@ def plan_placement(
 
 
 def _choose(
-    profile: ModelProfile, view: ClusterView, options: PlanOptions
+    view: ClusterView, *, profile: ModelProfile, options: PlanOptions
 ) -> Candidate | NoShapeFits:
-    workers = len(view.workers)
-    memory_bytes = min((w.memory_bytes for w in view.workers if w.memory_bytes), default=None)
-    search = replace(options.search, shape_only=_shape_given(view, options))
-    found = candidates(
-        profile, view.workload, workers=workers, memory_bytes=memory_bytes, options=search
+    search = ConfigSearch(
+        profile=profile,
+        workload=view.workload,
+        workers=len(view.workers),
+        memory_bytes=min((w.memory_bytes for w in view.workers if w.memory_bytes), default=None),
+        options=replace(options.search, shape_only=_shape_given(view, options)),
     )
+    found = search.candidates()
     if not found:
-        return why_nothing_fits(profile, workers=workers, memory_bytes=memory_bytes, options=search)
+        return search.why_nothing_fits()
     match options.policy:
         case Policy.SPOTSERVE | Policy.REPARALLELIZE | Policy.REROUTE:
-            return best_of(found, near_tie_percent=search.near_tie_percent)
+            return best_of(found, search.options)
         case Policy.TIDESERVE:
-            situation = Situation(
+            foresight = Foresight(
+                profile=profile,
+                options=options.objective,
                 shape_now=_shape_now(view),
                 nodes=len({worker.node_id for worker in view.workers}),
                 link_bytes_per_s=view.link_bytes_per_s,
             )
-            return choose_with_foresight(found, profile, situation, options.objective)
+            return foresight.choose(found)
         case _:
             assert_never(options.policy)
 
@@ -247,23 +259,3 @@ def _lineage(inherited: Sequence[str], replicas: Sequence[CurrentReplica]) -> tu
     for replica_id in inherited:
         lineage |= dict.fromkeys(older for older in by_id[replica_id].inherits if older in by_id)
     return tuple(lineage)
-
-
-def _map(
-    profile: ModelProfile,
-    shape: ReplicaShape,
-    holders: Sequence[Holder],
-    ending: Sequence[CurrentReplica],
-    heirs: Sequence[Sequence[str]],
-    options: PlanOptions,
-) -> DeviceMapping:
-    if not heirs:
-        return DeviceMapping(pipelines=(), bytes_needed=0, bytes_kept=0)
-    task = MappingTask(
-        size=profile.size, shape=shape, holders=holders, heirs=heirs, kv_tokens=_tokens(ending)
-    )
-    return map_flat(task) if options.is_mapping_flat else map_two_step(task)
-
-
-def _tokens(ending: Sequence[CurrentReplica]) -> Mapping[str, int]:
-    return {replica.replica_id: replica.kv_tokens for replica in ending}

@@ -10,7 +10,7 @@ import typer
 from libs.kernel.errors import ConfigError
 
 JsonFile: TypeAlias = Annotated[
-    Path | None, typer.Option("--json", help="Write the rows to this file as JSON.")
+    Path | None, typer.Option("--json", help="Write rows and how they came about to this file.")
 ]
 
 app = typer.Typer(help="Measure; one command per published table.", no_args_is_help=True)
@@ -33,13 +33,29 @@ def planner(json_file: JsonFile = None) -> None:
     _measure("planner", json_file)
 
 
-def _measure(name: str, json_file: Path | None) -> None:
+@app.command()
+def transfer(json_file: JsonFile = None) -> None:
+    """Measure KV transfers between two processes, beside what bounds them."""
+    _measure("transfer", json_file)
+
+
+@app.command("live-spot")
+def live_spot(
+    json_file: JsonFile = None,
+    pairs: Annotated[int, typer.Option(help="Runs of each policy.", min=1)] = 5,
+    seed: Annotated[int, typer.Option(help="Of arrivals and prompts.")] = 7,
+) -> None:
+    """Compare the policies on real processes: same arrivals, same notices; about 20 minutes."""
+    _measure("live_spot", json_file, "--pairs", str(pairs), "--seed", str(seed))
+
+
+def _measure(name: str, json_file: Path | None, *arguments: str) -> None:
     try:
         # Imported when asked for: some bring torch and transformers, which take seconds.
         module = import_module(f"benchmarks.{name}")
     except ImportError as error:
         raise ConfigError("bench: the benchmarks are part of a checkout, not of a wheel") from error
     main: Callable[[Sequence[str]], int] = module.main
-    exit_code = main(["--json", str(json_file)] if json_file is not None else [])
+    exit_code = main([*arguments, *(["--json", str(json_file)] if json_file is not None else [])])
     if exit_code:
         raise typer.Exit(exit_code)

@@ -10,23 +10,15 @@ from xml.sax.saxutils import escape
 
 from libs.kernel.units import NS_PER_MS, NS_PER_S, milliseconds, seconds
 from services.launcher.demo_load import StreamRecord
+from services.launcher.demo_strikes import Happening
+from services.launcher.demo_timeline import HandoverSeen, ShapeSeen
 from services.launcher.demo_verdict import Summary, compare
 
 BUCKET_NS: Final = 250 * NS_PER_MS
 WIDTH: Final = 860
-HEIGHT: Final = 300
-MARGIN: Final = 46
+HEIGHT: Final = 340
+MARGIN: Final = 58
 PAUSE_MARK: Final = " ⟂ "
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kill:
-    """One process killed while streams ran."""
-
-    name: str
-    at_ns: int
-    sessions: int
-    """Sessions it held, by its last report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +28,9 @@ class DemoOutcome:
     summary: Summary
     disturbed: Sequence[StreamRecord]
     undisturbed: Sequence[StreamRecord]
-    kills: Sequence[Kill]
+    happenings: Sequence[Happening]
+    shapes: Sequence[ShapeSeen]
+    handovers: Sequence[HandoverSeen]
     setting: str
 
 
@@ -53,11 +47,12 @@ def render_report(outcome: DemoOutcome) -> str:
     """Return the report as Markdown."""
     summary = outcome.summary
     start_ns = _start_ns(outcome)
-    kills = [
-        f"- {seconds(kill.at_ns - start_ns):.1f} s: `{kill.name}` killed with SIGKILL while it"
-        f" held {kill.sessions} sessions"
-        for kill in outcome.kills
+    told = [
+        *((happening.at_ns, f"**{happening.sentence}**") for happening in outcome.happenings),
+        *((seen.at_ns, f"serving as {seen.shape}") for seen in outcome.shapes),
+        *((seen.at_ns, seen.sentence) for seen in outcome.handovers),
     ]
+    story = [f"- {seconds(at_ns - start_ns):.1f} s: {what}" for at_ns, what in sorted(told)]
     numbers = [f"| {name} | {value} |" for name, value in summary.as_dictionary().items()]
     return "\n".join(
         [
@@ -65,14 +60,14 @@ def render_report(outcome: DemoOutcome) -> str:
             "",
             "**Nothing was lost.**" if summary.ok else "**Something was lost or changed.**",
             f"{summary.requests_online} streamed requests, greedy and seeded, over NATS and HTTP,"
-            " were answered twice: undisturbed, and while processes were killed. The answers were"
+            " were answered twice: undisturbed, and while nodes came and went. The answers were"
             " compared token for token (over HTTP, which carries no ids, text for text).",
             "",
             outcome.setting,
             "",
-            "## What was killed",
+            "## What happened",
             "",
-            *kills,
+            *story,
             "",
             "![tokens per second](throughput.svg)",
             "",
@@ -127,11 +122,11 @@ def interrupted_answer(outcome: DemoOutcome) -> str:
 
 
 def render_plot(outcome: DemoOutcome) -> str:
-    """Return tokens per second over time as an SVG, with a line for every kill."""
+    """Return tokens per second over time as an SVG, with shapes and a line for every strike."""
     start_ns = _start_ns(outcome)
     instants = [at_ns - start_ns for record in outcome.disturbed for at_ns in record.token_at_ns]
-    kill_instants = [kill.at_ns - start_ns for kill in outcome.kills]
-    span_ns = max([*instants, *kill_instants, NS_PER_S])
+    marks = [(happening.at_ns - start_ns, happening.sentence) for happening in outcome.happenings]
+    span_ns = max([*instants, *(at_ns for at_ns, _ in marks), NS_PER_S])
     counts = [0] * (span_ns // BUCKET_NS + 1)
     for instant in instants:
         counts[instant // BUCKET_NS] += 1
@@ -157,12 +152,20 @@ def render_plot(outcome: DemoOutcome) -> str:
             f'<rect x="{left:.1f}" y="{y_of(rate):.1f}" width="{max(0.5, right - left - 1):.1f}"'
             f' height="{height:.1f}" fill="#2a7f9e"/>'
         )
-    for number, (kill, instant) in enumerate(zip(outcome.kills, kill_instants, strict=True)):
+    for number, (instant, sentence) in enumerate(marks):
         parts.append(
             f'<line x1="{x_of(instant):.1f}" x2="{x_of(instant):.1f}" y1="{MARGIN - 8}"'
             f' y2="{y_of(0):.1f}" stroke="#c0392b" stroke-width="2" stroke-dasharray="5 3"/>'
             f'<text x="{x_of(instant) + 4:.1f}" y="{MARGIN + 14 * number}" fill="#c0392b">'
-            f"{escape(kill.name)} killed</text>"
+            f"{escape(sentence)}</text>"
+        )
+    for number, seen in enumerate(outcome.shapes):
+        x = x_of(max(0, seen.at_ns - start_ns))
+        y = HEIGHT - MARGIN + 34 + 13 * (number % 2)
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y_of(0):.1f}" y2="{y - 8:.1f}"'
+            f' stroke="#555555"/><text x="{x + 3:.1f}" y="{y:.1f}" fill="#555555"'
+            f' font-size="10">{escape(seen.shape)}</text>'
         )
     for second in range(0, span_ns // NS_PER_S + 1, max(1, span_ns // NS_PER_S // 10)):
         x = x_of(second * NS_PER_S)

@@ -7,6 +7,7 @@ from typing import Any
 from libs.kernel.units import NS_PER_S, milliseconds
 from services.launcher.demo_load import StreamRecord
 from services.launcher.demo_requests import Protocol
+from services.launcher.demo_strikes import STRIKES, Happening, StrikeKind, count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,27 +62,25 @@ def compare(disturbed: StreamRecord, undisturbed: StreamRecord) -> StreamVerdict
 def summarise(
     disturbed: Sequence[StreamRecord],
     undisturbed: Sequence[StreamRecord],
-    *,
-    kills: int,
-    kills_expected: int,
+    happenings: Sequence[Happening],
 ) -> Summary:
     """Count over all streams.
 
-    `ok` means that nothing was lost, doubled or changed, although the kills took place: a run in
-    which no process with sessions could be found to kill proves nothing.
+    `ok` means that nothing was lost, doubled or changed, although every strike took place: a run
+    in which no victim with sessions could be found proves nothing.
     """
     assert len(disturbed) == len(undisturbed)
     verdicts = [compare(*pair) for pair in zip(disturbed, undisturbed, strict=True)]
     ttfts = sorted(record.ttft_ns for record in disturbed if record.ttft_ns is not None)
     return Summary(
-        ok=kills == kills_expected and all(verdict.is_equal for verdict in verdicts),
+        ok=len(happenings) == len(STRIKES) and all(verdict.is_equal for verdict in verdicts),
         requests_online=len(disturbed),
         requests_offline=0,
         lost=sum(verdict.is_lost for verdict in verdicts),
         duplicated_tokens=sum(verdict.duplicated_tokens for verdict in verdicts),
         changed_tokens=sum(verdict.changed_tokens for verdict in verdicts),
-        preemptions_with_notice=0,
-        kills_without_notice=kills,
+        preemptions_with_notice=count(happenings, StrikeKind.PREEMPT_NODE),
+        kills_without_notice=count(happenings, StrikeKind.KILL_NODE, StrikeKind.KILL_ROUTER),
         tokens_per_s=round(tokens_per_s(disturbed), 1),
         ttft_p50_ms=round(milliseconds(quantile(ttfts, 0.50)), 1),
         ttft_p99_ms=round(milliseconds(quantile(ttfts, 0.99)), 1),

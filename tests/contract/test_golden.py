@@ -13,12 +13,14 @@ from libs.contracts import (
     journal,
     local_cloud,
     online,
+    peers,
     placement,
     preemption,
     reports,
     sessions,
     text,
     token_step,
+    transfers,
 )
 from libs.contracts.wire import Codec, Encoding, Message, encode
 from libs.kernel.errors import ContractViolation
@@ -38,11 +40,18 @@ CODECS: tuple[Codec[Any], ...] = (
     preemption.NOTICE_ANSWERS,
     reports.REPORTS,
     placement.PLACEMENTS,
+    placement.PIN_REQUESTS,
+    placement.PIN_ANSWERS,
     handover.WORKER_SHAPE,
     handover.MIGRATOR_CONTROL,
     handover_record.HANDOVER_RECORDS,
     local_cloud.CLOUD_REQUESTS,
     local_cloud.CLOUD_ANSWERS,
+    transfers.TRANSFER_REQUESTS,
+    transfers.TRANSFER_ANSWERS,
+    peers.STEP_LINK,
+    peers.PEER_QUESTIONS,
+    peers.PEER_ANSWERS,
 )
 TAGS = sorted(
     tag for _, module in FAMILIES for message in messages_of(module) if (tag := tag_of(message))
@@ -150,11 +159,18 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "notice answers": preemption.NOTICE_ANSWERS.decode,
         "reports": reports.REPORTS.decode,
         "placements": placement.PLACEMENTS.decode,
+        "pin requests": placement.PIN_REQUESTS.decode,
+        "pin answers": placement.PIN_ANSWERS.decode,
         "worker shape": handover.WORKER_SHAPE.decode,
         "migrator control": handover.MIGRATOR_CONTROL.decode,
         "handover records": handover_record.HANDOVER_RECORDS.decode,
         "cloud requests": local_cloud.CLOUD_REQUESTS.decode,
         "cloud answers": local_cloud.CLOUD_ANSWERS.decode,
+        "transfer requests": transfers.TRANSFER_REQUESTS.decode,
+        "transfer answers": transfers.TRANSFER_ANSWERS.decode,
+        "step link": peers.STEP_LINK.decode,
+        "peer questions": peers.PEER_QUESTIONS.decode,
+        "peer answers": peers.PEER_ANSWERS.decode,
     }
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from libs.contracts.placement import PinnedShape, PinShape
 from libs.kernel.errors import EXIT_CONFIG_ERROR, ConfigError
 from services.launcher.main import run
 from services.launcher.model_source import ModelSource, bundled_model, find_model
 from services.launcher.paste import commands_to_paste
 from services.launcher.recipes import FleetOptions, threads_per_worker
 from services.launcher.service import service_names
+from services.launcher.shape import parse_shape
 from services.launcher.state_file import NATS_URL_VARIABLE, FleetState, find_nats_url
 
 COMMANDS = [
@@ -27,6 +29,7 @@ COMMANDS = [
     "preempt",
     "kill",
     "add-node",
+    "shape",
     "service",
     "bench",
 ]
@@ -208,3 +211,14 @@ def test_without_a_gateway_only_the_nats_command_is_printed() -> None:
 def test_the_services_that_run_by_themselves_are_known() -> None:
     assert set(service_names()) >= {"gpu_worker", "http_gateway", "online_router"}
     assert "launcher" not in service_names()
+
+
+@pytest.mark.parametrize("wanted", ["", "2", "2x", "0x1", "2x100", "9999x1", "2x1x1", "axb"])
+def test_what_is_no_shape_is_one_line(wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["shape", wanted, "--nats", "nats://127.0.0.1:1"]) == EXIT_CONFIG_ERROR
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_shapes_are_stages_times_shards() -> None:
+    assert parse_shape("2x4") == PinShape(shape=PinnedShape(stages=2, shards=4))
+    assert parse_shape("auto") == PinShape()

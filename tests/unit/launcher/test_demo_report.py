@@ -6,9 +6,16 @@ from xml.etree import ElementTree
 
 from libs.kernel.units import NS_PER_S
 from services.launcher.demo_load import StreamRecord
-from services.launcher.demo_report import DemoOutcome, Kill, interrupted_answer, write_report
+from services.launcher.demo_report import DemoOutcome, interrupted_answer, write_report
 from services.launcher.demo_requests import DemoRequest, Protocol, demo_requests
+from services.launcher.demo_strikes import STRIKES, Happening
+from services.launcher.demo_timeline import HandoverSeen, ShapeSeen
 from services.launcher.demo_verdict import summarise
+
+HAPPENINGS = [
+    Happening(kind=strike.kind, name="node-<1>", at_ns=2 * NS_PER_S, sessions=3)
+    for strike in STRIKES
+]
 
 
 def records_of(requests: list[DemoRequest], *, pause_ns: int) -> list[StreamRecord]:
@@ -32,10 +39,14 @@ def an_outcome() -> DemoOutcome:
     undisturbed = records_of(requests, pause_ns=1000)
     disturbed = records_of(requests, pause_ns=NS_PER_S)
     return DemoOutcome(
-        summary=summarise(disturbed, undisturbed, kills=1, kills_expected=1),
+        summary=summarise(disturbed, undisturbed, HAPPENINGS),
         disturbed=disturbed,
         undisturbed=undisturbed,
-        kills=[Kill(name="worker-<1>", at_ns=2 * NS_PER_S, sessions=3)],
+        happenings=HAPPENINGS,
+        shapes=[ShapeSeen(at_ns=NS_PER_S, shape="2 x (P2 M1)")],
+        handovers=[
+            HandoverSeen(at_ns=2 * NS_PER_S, weight_bytes=2**20, kv_bytes=2**21, stall_ms=4.0)
+        ],
         setting="Two cores.",
     )
 
@@ -52,22 +63,25 @@ def test_equal_seeds_give_equal_requests_and_both_kinds_over_both_protocols() ->
     assert max(arrivals) <= NS_PER_S
 
 
-def test_the_report_has_all_streams_kills_and_numbers(tmp_path: Path) -> None:
+def test_the_report_has_all_streams_strikes_shapes_and_numbers(tmp_path: Path) -> None:
     outcome = an_outcome()
     write_report(outcome, tmp_path / "report")
     summary = json.loads((tmp_path / "report/summary.json").read_text())
     assert summary == outcome.summary.as_dictionary()
     report = (tmp_path / "report/report.md").read_text()
     assert "Nothing was lost" in report
-    assert "`worker-<1>` killed with SIGKILL while it held 3 sessions" in report
+    assert "**node-<1> told that it ends in 30 s**" in report
+    assert "serving as 2 x (P2 M1)" in report
+    assert "1.0 MiB of weights and 2.0 MiB of KV moved, 4 ms of stall" in report
     assert report.count("| yes |") == 8
 
 
-def test_the_plot_is_well_formed_and_marks_the_kill(tmp_path: Path) -> None:
+def test_the_plot_is_well_formed_and_marks_strikes_and_shapes(tmp_path: Path) -> None:
     write_report(an_outcome(), tmp_path)
     root = ElementTree.parse(tmp_path / "throughput.svg").getroot()
     texts = [element.text for element in root.iter() if element.text]
-    assert any("worker-<1> killed" in text for text in texts)
+    assert "node-<1> killed with 3 sessions" in texts
+    assert "2 x (P2 M1)" in texts
 
 
 def test_the_interrupted_answer_marks_its_pause() -> None:

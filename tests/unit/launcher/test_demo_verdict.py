@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 from services.launcher.demo_load import StreamRecord
 from services.launcher.demo_requests import DemoRequest, Protocol
+from services.launcher.demo_strikes import STRIKES, Happening
 from services.launcher.demo_verdict import compare, quantile, summarise, tokens_per_s
+
+HAPPENINGS = [Happening(kind=strike.kind, name="node-1", at_ns=0, sessions=3) for strike in STRIKES]
 
 
 def a_record(
@@ -66,19 +69,20 @@ def test_over_http_the_text_is_compared_whatever_its_pieces() -> None:
     assert compare(shorter, undisturbed).changed_tokens >= 1
 
 
-def test_the_summary_is_ok_only_if_every_stream_is_equal_and_the_kills_took_place() -> None:
+def test_the_summary_is_ok_only_if_every_stream_is_equal_and_every_strike_took_place() -> None:
     same = [a_record(1, 2), a_record(3, 4)]
     other = [a_record(1, 2), a_record(3, 5)]
-    assert summarise(same, same, kills=2, kills_expected=2).ok
-    assert not summarise(same, same, kills=1, kills_expected=2).ok
-    disturbed = summarise(other, same, kills=2, kills_expected=2)
+    assert summarise(same, same, HAPPENINGS).ok
+    assert not summarise(same, same, HAPPENINGS[1:]).ok
+    disturbed = summarise(other, same, HAPPENINGS)
     assert not disturbed.ok
     assert disturbed.changed_tokens == 1
 
 
-def test_what_is_not_built_yet_is_counted_as_nothing() -> None:
-    summary = summarise([a_record(1)], [a_record(1)], kills=2, kills_expected=2)
-    assert (summary.requests_offline, summary.preemptions_with_notice) == (0, 0)
+def test_the_summary_counts_each_kind_of_strike() -> None:
+    summary = summarise([a_record(1)], [a_record(1)], HAPPENINGS)
+    assert (summary.preemptions_with_notice, summary.kills_without_notice) == (1, 2)
+    assert summary.requests_offline == 0
     assert list(summary.as_dictionary()) == [
         "ok",
         "requests_online",

@@ -5,15 +5,16 @@ from dataclasses import replace
 import pytest
 
 from libs.kernel.units import MIB
+from libs.policy.cost_model import batch_times
 from libs.policy.model_profile import LayerTimes, ModelBytes, ModelProfile
 from libs.policy.paper_profiles import GPT_20B, LLAMA_30B, OPT_6_7B, T4_BYTES
 from libs.policy.parallel_config import (
     PAPER_SEARCH,
     Candidate,
+    ConfigSearch,
     NoShapeFits,
     SearchOptions,
     Workload,
-    choose_config,
 )
 from libs.policy.shapes import ReplicaShape
 
@@ -34,15 +35,28 @@ def chosen(
     memory_bytes: int | None = None,
     options: SearchOptions = PAPER_SEARCH,
 ) -> Candidate:
-    found = choose_config(
-        profile,
-        Workload(requests_per_s=rate),
-        workers=workers,
-        memory_bytes=memory_bytes,
-        options=options,
-    )
+    found = a_search(
+        profile, workers=workers, rate=rate, memory_bytes=memory_bytes, options=options
+    ).choose()
     assert isinstance(found, Candidate), found
     return found
+
+
+def a_search(
+    profile: ModelProfile,
+    *,
+    workers: int,
+    rate: float = 1.0,
+    memory_bytes: int | None = None,
+    options: SearchOptions | None = None,
+) -> ConfigSearch:
+    return ConfigSearch(
+        profile=profile,
+        workload=Workload(requests_per_s=rate),
+        workers=workers,
+        memory_bytes=memory_bytes,
+        options=options or SearchOptions(),
+    )
 
 
 def a_small_model(*, layers: int = 4, heads: int = 4) -> ModelProfile:
@@ -84,13 +98,7 @@ def test_one_gpu_less_than_the_published_least_is_refused_with_the_number(
     profile: ModelProfile, workers: int
 ) -> None:
     chosen(profile, workers=workers, rate=0.1)
-    refused = choose_config(
-        profile,
-        Workload(requests_per_s=0.1),
-        workers=workers - 1,
-        memory_bytes=None,
-        options=PAPER_SEARCH,
-    )
+    refused = a_search(profile, workers=workers - 1, options=PAPER_SEARCH).choose()
     assert isinstance(refused, NoShapeFits)
     assert refused.workers_missing == 1
     assert f"at least {workers} workers" in refused.reason
@@ -105,23 +113,17 @@ def test_a_model_too_large_is_refused_with_the_bytes_that_are_missing() -> None:
     model = a_small_model()
     # Least per worker on one: 4 layers of 8 MiB, 8 MiB of ends, KV of 128 tokens in 4 layers.
     needed = 40 * MIB + 128 * 4 * 1024
-    options = SearchOptions()
-    workload = Workload(requests_per_s=1)
-    refused = choose_config(model, workload, workers=1, memory_bytes=needed - 1, options=options)
+    refused = a_search(model, workers=1, memory_bytes=needed - 1).choose()
     assert isinstance(refused, NoShapeFits)
     assert refused.bytes_missing == 1
-    fits = choose_config(model, workload, workers=1, memory_bytes=needed, options=options)
+    fits = a_search(model, workers=1, memory_bytes=needed).choose()
     assert isinstance(fits, Candidate)
 
 
 def test_the_workspace_counts_as_memory_that_is_missing() -> None:
-    refused = choose_config(
-        a_small_model(),
-        Workload(requests_per_s=1),
-        workers=1,
-        memory_bytes=41 * MIB,
-        options=SearchOptions(workspace_bytes=8 * MIB),
-    )
+    options = SearchOptions(workspace_bytes=8 * MIB)
+    search = a_search(a_small_model(), workers=1, memory_bytes=41 * MIB, options=options)
+    refused = search.choose()
     assert isinstance(refused, NoShapeFits)
     assert refused.bytes_missing == 7 * MIB + 128 * 4 * 1024
 
@@ -138,9 +140,7 @@ def test_shards_divide_the_heads_and_stages_do_not_exceed_the_layers() -> None:
 
 def test_no_measured_degree_that_divides_the_heads_is_refused() -> None:
     model = replace(a_small_model(heads=3), times_by_shards={2: a_small_model().times_by_shards[2]})
-    refused = choose_config(
-        model, Workload(requests_per_s=1), workers=8, memory_bytes=None, options=SearchOptions()
-    )
+    refused = a_search(model, workers=8).choose()
     assert isinstance(refused, NoShapeFits)
     assert "3 heads" in refused.reason
     assert "[2]" in refused.reason
@@ -187,12 +187,25 @@ def test_only_the_given_shape_is_considered() -> None:
 
 def test_a_given_shape_that_the_model_cannot_take_is_refused_by_name() -> None:
     impossible = SearchOptions(shape_only=ReplicaShape(stages=9, shards=1))
-    refused = choose_config(
-        a_small_model(),
-        Workload(requests_per_s=1),
-        workers=20,
-        memory_bytes=None,
-        options=impossible,
-    )
+    refused = a_search(a_small_model(), workers=20, options=impossible).choose()
     assert isinstance(refused, NoShapeFits)
     assert "no shape 9 x 1" in refused.reason
+
+
+def test_near_equals_go_to_fewer_workers_or_where_all_are_used_to_more_throughput() -> None:
+    # One replica of two stages would be near, and leave one of three workers idle.
+    model = a_small_model()
+    for uses_all, replicas in ((True, 3), (False, 1)):
+        options = SearchOptions(uses_all_workers=uses_all, near_tie_percent=50, shards_max=1)
+        config = chosen(model, workers=3, rate=0.1, options=options).config
+        assert config.shape.workers == 1
+        assert config.replicas == replicas
+
+
+def test_micro_batches_of_our_own_profiles_take_the_time_of_all_of_them() -> None:
+    alone = ReplicaShape(stages=1, shards=1)
+    model = a_small_model()
+    one = batch_times(model, alone, batch=1).prefill_ns
+    assert batch_times(model, alone, batch=4).prefill_ns == 4 * one
+    as_published = replace(model, is_prefill_amortised=True)
+    assert batch_times(as_published, alone, batch=4).prefill_ns == one

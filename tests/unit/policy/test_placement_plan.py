@@ -8,7 +8,7 @@ from libs.contracts.placement import Policy
 from libs.kernel.units import MIB, NS_PER_S
 from libs.policy.device_mapping import HeldPosition
 from libs.policy.model_profile import LayerTimes, ModelBytes, ModelProfile
-from libs.policy.objective import ObjectiveOptions, Situation, choose_with_foresight, score_ns
+from libs.policy.objective import Foresight, ObjectiveOptions
 from libs.policy.paper_profiles import GPT_20B
 from libs.policy.parallel_config import Candidate, NoShapeFits, SearchOptions, Workload
 from libs.policy.placement_plan import (
@@ -83,7 +83,7 @@ def options(policy: Policy = Policy.TIDESERVE, **fields: object) -> PlanOptions:
 def planned(
     cluster: ClusterView, chosen: PlanOptions, profile: ModelProfile = MODEL
 ) -> PlacementPlan:
-    plan = plan_placement(profile, cluster, chosen)
+    plan = plan_placement(cluster, profile=profile, options=chosen)
     assert isinstance(plan, PlacementPlan), plan
     return plan
 
@@ -183,7 +183,7 @@ def test_rerouting_never_changes_the_shape_it_began_with() -> None:
 
 
 def test_a_shape_that_does_not_fit_is_refused_with_what_is_missing() -> None:
-    refused = plan_placement(MODEL, view("a"), options())
+    refused = plan_placement(view("a"), profile=MODEL, options=options())
     assert isinstance(refused, NoShapeFits)
     assert refused.workers_missing == 1
     assert "at least 2 workers" in refused.reason
@@ -203,12 +203,15 @@ def a_candidate(
 
 
 WIDE = ReplicaShape(stages=1, shards=2)
-NOW = Situation(shape_now=PAIR, nodes=4)
+
+
+def foresight(options: ObjectiveOptions) -> Foresight:
+    return Foresight(profile=MODEL, options=options, shape_now=PAIR, nodes=4)
 
 
 def foreseen(*found: Candidate, **fields: object) -> ReplicaShape:
     chosen = replace(ObjectiveOptions(losses_per_node_hour=0.0), **fields)  # type: ignore[arg-type]
-    return choose_with_foresight(found, MODEL, NOW, chosen).config.shape
+    return foresight(chosen).choose(found).config.shape
 
 
 def test_a_small_gain_is_no_reason_to_change_the_shape() -> None:
@@ -240,5 +243,5 @@ def test_losses_to_come_favour_many_small_replicas() -> None:
     one = a_candidate(PAIR, latency_s=9, replicas=1)
     four = a_candidate(PAIR, latency_s=9, replicas=4)
     calm = replace(risky, losses_per_node_hour=0.0)
-    assert score_ns(one, MODEL, NOW, risky) > score_ns(four, MODEL, NOW, risky)
-    assert score_ns(one, MODEL, NOW, calm) == score_ns(four, MODEL, NOW, calm)
+    assert foresight(risky).score_ns(one) > foresight(risky).score_ns(four)
+    assert foresight(calm).score_ns(one) == foresight(calm).score_ns(four)

@@ -1,0 +1,99 @@
+"""Settings of one planner process (`PLANNER__FIELD` in the environment)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from libs.contracts.placement import Policy
+from libs.contracts.subjects import alias_of
+from libs.kernel.errors import ConfigError
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesConfig:
+    """Where the provisioner of that name scales nodes: one StatefulSet per market."""
+
+    base_url: str = "https://kubernetes.default.svc"
+    """The API server; inside a cluster always this."""
+    namespace: str = "default"
+    """Of the StatefulSets."""
+    spot_set: str = "tideserve-worker-spot"
+    """Whose pods are the spot nodes; empty: there are none."""
+    on_demand_set: str = "tideserve-worker-on-demand"
+    """Whose pods are the on-demand nodes; empty: there are none."""
+    ca_file: Path | None = SERVICE_ACCOUNT / "ca.crt"
+    """Whom to trust as the API server; none trusts what the system trusts."""
+    token_file: Path | None = SERVICE_ACCOUNT / "token"
+    """What to show it; none shows nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerConfig:
+    """What an operator sets; everything else is in PlannerOptions, with its reason."""
+
+    nats_url: str = "nats://127.0.0.1:4222"
+    """Broker to connect to; several, comma-separated, are one cluster."""
+    planner_id: str = "planner"
+    """Prefix of this process's id; a random suffix makes it unique per start."""
+    model: str = ""
+    """Folder of the model that the fleet serves; only its config.json is read."""
+    alias: str = ""
+    """What clients call the model; empty takes the folder's name."""
+    policy: Policy = Policy.TIDESERVE
+    """tideserve; or spotserve, reparallelize, reroute, to compare with."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What the workers compute on, for a model without a measured profile."""
+    profile: Path | None = None
+    """File that `tideserve profile` wrote; none assumes times from the model's size."""
+    requests_per_s_min: float = 0.5
+    """Planned for even when less arrives, so that a quiet night does not reshape the fleet."""
+    workspace_bytes: int = 0
+    """Of each worker's memory, kept free of weights and KV."""
+    losses_per_node_hour: float = 0.6
+    """How often a node is expected to be lost: 74 times in 10.6 h of 12 nodes in a real trace."""
+    gain_percent_min: int = 10
+    """A change of shape must better the objective by this much (policy tideserve)."""
+    provisioner: Literal["none", "local", "kubernetes"] = "none"
+    """Who gets nodes: nobody, the launcher on this machine, or Kubernetes."""
+    nodes_max: int = 0
+    """Most nodes to ask for; 0 asks for none and takes the fleet as it is."""
+    nodes_min: int = 1
+    """Nodes to keep whatever the demand."""
+    nodes_extra: int = 1
+    """Spot nodes beyond the need, for the next preemption."""
+    kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
+    """Used where the provisioner is kubernetes."""
+    report_interval_ms: int = 200
+    """Heartbeat; planners count missed ones, so all processes of a fleet use the same."""
+    log_format: Literal["json", "console"] = "json"
+    """json for machines, console for people."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    metrics_port: int | None = None
+    """Port of /metrics, /live and /health; none serves them not at all."""
+    metrics_host: str = "127.0.0.1"
+    """Address that the metrics port listens on."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigError("model: name the model's folder")
+        if self.requests_per_s_min <= 0:
+            raise ConfigError("requests_per_s_min: must be above 0")
+        if self.report_interval_ms < 1:
+            raise ConfigError("report_interval_ms: must be at least 1")
+        for name in ("workspace_bytes", "losses_per_node_hour", "nodes_max", "nodes_extra"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: must not be negative")
+        if not 0 <= self.gain_percent_min < 100:
+            raise ConfigError("gain_percent_min: must be from 0 to 99")
+        if self.nodes_max and not 1 <= self.nodes_min <= self.nodes_max:
+            raise ConfigError("nodes_min: must be from 1 to nodes_max")
+        if self.provisioner != "none" and not self.nodes_max:
+            raise ConfigError("nodes_max: say how many nodes the provisioner may get")
+
+    @property
+    def alias_served(self) -> str:
+        """The alias, as a subject token."""
+        return alias_of(self.alias or Path(self.model).expanduser().resolve().name)

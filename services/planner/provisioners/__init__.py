@@ -1,0 +1,1 @@
+"""Who gets the nodes that the planner wants: behind one Protocol, chosen by the config."""

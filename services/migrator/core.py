@@ -170,11 +170,10 @@ class MigratorCore:
             if ownership.is_doubted:
                 self._read_record()
             return
-        interval_ns = self._options.read_interval_ns
-        has_read = not _is_due(self._record_read_at_ns, interval_ns, self._now_ns)
+        is_due = _is_due(self._record_read_at_ns, self._options.read_interval_ns, self._now_ns)
         if ownership.role is Role.STANDBY and self._is_ownerless() and self._is_settled():
             self._commands.append(ownership.claim(cause_id=self._cause_id))
-        elif not has_read or ownership.is_doubted:
+        elif is_due or ownership.is_doubted:
             self._read_record()
 
     def _is_ownerless(self) -> bool:
@@ -284,7 +283,7 @@ class MigratorCore:
             self._is_outnumbered = True
             ownership.is_doubted = True
         elif self._handovers.answered(answer, self._timing(), ownership.latest):
-            self._advance()
+            self._advance(handover_id=answer.handover_id)
 
     # ------------------------------------------------------------------ doing
 
@@ -294,8 +293,11 @@ class MigratorCore:
         known = 0 if self._placement is None else self._placement.plan_revision
         return known > 0 and (record is None or known >= record.plan_revision)
 
-    def _advance(self, *, may_begin: bool = False) -> None:
-        """Give what is due, let hand-overs turn, begin new ones, and store what changed."""
+    def _advance(self, *, handover_id: str | None = None, may_begin: bool = False) -> None:
+        """Give what is due, let hand-overs turn, begin new ones, and store what changed.
+
+        With an id only that hand-over is looked at: it alone was answered.
+        """
         if not self._ownership.may_speak or not self._is_settled() or not self._is_current():
             return
         before = self._ownership.latest
@@ -303,6 +305,7 @@ class MigratorCore:
             before,
             self._timing(),
             cause_id=self._cause_id,
+            handover_id=handover_id,
             placement=self._placement if may_begin else None,
         )
         for order, cause_id in progress.orders:

@@ -119,4 +119,3 @@ def test_layers_come_in_the_order_that_is_asked_for(config: ModelConfig, a_roste
     layers = [int(part) for t in tensors for part in t.split(".") if part.isdigit()]
     assert list(dict.fromkeys(layers)) == [3, 1, 0, 2]
     assert len(plan.batches) > 1, "small layers go together, not all of them"
-

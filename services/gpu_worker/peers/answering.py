@@ -76,6 +76,8 @@ class Answering:
     ) -> tuple[PeerAnswer, bytes]:
         match question:
             case OfferKv():
+                if link.copy is not None:
+                    await self._kv_target.end(link.copy)
                 link.copy, answer, wanted = await self._kv_target.offer(question, body)
                 return answer, wanted
             case CommitKv():

@@ -78,11 +78,7 @@ class KvTarget:
         copy = self._copies[ticket_id] = KvCopy(ticket_id=ticket_id, replica=replica)
         try:
             await replica.open_ticket(ticket_id)
-        except Unavailable as error:
-            del self._copies[ticket_id]
-            await replica.close_ticket(ticket_id)
-            raise Refusing(PeerRefusal.PEER_LOST, str(error)) from error
-        try:
+            self._require_under_way(copy, ticket_id)
             pairs = await self._host.kv_offered(
                 replica_id=question.replica_id,
                 replica_epoch=question.replica_epoch,
@@ -92,6 +88,10 @@ class KvTarget:
         except TimeoutError as error:
             await self.end(copy)
             raise Refusing(PeerRefusal.FAILED, "the worker does not come to it") from error
+        except Unavailable as error:
+            await self.end(copy)
+            raise Refusing(PeerRefusal.PEER_LOST, str(error)) from error
+        self._require_under_way(copy, ticket_id)
         return copy, KvOffered(), pack_pairs(pairs)
 
     async def commit(

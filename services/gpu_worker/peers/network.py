@@ -7,6 +7,7 @@ except an accepted connection for its next message.
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from libs.contracts.handover import ReplicaRoster
 from libs.contracts.peers import STEP_LINK, OpenSteps, StepsRefused
@@ -39,6 +40,8 @@ from services.gpu_worker.peers.questions import Purpose, Refusing
 from services.gpu_worker.peers.replica_book import ReplicaBook
 from services.gpu_worker.peers.transfer_sender import TransferSender
 from services.gpu_worker.peers.weights import WeightFetcher, WeightSender
+
+KV_PURPOSES: Final = (Purpose.COPY, Purpose.SEND, Purpose.STORE, Purpose.TRANSFER)
 
 
 class PeerNetwork:
@@ -224,9 +227,9 @@ class PeerNetwork:
         )
 
     def connect_ahead(self, addresses: Iterable[str]) -> None:
-        """Have links ready to peers that will be asked or sent to; in the background."""
+        """Have links ready to peers that will take part in a copy of KV; in the background."""
         for address in addresses:
-            for purpose in (Purpose.STORE, Purpose.TRANSFER):
+            for purpose in KV_PURPOSES:
                 self._connections.connect_ahead(address, purpose=purpose)
 
     def round_trips_ns(self, replica_id: str) -> Mapping[str, int]:

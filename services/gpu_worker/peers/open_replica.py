@@ -89,12 +89,14 @@ class OpenReplica:
         return {member: time for member, time in times.items() if time is not None}
 
     async def connect(self) -> None:
-        """As the lead, link to every member that is not linked yet.
+        """As the lead, link to every member that was not linked yet.
 
-        Raises: Unavailable if one cannot be reached, or does not open the replica, in time.
+        Raises: Unavailable if one cannot be reached, or does not open the replica, in time, or if
+        one was lost: then only another epoch helps.
         """
         missing = [each for each in self.members if each.worker_id not in self._to_members]
         await _all(self._connect_in_time(member) for member in missing)
+        self._require_links()
 
     async def send_plan(self, plan: StepPlan) -> None:
         """Send a plan to every member. Raises: Unavailable if one is lost or not linked."""
@@ -158,9 +160,9 @@ class OpenReplica:
 
     async def _connect_when_ready(self, member: PlacedWorker) -> None:
         """Link to a member that may still be on its way to open the replica."""
-        while True:
+        while not self._is_closed:
             try:
-                self._to_members[member.worker_id] = await self._link_to(member)
+                await self._link_to(member)
                 return
             except RefusedByPeer as error:
                 if error.reason is not PeerRefusal.UNKNOWN_REPLICA:
@@ -169,7 +171,7 @@ class OpenReplica:
                 _log.info("member_not_reached", member=member.worker_id, reason=str(error))
             await asyncio.sleep(seconds(OPEN_AGAIN_NS))
 
-    async def _link_to(self, member: PlacedWorker) -> LinkToMember:
+    async def _link_to(self, member: PlacedWorker) -> None:
         limit_ns = self._options.connect_ns
         connection = await self._transport.connect(member.peer_address, timeout_ns=limit_ns)
         introduction = IntroducePeer(peer_id=self._worker_id, purpose=Purpose.STEPS.value)
@@ -190,7 +192,10 @@ class OpenReplica:
         except BaseException:
             link.close()
             raise
-        return link
+        if self._is_closed:
+            link.close()
+        else:
+            self._to_members[member.worker_id] = link
 
     def _plan_received(self, plan: StepPlan) -> None:
         self._host.plan_received(

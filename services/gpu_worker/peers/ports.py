@@ -44,7 +44,8 @@ class PeerHost(Protocol):
     async def kv_dropped(self, *, replica_id: str, replica_epoch: int, ticket_id: str) -> None:
         """Give back what is reserved and not committed: no rank writes to it any more.
 
-        Called exactly once for each ticket that was offered, as the last of it.
+        Called exactly once for each ticket that was offered, as the last of it; also for one whose
+        offer could not be brought before the worker.
         """
         ...
 

@@ -6,8 +6,8 @@ from libs.kernel.core import require
 from services.gpu_worker.peers.open_replica import OpenReplica
 from services.gpu_worker.peers.questions import Refusing
 
-OPEN_MAX = 2
-"""One that serves and one that is staged."""
+OPEN_MAX = 4
+"""One that serves and one that is staged, each perhaps beside one that is about to be closed."""
 
 
 class ReplicaBook:
@@ -17,10 +17,10 @@ class ReplicaBook:
         self._replicas: dict[str, OpenReplica] = {}
 
     def add(self, replica: OpenReplica) -> None:
-        """Open a replica. Raises: InvariantViolation if its id is open or two others are."""
+        """Open a replica. Raises: InvariantViolation if its id is open or too many are."""
         replica_id = replica.roster.replica_id
         require(replica_id not in self._replicas, f"{replica_id} is open already")
-        require(len(self._replicas) < OPEN_MAX, f"{replica_id} would be a third open replica")
+        require(len(self._replicas) < OPEN_MAX, f"{replica_id} would be one too many")
         self._replicas[replica_id] = replica
 
     def remove(self, replica_id: str) -> OpenReplica | None:

@@ -260,3 +260,14 @@ async def test_a_closed_replica_ends_its_copies_and_hears_no_more_of_them(
         assert summary.end in (KvCopyEnd.PEER_LOST, KvCopyEnd.REFUSED)
         assert lead.host.committed == committed
         assert lead.host.dropped == ["copy-1"]
+
+
+async def test_links_are_made_ahead_and_one_to_nobody_harms_nobody(fleet: OpenFleet) -> None:
+    async with fleet(2) as workers:
+        source, target, kv = await a_pair(workers)
+        own, lead = workers.workers
+        own.network.connect_ahead([lead.address, "loopback://fleet/99"])
+        await asyncio.sleep(0)
+        summary = await copy(workers, source, target)
+        assert summary.end is KvCopyEnd.COMPLETE, summary.message
+        assert workers.differing(target, kv, committed_blocks(workers, target)) == []

@@ -172,3 +172,18 @@ async def test_who_closes_a_replica_hears_no_more_of_it(fleet: OpenFleet) -> Non
         assert lead.host.lost == []
         with pytest.raises(Unavailable):
             await lead.network.send_plan("replica-1", a_plan(1))
+
+
+async def test_a_replica_that_is_closed_while_its_lead_waits_is_linked_no_more(
+    fleet: OpenFleet,
+) -> None:
+    async with fleet(2) as workers:
+        roster = workers.roster("replica-1", (1, 2), [0, 1])
+        lead, member = workers.workers
+        opening = asyncio.create_task(lead.network.open_replica(roster, rank=0))
+        await asyncio.sleep(0.02)
+        await lead.network.close_replica("replica-1")
+        await member.network.open_replica(roster, rank=1)
+        with pytest.raises(Unavailable):
+            await opening
+        assert member.host.lost == []

@@ -14,9 +14,7 @@ is not. A step of 32 costs at least 62 ms in the linears (28 of reading, 34 of m
 """
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -36,7 +34,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from benchmarks.provenance import cpu_name, git_commit
+from benchmarks.provenance import provenance
 from libs.engine.batch_run import run_to_completion
 from libs.engine.loading import EngineOptions, load_engine
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
@@ -287,14 +285,10 @@ def _median_or_none(ratios: list[float]) -> float | None:
 
 def _record(options: BenchmarkOptions) -> dict[str, object]:
     return {
-        "command": f"python -m benchmarks.engine {' '.join(sys.argv[1:])}".strip(),
+        **provenance("benchmarks.engine"),
         "options": asdict(options),
-        "commit": git_commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "cpu": cpu_name(),
     }
 
 

@@ -11,7 +11,6 @@ sending to the last token; what failed counts as failed and not as fast.
 
 import argparse
 import asyncio
-import datetime
 import json
 import statistics
 import sys
@@ -19,10 +18,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from benchmarks.engine import VOCABULARY, save_random_llama
-from benchmarks.provenance import cpu_name, git_commit
+from benchmarks.provenance import provenance
 from libs.contracts.local_cloud import AddNode, KillNode, PreemptNode, ToCloud
 from libs.contracts.placement import Policy
 from libs.kernel.rng import Rng
@@ -141,7 +140,7 @@ def measure(options: LiveSpotOptions, *, report: Callable[[str], None]) -> dict[
     return {
         "rows": [asdict(row) for row in rows],
         "runs": [asdict(run) for run in runs],
-        "record": _record(options),
+        "record": {**provenance("benchmarks.live_spot"), "options": asdict(options)},
     }
 
 
@@ -297,16 +296,6 @@ def _row(policy: Policy, runs: Sequence[Run]) -> Row:
         latency_p99_ms_all=tuple(run.latency_p99_ms for run in own),
         latency_p99_ratio_to_tideserve=round(statistics.median(ratios), 3) if ratios else None,
     )
-
-
-def _record(options: LiveSpotOptions) -> dict[str, Any]:
-    return {
-        "command": f"python -m benchmarks.live_spot {' '.join(sys.argv[1:])}".strip(),
-        "options": asdict(options),
-        "commit": git_commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

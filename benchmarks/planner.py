@@ -13,9 +13,7 @@ groups on 256 slots.
 """
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import sys
 import time
@@ -27,7 +25,7 @@ from typing import Final
 import numpy
 import scipy
 
-from benchmarks.provenance import cpu_name, git_commit
+from benchmarks.provenance import provenance
 from libs.contracts.placement import Policy
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.policy.device_mapping import HeldPosition, Holder, MappingTask, map_flat, map_in_order
@@ -117,14 +115,10 @@ def measure(gpus: Sequence[int], *, turns: int, report: Callable[[str], None]) -
     return {
         "rows": rows,
         "record": {
-            "command": f"python -m benchmarks.planner {' '.join(sys.argv[1:])}".strip(),
+            **provenance("benchmarks.planner"),
             "turns": turns,
-            "commit": git_commit(),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "numpy": numpy.__version__,
             "scipy": scipy.__version__,
-            "python": platform.python_version(),
-            "cpu": cpu_name(),
         },
     }
 

@@ -1,12 +1,27 @@
-"""Where a figure comes from: the commit and the machine."""
+"""Where a figure comes from: without this no result is worth keeping."""
 
+import datetime
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 
-def git_commit() -> str:
-    """Return the commit that was measured, with `-dirty` if files differ from it."""
+def provenance(module: str) -> dict[str, object]:
+    """Return command, commit, date, interpreter and processor of the benchmark now running."""
+    program = Path(sys.argv[0])
+    # Run as a module or by `tideserve bench`, it is repeated in the same way.
+    command = f"python -m {module}" if program.suffix == ".py" else program.name
+    return {
+        "command": " ".join((command, *sys.argv[1:])),
+        "commit": _git_commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+    }
+
+
+def _git_commit() -> str:
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -20,8 +35,7 @@ def git_commit() -> str:
     return answer.stdout.strip()
 
 
-def cpu_name() -> str:
-    """Return the processor's name and the number of its cores."""
+def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

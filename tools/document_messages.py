@@ -15,9 +15,11 @@ from pydantic.fields import FieldInfo
 
 from libs.contracts import (
     handover,
+    handover_record,
     journal,
     local_cloud,
     online,
+    peers,
     placement,
     preemption,
     reports,
@@ -25,6 +27,7 @@ from libs.contracts import (
     subjects,
     text,
     token_step,
+    transfers,
     wire,
 )
 from libs.contracts.wire import Message
@@ -38,7 +41,10 @@ FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Reports", reports),
     ("Placements", placement),
     ("Hand-overs", handover),
+    ("The record of hand-overs", handover_record),
     ("The cloud on one machine", local_cloud),
+    ("Transfers", transfers),
+    ("Peers", peers),
 )
 ARRAY_MESSAGES: tuple[tuple[str, ModuleType, tuple[type, ...]], ...] = (
     ("Token steps", token_step, (token_step.TokenStep, token_step.SessionTokens)),

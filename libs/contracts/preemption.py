@@ -147,6 +147,7 @@ class NoticeRejectReason(StrEnum):
     WRONG_NODE = "wrong_node"
     UNKNOWN_NOTICE = "unknown_notice"
     OTHER_SOURCE = "other_source"
+    NOT_ALLOWED = "not_allowed"
     FULL = "full"
     UNAVAILABLE = "unavailable"
     INVALID = "invalid"

@@ -31,7 +31,9 @@ from typing import Final
 import torch
 import torch.nn.functional as functional
 
+from libs.engine.kv_blocks import export_blocks, import_blocks
 from libs.engine.steps import PlanEntry
+from libs.kernel.core import require
 from libs.kernel.units import KIB
 
 GATHER_TOKENS_MAX: Final = 4096
@@ -42,13 +44,16 @@ GATHER_SEQUENCE_BYTES_MAX: Final = 192 * KIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvShape:
-    """How much one engine's KV holds."""
+    """Which part of a model's KV one engine holds, and how much of it."""
 
     layers: int
     blocks: int
     block_tokens: int
     kv_heads: int
     head_size: int
+    layer_start: int = 0
+    """The first of its layers, among those of the model."""
+    kv_head_start: int = 0
 
     def bytes_total(self, dtype: torch.dtype) -> int:
         """Return the size of keys and values of all blocks."""
@@ -183,10 +188,11 @@ class PagedAttention:
     ) -> torch.Tensor:
         """Write the rows' keys and values, then attend; returns [N, H * D].
 
+        `layer` is the model's number of it.
         kv_N2KD holds a row's keys, then its values; both inputs may be slices of one tensor.
         """
         rows, _, head_size = query_NHD.shape
-        kv_BE = self._kv_LBE[layer]
+        kv_BE = self._kv_LBE[layer - self.shape.layer_start]
         kv_BE.view(-1, self._token_elements).index_copy_(
             0, step.slots_N, kv_N2KD.reshape(rows, self._token_elements)
         )
@@ -215,6 +221,29 @@ class PagedAttention:
             )
         attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return attended.reshape(rows, self._heads * head_size)
+
+    def export_blocks(
+        self, *, layers: range, heads: range, block_ids: Sequence[int], out: memoryview
+    ) -> None:
+        """Copy a rectangle of KV out, as `kv_blocks` lays it; numbers are those of the model."""
+        export_blocks(self._rectangle(layers, heads), block_ids, out)
+
+    def import_blocks(
+        self, *, layers: range, heads: range, block_ids: Sequence[int], data: memoryview
+    ) -> None:
+        """Copy in what `export_blocks` of any shape of replica copied out."""
+        import_blocks(self._rectangle(layers, heads), block_ids, data)
+
+    def _rectangle(self, layers: range, heads: range) -> torch.Tensor:
+        """Return a view kv_LBT2KD of these layers and KV heads."""
+        shape = self.shape
+        layer, head = layers.start - shape.layer_start, heads.start - shape.kv_head_start
+        require(layer >= 0 and layer + len(layers) <= shape.layers, f"{layers} are not held here")
+        require(head >= 0 and head + len(heads) <= shape.kv_heads, f"heads {heads} are not here")
+        kv_LBT2KD = self._kv_LBE.view(
+            shape.layers, shape.blocks, shape.block_tokens, 2, shape.kv_heads, shape.head_size
+        )
+        return kv_LBT2KD[layer : layer + len(layers), ..., head : head + len(heads), :]
 
     def _prepare_decodes(
         self, entries: Sequence[PlanEntry]

@@ -3,7 +3,8 @@
 Every block is in exactly one of three states:
 
     free        holds nothing of value
-    referenced  in the block table of one or more sequences; never written by more than one
+    referenced  in the block table of one or more sequences, or held for a copy; never written by
+                more than one
     cached      referenced by none, but its content is known by hash: reused on a match,
                 evicted, least recently used first, when the free blocks run out
 """
@@ -94,6 +95,10 @@ class BlockPool:
         """Return the hashes of known blocks, most recently published or reused first."""
         newest_first = reversed(self._block_by_hash)
         return tuple(block_hash for block_hash, _ in zip(newest_first, range(limit), strict=False))
+
+    def are_any_known(self, blocks: Iterable[int]) -> bool:
+        """Whether any of the blocks can be found by a hash."""
+        return any(self._hashes[block] is not None for block in blocks)
 
     def check_invariants(self, block_tables: Iterable[Sequence[int]]) -> None:
         """Raise unless the block tables are exactly the references and every block has one state.

@@ -1,5 +1,11 @@
 """The compact decoder: one forward pass over the flat rows of a step, for every family.
 
+Tensor parallelism is that of Megatron (Shoeybi et al., 2019): attention and MLP are cut by rows,
+then by columns, with one sum over the shards behind each, or one for both where they share their
+input. Embedding and head are cut by the vocabulary, so that every large tensor is divided by the
+shards (an embedding of 128k x 4096 in bf16 is 1 GiB, on 4 shards 256 MiB each); that costs one more
+sum at the first stage, and R rows of logits gathered at the last.
+
 Legend: N rows (tokens of the step), R rows whose logits are wanted, C hidden size, V vocabulary,
 H heads, K KV heads, D head size, I intermediate size, P positions.
 """
@@ -7,27 +13,16 @@ H heads, K KV heads, D head size, I intermediate size, P positions.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 import torch.nn.functional as functional
 
 from libs.engine.attention import AttentionRule, AttentionStep, PagedAttention
-from libs.engine.linear import LayoutChooser, Linear
+from libs.engine.linear import Linear
 from libs.engine.model_config import Activation, ModelConfig
+from libs.engine.parallel.position import Position
 from libs.engine.rotary import RotaryTables, Rotation
-from libs.engine.weights import (
-    Checkpoint,
-    LinearRows,
-    NormRows,
-    TensorRow,
-    embedding_row,
-    final_norm_rows,
-    head_rows,
-    layer_rows,
-    positions_row,
-)
 
 ACTIVATION_FUNCTIONS: Final[dict[Activation, Callable[[torch.Tensor], torch.Tensor]]] = {
     "silu": partial(functional.silu, inplace=True),
@@ -91,28 +86,76 @@ class DecoderLayer:
     down: Linear
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """What makes the first layer's input."""
+
+    tokens_VC: torch.Tensor
+    """This shard's rows of the vocabulary."""
+    first_token_id: int
+    positions_PC: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What makes logits of the last layer's output."""
+
+    norm: Norm
+    linear: Linear
+    """Of this shard's rows of the vocabulary."""
+
+
+class ShardSum(Protocol):
+    """What the shards of a stage do together."""
+
+    def add_up_(self, partial_NC: torch.Tensor) -> None:
+        """Replace the tensor by its sum over the shards."""
+        ...
+
+    def join_columns(self, part_RV: torch.Tensor, *, columns: int) -> torch.Tensor | None:
+        """Return all shards' columns, in their order, on shard 0; None on the others."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Pass:
+    """Some rows on their way through the layers."""
+
+    hidden_NC: torch.Tensor
+    step: DecoderStep
+    rotation: Rotation | None
+    scratch: "_Scratch"
+
+
 class Decoder:
-    """A dense decoder whose KV lives in a PagedAttention."""
+    """The part of a dense decoder that stands at one position; its KV is in a PagedAttention.
+
+    One forward pass: `embed` at the first stage or `enter` at a later one, then `run_layers`, all
+    at once or group by group, then `logits` at the last.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
+        position: Position,
         *,
         layers: tuple[DecoderLayer, ...],
-        embedding_VC: torch.Tensor,
-        positions_PC: torch.Tensor | None,
-        final_norm: Norm,
-        head: Linear,
+        embedding: Embedding | None,
+        head: Head | None,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.config = config
-        self.dtype = embedding_VC.dtype
-        self.device = embedding_VC.device
+        self.position = position
+        self.dtype = dtype
+        self.device = device
+        self.shard_sum: ShardSum | None = None
+        """To be set before the first pass where there are several shards."""
         self._layers = layers
-        self._embedding = embedding_VC
-        self._positions = positions_PC
-        self._final_norm = final_norm
+        self._embedding = embedding
         self._head = head
-        self._turned_heads = config.heads + config.kv_heads
+        self._heads = len(position.head_range(config))
+        self._turned_heads = self._heads + len(position.kv_head_range(config))
         self._rotary: RotaryTables | None = None
         if config.rotary_size:
             self._rotary = RotaryTables(config, dtype=self.dtype, device=self.device)
@@ -121,59 +164,96 @@ class Decoder:
         self._is_gated = len(config.family.names.up) == 2
 
     def forward(self, step: DecoderStep, *, attention: PagedAttention) -> torch.Tensor:
-        """Compute the rows, write their KV, and return logits_RV in the weights' type."""
-        hidden_NC = functional.embedding(step.token_ids_N, self._embedding)
-        if self._positions is not None:
+        """Compute the rows, write their KV, and return logits_RV in the weights' type.
+
+        For a position that holds the whole model.
+        """
+        rows = self.embed(step)
+        self.run_layers(rows, self.position.layers, attention=attention)
+        logits_RV = self.logits(self.sampling_rows(rows))
+        assert logits_RV is not None
+        return logits_RV
+
+    def embed(self, step: DecoderStep) -> Pass:
+        """Begin a pass at the first stage."""
+        assert self._embedding is not None
+        hidden_NC = self._embedded(step.token_ids_N, self._embedding)
+        if self._embedding.positions_PC is not None:
             rows_N = step.positions_N + self.config.family.position_offset
-            hidden_NC = hidden_NC + functional.embedding(rows_N, self._positions)
-        rotation = None if self._rotary is None else self._rotary.at(step.positions_N)
-        scratch = self._scratch(rows=hidden_NC.shape[0])
-        for index, layer in enumerate(self._layers):
-            attended_NC = self._attend(
-                layer.qkv(layer.attention_norm(hidden_NC, out=scratch.normed_NC)),
-                weights=layer,
-                step=step.attention,
-                layer=index,
-                rotation=rotation,
-                scratch=scratch,
-                attention=attention,
-            )
+            hidden_NC = hidden_NC + functional.embedding(rows_N, self._embedding.positions_PC)
+        return self.enter(step, hidden_NC)
+
+    def enter(self, step: DecoderStep, hidden_NC: torch.Tensor) -> Pass:
+        """Begin a pass at a later stage with what the one before it computed."""
+        return Pass(
+            hidden_NC=hidden_NC,
+            step=step,
+            rotation=None if self._rotary is None else self._rotary.at(step.positions_N),
+            scratch=self._scratch(rows=hidden_NC.shape[0]),
+        )
+
+    def run_layers(self, rows: Pass, layers: range, *, attention: PagedAttention) -> None:
+        """Compute some layers of this position, in the order of the model; writes their KV."""
+        hidden_NC = rows.hidden_NC
+        for index in layers:
+            layer = self._layers[index - self.position.layer_start]
+            attended_NC = self._attend(rows, layer, index=index, attention=attention)
             if self.config.is_residual_parallel:
-                hidden_NC.add_(self._transform(hidden_NC, layer, scratch).add_(attended_NC))
+                transformed_NC = self._transform(hidden_NC, layer, rows.scratch)
+                hidden_NC.add_(self._summed(transformed_NC.add_(attended_NC)))
             else:
-                hidden_NC.add_(attended_NC)
-                hidden_NC.add_(self._transform(hidden_NC, layer, scratch))
-        last_RC = hidden_NC.index_select(0, step.sampling_rows_R)
-        return self._head(self._final_norm(last_RC, out=torch.empty_like(last_RC)))
+                hidden_NC.add_(self._summed(attended_NC))
+                hidden_NC.add_(self._summed(self._transform(hidden_NC, layer, rows.scratch)))
+
+    def sampling_rows(self, rows: Pass) -> torch.Tensor:
+        """Return hidden_RC of the rows whose logits are wanted."""
+        return rows.hidden_NC.index_select(0, rows.step.sampling_rows_R)
+
+    def logits(self, hidden_RC: torch.Tensor) -> torch.Tensor | None:
+        """Return logits_RV of rows that passed all layers; None on shards other than the first."""
+        assert self._head is not None
+        normed_RC = self._head.norm(hidden_RC, out=torch.empty_like(hidden_RC))
+        logits_RV = self._head.linear(normed_RC)
+        if self.shard_sum is None:
+            return logits_RV
+        return self.shard_sum.join_columns(logits_RV, columns=self.config.vocabulary_size)
+
+    def _embedded(self, token_ids_N: torch.Tensor, embedding: Embedding) -> torch.Tensor:
+        if self.shard_sum is None:
+            return functional.embedding(token_ids_N, embedding.tokens_VC)
+        rows_N = token_ids_N - embedding.first_token_id
+        is_elsewhere_N = (rows_N < 0) | (rows_N >= embedding.tokens_VC.shape[0])
+        hidden_NC = functional.embedding(
+            rows_N.masked_fill_(is_elsewhere_N, 0), embedding.tokens_VC
+        )
+        return self._summed(hidden_NC.masked_fill_(is_elsewhere_N[:, None], 0.0))
+
+    def _summed(self, partial_NC: torch.Tensor) -> torch.Tensor:
+        if self.shard_sum is not None:
+            self.shard_sum.add_up_(partial_NC)
+        return partial_NC
 
     def _attend(
-        self,
-        qkv: torch.Tensor,
-        *,
-        weights: DecoderLayer,
-        step: AttentionStep,
-        layer: int,
-        rotation: Rotation | None,
-        scratch: "_Scratch",
-        attention: PagedAttention,
+        self, rows: Pass, layer: DecoderLayer, *, index: int, attention: PagedAttention
     ) -> torch.Tensor:
-        config = self.config
-        heads_NHD = qkv.view(qkv.shape[0], -1, config.head_size)
-        if weights.head_norms is not None:
-            query_norm, key_norm = weights.head_norms
-            _normalise_(heads_NHD[:, : config.heads], query_norm)
-            _normalise_(heads_NHD[:, config.heads : self._turned_heads], key_norm)
-        if rotation is not None:
-            turned_NHD = heads_NHD[:, : self._turned_heads, : config.rotary_size]
-            rotation.apply_(turned_NHD, scratch_NHD=scratch.turned_NHD)
+        head_size, rotary_size = self.config.head_size, self.config.rotary_size
+        qkv = layer.qkv(layer.attention_norm(rows.hidden_NC, out=rows.scratch.normed_NC))
+        heads_NHD = qkv.view(qkv.shape[0], -1, head_size)
+        if layer.head_norms is not None:
+            query_norm, key_norm = layer.head_norms
+            _normalise_(heads_NHD[:, : self._heads], query_norm)
+            _normalise_(heads_NHD[:, self._heads : self._turned_heads], key_norm)
+        if rows.rotation is not None:
+            turned_NHD = heads_NHD[:, : self._turned_heads, :rotary_size]
+            rows.rotation.apply_(turned_NHD, scratch_NHD=rows.scratch.turned_NHD)
         attended_NC = attention.attend(
-            step,
-            layer=layer,
-            query_NHD=heads_NHD[:, : config.heads],
-            kv_N2KD=heads_NHD[:, config.heads :],
+            rows.step.attention,
+            layer=index,
+            query_NHD=heads_NHD[:, : self._heads],
+            kv_N2KD=heads_NHD[:, self._heads :],
             rule=self._rule,
         )
-        return weights.output(attended_NC)
+        return layer.output(attended_NC)
 
     def _transform(
         self, hidden_NC: torch.Tensor, layer: DecoderLayer, scratch: "_Scratch"
@@ -187,10 +267,11 @@ class Decoder:
 
     def _scratch(self, *, rows: int) -> "_Scratch":
         config = self.config
-        empty = self._embedding.new_empty
+        empty = partial(torch.empty, dtype=self.dtype, device=self.device)
+        intermediate_size = len(self.position.share(config.intermediate_size))
         return _Scratch(
             normed_NC=empty((rows, config.hidden_size)),
-            active_NI=empty((rows, config.intermediate_size)),
+            active_NI=empty((rows, intermediate_size)),
             turned_NHD=empty((rows, self._turned_heads, config.rotary_size)),
         )
 
@@ -207,87 +288,3 @@ class _Scratch:
 
 def _normalise_(heads_NHD: torch.Tensor, norm: Norm) -> None:
     heads_NHD.copy_(norm(heads_NHD, out=torch.empty_like(heads_NHD)))
-
-
-def load_decoder(
-    folder: Path,
-    config: ModelConfig,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    row_copy_bytes_max: int,
-) -> Decoder:
-    """Load the weights of every layer from the folder's safetensors.
-
-    Raises: ModelLoadError naming the file and tensor that is missing or wrong.
-    """
-    with Checkpoint(folder) as checkpoint:
-        loader = _Loader(
-            checkpoint,
-            config,
-            dtype=dtype,
-            device=device,
-            row_copy_bytes_max=row_copy_bytes_max,
-        )
-        positions = positions_row(config)
-        return Decoder(
-            config,
-            layers=tuple(loader.layer(layer) for layer in range(config.layers)),
-            embedding_VC=loader.tensor(embedding_row(config)),
-            positions_PC=None if positions is None else loader.tensor(positions),
-            final_norm=loader.norm(final_norm_rows(config)),
-            head=loader.linear(head_rows(config, names_present=checkpoint.names)),
-        )
-
-
-class _Loader:
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        config: ModelConfig,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        row_copy_bytes_max: int,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._config = config
-        self._dtype = dtype
-        self._device = device
-        self._layouts = LayoutChooser(row_copy_bytes_max=row_copy_bytes_max)
-
-    def layer(self, layer: int) -> DecoderLayer:
-        rows = layer_rows(self._config, layer=layer)
-        head_norms = None
-        if rows.head_norms is not None:
-            head_norms = (self.norm(rows.head_norms[0]), self.norm(rows.head_norms[1]))
-        return DecoderLayer(
-            attention_norm=self.norm(rows.attention_norm),
-            qkv=self.linear(rows.qkv),
-            head_norms=head_norms,
-            output=self.linear(rows.output),
-            mlp_norm=self.norm(rows.mlp_norm),
-            up=self.linear(rows.up),
-            down=self.linear(rows.down),
-        )
-
-    def tensor(self, row: TensorRow) -> torch.Tensor:
-        return self._checkpoint.read(row, dtype=self._dtype).to(self._device)
-
-    def norm(self, rows: NormRows) -> Norm:
-        return Norm(
-            weight_C=self.tensor(rows.weight),
-            bias_C=None if rows.bias is None else self.tensor(rows.bias),
-            epsilon=self._config.norm_epsilon,
-        )
-
-    def linear(self, rows: LinearRows) -> Linear:
-        weight = self._fused(rows.weights, rows.heads_interleaved)
-        bias = self._fused(rows.biases, rows.heads_interleaved) if rows.biases else None
-        return Linear(weight, bias, layout=self._layouts.choose(weight))
-
-    def _fused(self, rows: tuple[TensorRow, ...], heads_interleaved: int | None) -> torch.Tensor:
-        fused = self._checkpoint.read_fused(
-            rows, dtype=self._dtype, heads_interleaved=heads_interleaved
-        )
-        return fused.to(self._device)

@@ -80,14 +80,14 @@ class LayoutChooser:
     def __init__(self, *, row_copy_bytes_max: int) -> None:
         self._row_copy_bytes_left = row_copy_bytes_max
 
-    def choose(self, weight_OI: torch.Tensor) -> Layout:
-        """Return the fastest layout for the weight's device and type, and count its bytes."""
-        if weight_OI.device.type != "cpu" or not is_packing_sound(weight_OI.dtype):
+    def choose(self, elements: int, dtype: torch.dtype, device: torch.device) -> Layout:
+        """Return the fastest layout for a weight of so many elements, and count its bytes."""
+        if device.type != "cpu" or not is_packing_sound(dtype):
             return Layout.PLAIN
-        weight_bytes = weight_OI.numel() * weight_OI.element_size()
+        weight_bytes = elements * dtype.itemsize
         if not ROW_COPY_WEIGHT_BYTES_MIN <= weight_bytes <= self._row_copy_bytes_left:
             return Layout.PACKED
-        if not is_row_copy_faster(weight_OI.dtype):
+        if not is_row_copy_faster(dtype):
             return Layout.PACKED
         self._row_copy_bytes_left -= weight_bytes
         return Layout.PACKED_AND_TRANSPOSED
@@ -136,7 +136,9 @@ def is_row_copy_faster(dtype: torch.dtype) -> bool:
 
 
 def _pack(weight_OI: torch.Tensor) -> torch.Tensor:
-    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI, PACKED_FOR_ROWS)
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(
+        weight_OI.contiguous(), PACKED_FOR_ROWS
+    )
     return packed
 
 

@@ -1,7 +1,7 @@
 """Makes an engine of a model folder: finds the files, sizes the KV, loads the weights."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -11,7 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import PreTrainedTokenizerBase
 
 from libs.engine.attention import KvShape, PagedAttention
-from libs.engine.decoder import load_decoder
+from libs.engine.decoder_builder import load_decoder
+from libs.engine.forward import ForwardPass, StepDecoder, WholePass
 from libs.engine.model_config import (
     DecoderShape,
     ModelLoadError,
@@ -19,7 +20,7 @@ from libs.engine.model_config import (
     read_dtype_name,
     read_model_config,
 )
-from libs.engine.runner import ModelRunner, StepDecoder
+from libs.engine.runner import ModelRunner
 from libs.engine.scheduler import SchedulerOptions
 from libs.engine.tokenization import TokenizerDetokenizer, load_tokenizer
 from libs.kernel.units import MIB
@@ -56,6 +57,9 @@ class EngineOptions:
     row_copy_bytes_max: int = 1024 * MIB
     """Weights on a CPU may be held a second time, up to this size, in a layout that makes steps
     with a single sequence about 1.2 times as fast; 0 saves the memory."""
+    pack_linears: bool = True
+    """On a CPU, hold linears in the layout that is fastest. A position that keeps its weights for
+    peers holds them twice then; without, steps take about twice as long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,40 +80,59 @@ def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
     Raises: ModelLoadError, one line that names file and reason.
     """
     folder = resolve_model_folder(model)
-    device = _device(options)
+    device = engine_device(options)
     decoder, config = _load_decoder(folder, options, device)
     dtype = decoder.dtype
     tokenizer = load_tokenizer(folder)
-    kv_shape, context_tokens_max = _kv_shape(options, config, dtype=dtype, device=device)
-    runner = ModelRunner(
-        decoder=decoder,
-        attention=PagedAttention(
-            kv_shape,
-            heads=config.heads,
-            windows=config.windows,
-            context_tokens_max=context_tokens_max,
-            dtype=dtype,
-            device=device,
-        ),
-        detokenizer=TokenizerDetokenizer(tokenizer),
-        vocabulary_size=config.vocabulary_size,
-        eos_token_ids=config.eos_token_ids,
-    )
-    scheduler_options = SchedulerOptions(
-        step_tokens_max=options.step_tokens_max,
-        sequences_max=options.sequences_max,
-        block_tokens=options.block_tokens,
-        blocks_total=kv_shape.blocks,
-        context_tokens_max=context_tokens_max,
-        eos_token_ids=config.eos_token_ids,
-        enable_prefix_cache=options.enable_prefix_cache,
+    kv_shape = _kv_shape(options, config, dtype=dtype, device=device)
+    scheduler_options = scheduler_options_for(options, config, blocks_total=kv_shape.blocks)
+    attention = PagedAttention(
+        kv_shape,
+        heads=config.heads,
+        windows=config.windows,
+        context_tokens_max=scheduler_options.context_tokens_max,
+        dtype=dtype,
+        device=device,
     )
     return LoadedEngine(
-        runner=runner,
+        runner=make_runner(WholePass(decoder, attention), config, tokenizer),
         scheduler_options=scheduler_options,
         tokenizer=tokenizer,
         config=config,
         dtype=dtype,
+    )
+
+
+def make_runner(
+    forward: ForwardPass, config: DecoderShape, tokenizer: PreTrainedTokenizerBase
+) -> ModelRunner:
+    """Let a forward pass be sampled from."""
+    return ModelRunner(
+        forward=forward,
+        detokenizer=TokenizerDetokenizer(tokenizer),
+        vocabulary_size=config.vocabulary_size,
+        eos_token_ids=config.eos_token_ids,
+    )
+
+
+def scheduler_options_for(
+    options: EngineOptions, config: DecoderShape, *, blocks_total: int
+) -> SchedulerOptions:
+    """Return the bounds of an engine with so many KV blocks.
+
+    Raises: ModelLoadError if they cannot hold a sequence.
+    """
+    context_tokens_max = min(_context_wanted(options, config), blocks_total * options.block_tokens)
+    if context_tokens_max < 2:
+        raise ModelLoadError(f"{blocks_total} KV blocks cannot hold a sequence")
+    return SchedulerOptions(
+        step_tokens_max=options.step_tokens_max,
+        sequences_max=options.sequences_max,
+        block_tokens=options.block_tokens,
+        blocks_total=blocks_total,
+        context_tokens_max=context_tokens_max,
+        eos_token_ids=config.eos_token_ids,
+        enable_prefix_cache=options.enable_prefix_cache,
     )
 
 
@@ -140,13 +163,14 @@ def _load_decoder(
     try:
         config = read_model_config(folder)
     except VariantNotSupported as error:
-        return _load_fallback(folder, _dtype(options, folder), device, why=error)
+        return _load_fallback(folder, engine_dtype(options, folder), device, why=error)
     decoder = load_decoder(
         folder,
         config,
-        dtype=_dtype(options, folder),
+        dtype=engine_dtype(options, folder),
         device=device,
         row_copy_bytes_max=options.row_copy_bytes_max,
+        is_packed=options.pack_linears,
     )
     return decoder, config.shape
 
@@ -164,7 +188,8 @@ def _load_fallback(
     return decoder, decoder.config
 
 
-def _dtype(options: EngineOptions, folder: Path) -> torch.dtype:
+def engine_dtype(options: EngineOptions, folder: Path) -> torch.dtype:
+    """Return the type of weights and KV that the options mean for this folder."""
     match options.dtype:
         case "float32":
             return torch.float32
@@ -175,7 +200,8 @@ def _dtype(options: EngineOptions, folder: Path) -> torch.dtype:
             return torch.bfloat16 if stored_half else torch.float32
 
 
-def _device(options: EngineOptions) -> torch.device:
+def engine_device(options: EngineOptions) -> torch.device:
+    """Return the device that the options name. Raises: ModelLoadError if it cannot be had."""
     try:
         device = torch.device(options.device)
     except RuntimeError:
@@ -187,10 +213,19 @@ def _device(options: EngineOptions) -> torch.device:
     return device
 
 
+def blocks_useful(options: EngineOptions, config: DecoderShape) -> int:
+    """Return the KV blocks of every sequence at full length; more can never be used."""
+    blocks_each = -(-_context_wanted(options, config) // options.block_tokens)
+    return options.sequences_max * blocks_each
+
+
+def _context_wanted(options: EngineOptions, config: DecoderShape) -> int:
+    return min(config.context_tokens_max, options.context_tokens_max or config.context_tokens_max)
+
+
 def _kv_shape(
     options: EngineOptions, config: DecoderShape, *, dtype: torch.dtype, device: torch.device
-) -> tuple[KvShape, int]:
-    """Choose the blocks, and the context that they hold for one sequence alone."""
+) -> KvShape:
     one_block = KvShape(
         layers=config.layers,
         blocks=1,
@@ -198,26 +233,9 @@ def _kv_shape(
         kv_heads=config.kv_heads,
         head_size=config.head_size,
     )
-    context_wanted = min(
-        config.context_tokens_max, options.context_tokens_max or config.context_tokens_max
-    )
-    # More than every sequence at full length can never be used.
-    blocks_useful = options.sequences_max * -(-context_wanted // options.block_tokens)
     blocks_that_fit = _kv_bytes_max(options, device) // one_block.bytes_total(dtype)
-    blocks = options.blocks_total or min(blocks_useful, blocks_that_fit)
-    context_tokens_max = min(context_wanted, blocks * options.block_tokens)
-    if context_tokens_max < 2:
-        raise ModelLoadError(
-            f"{blocks} KV blocks of {one_block.bytes_total(dtype)} bytes cannot hold a sequence"
-        )
-    shape = KvShape(
-        layers=config.layers,
-        blocks=blocks,
-        block_tokens=options.block_tokens,
-        kv_heads=config.kv_heads,
-        head_size=config.head_size,
-    )
-    return shape, context_tokens_max
+    blocks = options.blocks_total or min(blocks_useful(options, config), blocks_that_fit)
+    return replace(one_block, blocks=blocks)
 
 
 def _kv_bytes_max(options: EngineOptions, device: torch.device) -> int:

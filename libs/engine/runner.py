@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from libs.contracts.online import TokenLogprobs
-from libs.engine.attention import PagedAttention
-from libs.engine.decoder import DecoderStep
+from libs.engine.forward import ForwardPass
 from libs.engine.logits_adjuster import LogitsAdjuster, needs_adjuster
 from libs.engine.requests import SequenceRequest
 from libs.engine.sampling import SamplingRow, sample_tokens
@@ -24,24 +22,6 @@ class _OpenSequence:
     adjuster: LogitsAdjuster | None
 
 
-class StepDecoder(Protocol):
-    """A model whose KV lives in a PagedAttention."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights, the KV and the logits."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        ...
-
-    def forward(self, step: DecoderStep, *, attention: PagedAttention) -> torch.Tensor:
-        """Compute the rows, write their KV, and return logits_RV of the sampling rows."""
-        ...
-
-
 class ModelRunner:
     """Owns the weights, the KV and the text of the open sequences of one engine.
 
@@ -52,14 +32,12 @@ class ModelRunner:
     def __init__(
         self,
         *,
-        decoder: StepDecoder,
-        attention: PagedAttention,
+        forward: ForwardPass,
         detokenizer: Detokenizer,
         vocabulary_size: int,
         eos_token_ids: frozenset[int],
     ) -> None:
-        self._decoder = decoder
-        self._attention = attention
+        self._forward = forward
         self._detokenizer = detokenizer
         self._vocabulary_size = vocabulary_size
         self._eos_token_ids = eos_token_ids
@@ -83,7 +61,7 @@ class ModelRunner:
                 )
             )
         with torch.inference_mode():
-            logits_RV = self._decoder.forward(self._step(plan), attention=self._attention)
+            logits_RV = self._forward.logits(plan)
             token_ids = sample_tokens(logits_RV, rows) if rows else []
             logprobs = self._scores(logits_RV, entries, token_ids)
             sampled = [
@@ -106,27 +84,9 @@ class ModelRunner:
                     request,
                     eos_token_ids=self._eos_token_ids,
                     vocabulary_size=self._vocabulary_size,
-                    device=self._decoder.device,
+                    device=self._forward.device,
                 )
         return _OpenSequence(request, text, adjuster)
-
-    def _step(self, plan: StepPlan) -> DecoderStep:
-        token_ids: list[int] = []
-        positions: list[int] = []
-        sampling_rows: list[int] = []
-        for entry in plan.entries:
-            token_ids += entry.token_ids
-            end = entry.start_position + len(entry.token_ids)
-            positions += range(entry.start_position, end)
-            if entry.is_sampling:
-                sampling_rows.append(len(token_ids) - 1)
-        device = self._decoder.device
-        return DecoderStep(
-            token_ids_N=torch.tensor(token_ids, device=device),
-            positions_N=torch.tensor(positions, device=device),
-            sampling_rows_R=torch.tensor(sampling_rows, dtype=torch.int64, device=device),
-            attention=self._attention.prepare(plan.entries),
-        )
 
     def _scores(
         self, logits_RV: torch.Tensor, entries: Sequence[PlanEntry], token_ids: Sequence[int]

@@ -11,12 +11,14 @@ One order rules admission, service and the choice of victims: higher priority fi
 arrival. A step first serves the sequences that lack one token (decodes), then prefills in chunks,
 then admits. When a decode finds no block, the last running sequence in that order is preempted.
 Liveness: the first sequence in the order can preempt all others and fits the pool alone, so it
-always advances.
+always advances, at the latest when the copies under way have ended.
 """
 
 from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from libs.engine.block_holds import BlockHolds
 from libs.engine.block_pool import BlockPool
 from libs.engine.prefix_hashes import child_hash, root_hash
 from libs.engine.requests import SequenceRequest
@@ -112,6 +114,7 @@ class Scheduler:
     def __init__(self, options: SchedulerOptions) -> None:
         self.options = options
         self._pool = BlockPool(blocks_total=options.blocks_total, block_tokens=options.block_tokens)
+        self._holds = BlockHolds(self._pool)
         self._sequences: dict[str, _Sequence] = {}
         self._waiting: list[_Sequence] = []
         self._running: list[_Sequence] = []
@@ -156,7 +159,8 @@ class Scheduler:
         return True
 
     def schedule(self) -> StepPlan | None:
-        """Plan the next step, or None if no sequence is known."""
+        """Plan the next step; None if no sequence is known, or none can advance before a copy
+        ends and its blocks are released."""
         require(self._plan is None, "a step is in flight")
         tokens_left = self.options.step_tokens_max
         waiting_before = len(self._waiting)
@@ -167,7 +171,8 @@ class Scheduler:
         if len(self._waiting) == waiting_before:
             entries += self._admit(tokens_left)
         if not entries:
-            require(not self._sequences, "sequences are left but none can advance")
+            is_explained = not self._sequences or self.is_copying
+            require(is_explained, "sequences are left but none can advance")
             return None
         self._plan = StepPlan(
             step_id=self._steps_planned,
@@ -219,9 +224,61 @@ class Scheduler:
         `prefix_block_hashes` of a prompt."""
         return self._pool.recent_hashes(limit)
 
+    @property
+    def sequence_ids(self) -> tuple[str, ...]:
+        """All that are known, in the order of service."""
+        ordered = sorted(self._sequences.values(), key=_Sequence.order)
+        return tuple(sequence.request.sequence_id for sequence in ordered)
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether blocks are pinned or reserved, for which sequences may have to wait."""
+        return self._holds.is_any_firm
+
+    def tokens_computed(self, sequence_id: str) -> int:
+        """Count the sequence's tokens that have KV; one that waits has none."""
+        return self._sequences[sequence_id].tokens_computed
+
+    def full_blocks(self, sequence_id: str) -> tuple[tuple[int, int], ...]:
+        """Return (prefix hash, block id) of the sequence's full, computed blocks, first to last.
+
+        A step in flight does not write them. A sequence that waits has none.
+        """
+        sequence = self._sequences[sequence_id]
+        blocks = sequence.tokens_computed // self.options.block_tokens
+        self._hash_blocks(sequence, blocks=blocks)
+        return tuple(zip(sequence.block_hashes[:blocks], sequence.block_ids, strict=False))
+
+    def pin_blocks(self, ticket: str, block_ids: Sequence[int]) -> None:
+        """Keep the content of blocks from `full_blocks` until `release_blocks`."""
+        self._holds.pin(ticket, block_ids)
+
+    def reserve_imports(self, ticket: str, hashes: Sequence[int]) -> dict[int, int]:
+        """Return blocks to copy content into, by its hash: of those unknown here, in their order,
+        as many as fit without preempting anyone. The caller fills them, then commits."""
+        if not self.options.enable_prefix_cache:
+            return {}
+        return self._holds.reserve(ticket, hashes, blocks_spare=len(self._running))
+
+    def commit_imports(self, ticket: str, hashes: Sequence[int]) -> None:
+        """Let sequences find reserved blocks whose content has arrived and is verified; until
+        `release_blocks` they are evicted only to spare a running sequence."""
+        self._holds.commit(ticket, hashes)
+
+    def drop_reserved(self, ticket: str) -> None:
+        """End an import halfway: what is committed stays held, what is not is free again."""
+        self._holds.drop_reserved(ticket)
+
+    def release_blocks(self, ticket: str) -> None:
+        """End a copy, whether it went well or not: committed blocks stay as cached ones, reserved
+        ones are free, pinned ones are their sequences' own. An unknown ticket holds nothing."""
+        self._holds.release(ticket)
+
     def check_invariants(self) -> None:
         """Raise InvariantViolation if blocks, queues and sequences contradict one another."""
-        self._pool.check_invariants(sequence.block_ids for sequence in self._running)
+        tables = [sequence.block_ids for sequence in self._running]
+        self._pool.check_invariants([*tables, *self._holds.block_tables])
+        self._holds.check_invariants()
         require(self._waiting == sorted(self._waiting, key=_Sequence.order), "waiting unsorted")
         require(self._running == sorted(self._running, key=_Sequence.order), "running unsorted")
         require(len(self._running) <= self.options.sequences_max, "too many sequences run")
@@ -285,9 +342,10 @@ class Scheduler:
         matched = self._pool.match(self._matchable_hashes(sequence))
         self._pool.acquire(matched)
         blocks_missing = self._pool.blocks_for(len(sequence.token_ids)) - len(matched)
-        if not self._pool.can_allocate(blocks_missing + len(self._running)):
-            self._pool.release(matched)
-            return False
+        while not self._pool.can_allocate(blocks_missing + len(self._running)):
+            if self._running or not self._holds.give_up_committed():
+                self._pool.release(matched)
+                return False
         sequence.block_ids = matched + self._pool.allocate(blocks_missing)
         sequence.blocks_published = len(matched)
         sequence.tokens_computed = len(matched) * self.options.block_tokens
@@ -325,6 +383,8 @@ class Scheduler:
         if blocks_needed <= len(sequence.block_ids):
             return True
         while not self._pool.can_allocate(1):
+            if self._holds.give_up_committed():
+                continue
             victim = self._running[-1]
             self._preempt(victim)
             if victim is sequence:

@@ -8,23 +8,30 @@ import os
 import secrets
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
 from libs.contracts.subjects import alias_of
+from libs.engine.scheduler import SchedulerOptions
 from libs.kernel.errors import ConfigError, Unavailable
 from libs.runtime.clock import SystemClock
 from libs.runtime.config import read_config
 from libs.runtime.logs import set_up_logs
 from libs.runtime.nats_bus import NatsBus
+from libs.runtime.notice_socket import NoticeListener
 from libs.runtime.process import die_with_parent, run_service
 from libs.runtime.status_server import StatusServer
-from services.gpu_worker.commands import EXIT_ENGINE_FAILED
+from services.gpu_worker.commands import EXIT_DRAINED, EXIT_ENGINE_FAILED
 from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.core import WorkerCore
-from services.gpu_worker.engine_setup import WarmEngine, start_engine, worker_options
+from services.gpu_worker.engine_setup import start_engine, worker_options
 from services.gpu_worker.engine_thread import EngineThread
-from services.gpu_worker.shell import WorkerShell
+from services.gpu_worker.options import WorkerOptions
+from services.gpu_worker.planned_setup import plan_worker, read_outline
+from services.gpu_worker.positions import SOLO_REPLICA_ID
+from services.gpu_worker.shell import NodeNotices, PlannedParts, WorkerShell
 from services.gpu_worker.worker_metrics import worker_metrics
 
 _log = structlog.get_logger(__name__)
@@ -51,38 +58,96 @@ class WorkerProcess:
         try:
             bus = await _connect(config, worker_id)
             try:
-                loop = asyncio.get_running_loop()
-                engine = await loop.run_in_executor(thread, start_engine, config)
-                if not stopping.is_set():
-                    await self._run(config, engine, worker_id, bus, thread, stopping)
+                process = ServingProcess(config, worker_id, bus, thread)
+                serving = process.serve_planned if config.is_planned else process.serve_solo
+                self.exit_code = await serving(stopping)
             finally:
                 await bus.close()
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
 
+
+class ServingProcess:
+    """A process that is connected, until it is done."""
+
+    def __init__(
+        self, config: WorkerConfig, worker_id: str, bus: NatsBus, thread: ThreadPoolExecutor
+    ) -> None:
+        self._config = config
+        self._worker_id = worker_id
+        self._bus = bus
+        self._thread = thread
+        self._clock = SystemClock()
+
+    async def serve_solo(self, stopping: asyncio.Event) -> int:
+        """Serve the whole model; return the exit code."""
+        loop = asyncio.get_running_loop()
+        engine = await loop.run_in_executor(self._thread, start_engine, self._config)
+        if stopping.is_set():
+            return EXIT_DRAINED
+        options = self._options(
+            vocabulary_size=engine.loaded.config.vocabulary_size,
+            engine=engine.loaded.scheduler_options,
+        )
+        engine_thread = EngineThread(self._clock, self._thread)
+        engine_thread.add(SOLO_REPLICA_ID, engine.loaded.runner)
+        core = WorkerCore(options, engine.scheduler)
+        return await self._run(options, core, engine_thread, stopping)
+
+    async def serve_planned(self, stopping: asyncio.Event) -> int:
+        """Serve what a migrator says; return the exit code."""
+        loop = asyncio.get_running_loop()
+        model = await loop.run_in_executor(self._thread, read_outline, self._config)
+        worker = plan_worker(
+            self._config, model, worker_id=self._worker_id, clock=self._clock, thread=self._thread
+        )
+        peer_address = await worker.network.start()
+        try:
+            options = replace(
+                self._options(
+                    vocabulary_size=model.config.shape.vocabulary_size, engine=worker.bounds
+                ),
+                peer_address=peer_address,
+                memory_bytes=worker.memory.memory_bytes,
+            )
+            core = WorkerCore(options, None)
+            planned = PlannedParts(host=worker.hosted, desk=worker.desk)
+            return await self._run(options, core, worker.engine, stopping, planned=planned)
+        finally:
+            await worker.close()
+
+    def _options(self, *, vocabulary_size: int, engine: SchedulerOptions) -> WorkerOptions:
+        return worker_options(
+            self._config,
+            worker_id=self._worker_id,
+            process_id=os.getpid(),
+            vocabulary_size=vocabulary_size,
+            engine=engine,
+        )
+
     async def _run(
         self,
-        config: WorkerConfig,
-        engine: WarmEngine,
-        worker_id: str,
-        bus: NatsBus,
-        thread: ThreadPoolExecutor,
+        options: WorkerOptions,
+        core: WorkerCore,
+        engine: EngineThread,
         stopping: asyncio.Event,
-    ) -> None:
-        options = worker_options(config, engine, worker_id=worker_id, process_id=os.getpid())
-        clock = SystemClock()
-        core = WorkerCore(options, engine.scheduler)
+        *,
+        planned: PlannedParts | None = None,
+    ) -> int:
+        config = self._config
         shell = WorkerShell(
-            worker_id=worker_id,
+            worker_id=self._worker_id,
             core=core,
-            engine=EngineThread(engine.loaded.runner, clock, thread),
-            bus=bus,
-            clock=clock,
+            engine=engine,
+            bus=self._bus,
+            clock=self._clock,
             step_timeout_ns=config.step_timeout_ns,
+            planned=planned,
+            notices=_notices(config),
         )
         status = StatusServer(
             metrics=worker_metrics(core, shell),
-            is_ready=lambda: bus.is_connected and not core.is_draining,
+            is_ready=lambda: self._bus.is_connected and not core.is_draining,
         )
         if config.metrics_port is not None:
             await status.start(host=config.metrics_host, port=config.metrics_port)
@@ -90,14 +155,22 @@ class WorkerProcess:
             "worker_ready",
             alias=options.alias,
             model=config.model,
-            dtype=str(engine.loaded.dtype),
+            placement=config.placement,
+            dtype=config.engine_dtype,
             blocks_total=options.engine.blocks_total,
             context_tokens_max=options.engine.context_tokens_max,
         )
         try:
-            self.exit_code = await shell.run(stopping)
+            return await shell.run(stopping)
         finally:
             await status.stop()
+
+
+def _notices(config: WorkerConfig) -> NodeNotices | None:
+    if config.node_id is None:
+        return None
+    from_node = None if config.node_socket is None else NoticeListener(Path(config.node_socket))
+    return NodeNotices(node_id=config.node_id, from_node=from_node)
 
 
 def _read_settings() -> WorkerConfig:

@@ -1,4 +1,8 @@
-"""What a worker core asks of the world. Only RunStep has an outcome: StepFinished or StepFailed.
+"""What a worker core asks of the world.
+
+RunStep ends in StepFinished or StepFailed, AllocatePosition in PositionAllocated, LoadPosition in
+PositionLoaded, FormGroup in GroupFormed, CopyBlocks in BlocksCopied, FreePosition in PositionFreed;
+each of these but the first may end in PositionWorkFailed instead.
 
 Everything sent may be lost: tokens are sent again until acknowledged, answers are asked for again,
 and a report is replaced by the next.
@@ -7,6 +11,7 @@ and a report is replaced by the next.
 from dataclasses import dataclass
 from typing import Final
 
+from libs.contracts.handover import LoadWeights, ReplicaRoster, ToMigrator
 from libs.contracts.reports import WorkerReport
 from libs.contracts.sessions import ToRouter
 from libs.contracts.token_step import TokenStep
@@ -20,10 +25,97 @@ EXIT_ENGINE_FAILED: Final = 71
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStep:
-    """Run one engine step, on the engine's own thread. At most one is under way."""
+    """Run one engine step of this replica, on the engine's own thread.
+
+    The lead of a replica of several workers sends the plan to all members first. A lead has at most
+    one step under way; a member runs what its lead sends, in order.
+    """
 
     op_id: str
+    replica_id: str
     plan: StepPlan
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatePosition:
+    """Make room for a position: its part of the model and its KV, both still empty.
+
+    The lead also opens the rendezvous of the replica's group.
+    """
+
+    op_id: str
+    replica: ReplicaRoster
+    rank: int
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPosition:
+    """Fetch the weights that the position lacks, and build its part of the model from them."""
+
+    op_id: str
+    message: LoadWeights
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormGroup:
+    """Meet the other workers of the replica, with KV of exactly so many blocks on each."""
+
+    op_id: str
+    replica_id: str
+    rendezvous: str
+    kv_blocks: int
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyBlocks:
+    """Send these blocks of all ranks of the source to all ranks of the target, in this order."""
+
+    op_id: str
+    source: ReplicaRoster
+    target: ReplicaRoster
+    blocks: tuple[tuple[int, int], ...]
+    """(hash, block of the source); pinned until the outcome."""
+    copy_until_unix_ns: int | None
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakGroup:
+    """Abort the group: a peer is lost, and whoever waits for it shall know. Has no outcome."""
+
+    replica_id: str
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreePosition:
+    """Free what this position alone uses, once no step of it is under way."""
+
+    op_id: str
+    replica_id: str
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerMigrator:
+    """Publish to `migrator_control(migrator_id)`."""
+
+    migrator_id: str
+    message: ToMigrator
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerPeer:
+    """Tell the peer that asked which blocks are wanted and where they go; () is none."""
+
+    op_id: str
+    blocks: tuple[tuple[int, int], ...]
+    """(hash, block of the target)."""
     cause_id: str
 
 
@@ -62,4 +154,18 @@ class StopProcess:
     cause_id: str
 
 
-WorkerCommand = RunStep | SendTokens | SendToRouter | PublishReport | SetTimer | StopProcess
+PositionCommand = AllocatePosition | LoadPosition | FormGroup | CopyBlocks | FreePosition
+"""What takes a while and may fail; each ends in one event."""
+
+WorkerCommand = (
+    RunStep
+    | PositionCommand
+    | BreakGroup
+    | AnswerMigrator
+    | AnswerPeer
+    | SendTokens
+    | SendToRouter
+    | PublishReport
+    | SetTimer
+    | StopProcess
+)

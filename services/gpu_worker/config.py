@@ -49,6 +49,30 @@ class WorkerConfig:
     """How long running sessions may finish after SIGTERM; then they go on elsewhere."""
     step_timeout_ms: int = 120_000
     """An engine step that takes longer counts as hanging, and the process ends with 71."""
+    placement: Literal["solo", "planned"] = "solo"
+    """solo serves the whole model from the start; planned waits for a migrator to say which part of
+    which replica it computes."""
+    node_id: str | None = None
+    """The node that this process runs on, whose notices it obeys; none: nobody will tell."""
+    node_socket: str | None = None
+    """Unix-domain socket on which the node's watcher gives notice without the broker."""
+    zone: str | None = None
+    """Where the node is; shown to the planner."""
+    market: Literal["spot", "on_demand"] = "on_demand"
+    """How the node was bought; shown to the planner."""
+    grace_reserve_ms: int = 300
+    """So long before the node ends, sessions that are still here are sent away: enough to tell
+    their routers, too little to compute much more."""
+    transport: Literal["auto", "tcp", "ucx"] = "auto"
+    """How KV and weights travel; auto is UCX on a GPU where it is installed, else TCP."""
+    peer_host: str = "127.0.0.1"
+    """Address of this machine at which other workers reach this one."""
+    memory_bytes: int | None = None
+    """Of a planned worker, for weights and KV; none takes nine tenths of a GPU, or of a CPU's
+    machine a quarter of its memory."""
+    group_timeout_ms: int = 10_000
+    """Longest wait for another worker of the replica within a step; then it counts as lost. Above
+    the longest that one stage computes while another waits."""
     log_format: Literal["json", "console"] = "json"
     """json for machines, console for people."""
     log_level: str = "info"
@@ -71,14 +95,22 @@ class WorkerConfig:
             "sessions_max",
             "report_interval_ms",
             "step_timeout_ms",
+            "group_timeout_ms",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1")
         if self.step_tokens_max < self.sequences_max:
             raise ConfigError("step_tokens_max: must be at least sequences_max")
-        if self.drain_ms < 0:
-            raise ConfigError("drain_ms: must not be negative")
-        for name in ("kv_bytes", "blocks_total", "context_tokens_max"):
+        for name in ("drain_ms", "grace_reserve_ms"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: must not be negative")
+        for name in ("node_id", "zone"):
+            value = getattr(self, name)
+            if value is not None and alias_of(value) != value:
+                raise ConfigError(f"{name}: 1 to 64 of a-z, 0-9, _ and -, not {value!r}")
+        if self.node_socket is not None and self.node_id is None:
+            raise ConfigError("node_socket: set node_id, too")
+        for name in ("kv_bytes", "blocks_total", "context_tokens_max", "memory_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: must be at least 1, or none")
@@ -94,6 +126,26 @@ class WorkerConfig:
         if self.dtype == "auto" and self.device == "cpu":
             return "float32"
         return self.dtype
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether a migrator says what this worker computes."""
+        return self.placement == "planned"
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether it computes on something else than a CPU."""
+        return self.device != "cpu"
+
+    @property
+    def grace_reserve_ns(self) -> int:
+        """The reserve in the core's unit."""
+        return self.grace_reserve_ms * NS_PER_MS
+
+    @property
+    def group_timeout_ns(self) -> int:
+        """The bound in nanoseconds."""
+        return self.group_timeout_ms * NS_PER_MS
 
     @property
     def report_interval_ns(self) -> int:

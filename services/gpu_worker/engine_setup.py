@@ -5,11 +5,12 @@ from typing import Final
 
 import torch
 
+from libs.contracts.reports import Market
 from libs.engine.loading import EngineOptions, LoadedEngine, load_engine
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
-from libs.engine.scheduler import Scheduler
+from libs.engine.runner import ModelRunner
+from libs.engine.scheduler import Scheduler, SchedulerOptions
 from services.gpu_worker.config import WorkerConfig
-from services.gpu_worker.engine_thread import StepRunner
 from services.gpu_worker.options import WorkerOptions
 
 WARM_UP_TOKENS: Final = 64
@@ -30,25 +31,27 @@ def start_engine(config: WorkerConfig) -> WarmEngine:
     torch's thread count is a setting of the thread. Raises: ConfigError, ModelLoadError.
     """
     torch.set_num_threads(config.threads)
-    loaded = load_engine(
-        config.model,
-        options=EngineOptions(
-            dtype=config.engine_dtype,
-            device=config.device,
-            kv_bytes_max=config.kv_bytes,
-            blocks_total=config.blocks_total,
-            block_tokens=config.block_tokens,
-            step_tokens_max=config.step_tokens_max,
-            sequences_max=config.sequences_max,
-            context_tokens_max=config.context_tokens_max,
-        ),
-    )
+    loaded = load_engine(config.model, options=engine_options(config))
     scheduler = Scheduler(loaded.scheduler_options)
     warm_up(scheduler, loaded.runner)
     return WarmEngine(loaded=loaded, scheduler=scheduler)
 
 
-def warm_up(scheduler: Scheduler, runner: StepRunner) -> None:
+def engine_options(config: WorkerConfig) -> EngineOptions:
+    """Say to the engine what the operator set."""
+    return EngineOptions(
+        dtype=config.engine_dtype,
+        device=config.device,
+        kv_bytes_max=config.kv_bytes,
+        blocks_total=config.blocks_total,
+        block_tokens=config.block_tokens,
+        step_tokens_max=config.step_tokens_max,
+        sequences_max=config.sequences_max,
+        context_tokens_max=config.context_tokens_max,
+    )
+
+
+def warm_up(scheduler: Scheduler, runner: ModelRunner) -> None:
     """Run one prefill and one decode; the scheduler is empty again afterwards."""
     prompt_tokens = min(WARM_UP_TOKENS, scheduler.options.context_tokens_max - 1)
     scheduler.add(
@@ -65,16 +68,26 @@ def warm_up(scheduler: Scheduler, runner: StepRunner) -> None:
 
 
 def worker_options(
-    config: WorkerConfig, engine: WarmEngine, *, worker_id: str, process_id: int
+    config: WorkerConfig,
+    *,
+    worker_id: str,
+    process_id: int,
+    vocabulary_size: int,
+    engine: SchedulerOptions,
 ) -> WorkerOptions:
     """Say to the core who it is and what its engine can do."""
     return WorkerOptions(
         worker_id=worker_id,
         alias=config.alias_served,
         process_id=process_id,
-        vocabulary_size=engine.loaded.config.vocabulary_size,
-        engine=engine.loaded.scheduler_options,
+        vocabulary_size=vocabulary_size,
+        engine=engine,
+        is_planned=config.is_planned,
+        node_id=config.node_id,
+        zone=config.zone,
+        market=Market(config.market),
         sessions_max=config.sessions_max,
         report_interval_ns=config.report_interval_ns,
         drain_ns_max=config.drain_ns_max,
+        grace_reserve_ns=config.grace_reserve_ns,
     )

@@ -3,14 +3,18 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 
 from libs.engine.steps import StepPlan, StepResult
+from libs.kernel.errors import Unavailable
+from libs.kernel.units import NS_PER_S
 from libs.runtime.clock import Clock
 from services.gpu_worker.commands import RunStep
 from services.gpu_worker.events import StepFailed, StepFinished
+
+ResultT = TypeVar("ResultT")
 
 _log = structlog.get_logger(__name__)
 
@@ -18,26 +22,51 @@ _log = structlog.get_logger(__name__)
 class StepRunner(Protocol):
     """An engine as the worker sees it; synchronous, called from one thread only."""
 
-    def run(self, plan: StepPlan) -> StepResult:
-        """Execute one plan. Whatever it raises means that the engine is broken."""
+    def run(self, plan: StepPlan) -> StepResult | None:
+        """Execute one plan; None from a member, which does not sample.
+
+        Whatever it raises means that the engine is broken, or a peer of it lost.
+        """
         ...
 
 
 class EngineThread:
-    """Runs steps one after another on the executor's only thread, the one that loaded the model:
-    torch keeps settings per thread."""
+    """Runs what touches the engine, one after another, on the executor's only thread, the one that
+    loaded the model: torch keeps settings per thread."""
 
-    def __init__(self, runner: StepRunner, clock: Clock, executor: ThreadPoolExecutor) -> None:
-        self._runner = runner
+    def __init__(self, clock: Clock, executor: ThreadPoolExecutor) -> None:
         self._clock = clock
         self._executor = executor
+        self._runners: dict[str, StepRunner] = {}
+
+    def add(self, replica_id: str, runner: StepRunner) -> None:
+        """Let steps of this replica be run by this runner."""
+        self._runners[replica_id] = runner
+
+    def remove(self, replica_id: str) -> None:
+        """Run no more steps of this replica."""
+        self._runners.pop(replica_id, None)
+
+    async def call(self, work: Callable[[], ResultT]) -> ResultT:
+        """Do something between two steps."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def call_to_its_end(self, work: Callable[[], ResultT]) -> ResultT:
+        """As `call`, but when this raises, cancelled or not, nothing of the work runs any more:
+        for work on memory that the caller takes back afterwards."""
+        running = asyncio.ensure_future(self.call(work))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            raise
 
     async def run(self, command: RunStep) -> StepFinished:
-        """Run one step; the time it waited for the thread does not count."""
-        loop = asyncio.get_running_loop()
-        result, duration_ns = await loop.run_in_executor(
-            self._executor, _timed, self._runner, command.plan, self._clock.now_ns
-        )
+        """Run one step; the time it waited for the thread does not count.
+
+        Raises: Unavailable if the replica was removed meanwhile.
+        """
+        result, duration_ns = await self.call(lambda: self._timed(command))
         return StepFinished(
             op_id=command.op_id,
             result=result,
@@ -45,15 +74,22 @@ class EngineThread:
             cause_id=command.cause_id,
         )
 
+    def _timed(self, command: RunStep) -> tuple[StepResult | None, int]:
+        runner = self._runners.get(command.replica_id)
+        if runner is None:
+            raise Unavailable(f"{command.replica_id} was dropped", retry_after_ns=NS_PER_S)
+        started_at_ns = self._clock.now_ns()
+        result = runner.run(command.plan)
+        return result, self._clock.now_ns() - started_at_ns
+
 
 def step_failed(command: RunStep, error: Exception) -> StepFailed:
     """Turn what the engine raised, or that it hangs, into the outcome of the step."""
     _log.error("engine_failed", op_id=command.op_id, exc_info=error)
     reason = f"{type(error).__name__}: {error}"
-    return StepFailed(op_id=command.op_id, reason=reason, cause_id=command.cause_id)
-
-
-def _timed(runner: StepRunner, plan: StepPlan, now_ns: Callable[[], int]) -> tuple[StepResult, int]:
-    started_at_ns = now_ns()
-    result = runner.run(plan)
-    return result, now_ns() - started_at_ns
+    return StepFailed(
+        op_id=command.op_id,
+        replica_id=command.replica_id,
+        reason=reason,
+        cause_id=command.cause_id,
+    )

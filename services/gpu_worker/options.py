@@ -1,7 +1,8 @@
 """What a worker core is told at the start: who it is, what its engine can do, and its bounds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from libs.contracts.reports import Market
 from libs.engine.scheduler import SchedulerOptions
 from libs.kernel.units import KIB, NS_PER_MS, NS_PER_S
 
@@ -16,6 +17,19 @@ class WorkerOptions:
     process_id: int
     vocabulary_size: int
     engine: SchedulerOptions
+    """Of a worker that serves the whole model; of a planned one, what every position has in common:
+    its KV has as many blocks as fit there."""
+    is_planned: bool = False
+    """Computes what the placement says, instead of the whole model from the start."""
+    node_id: str | None = None
+    zone: str | None = None
+    market: Market = Market.ON_DEMAND
+    peer_address: str = ""
+    """Where other workers reach this one."""
+    memory_bytes: int = 0
+    """For weights and KV."""
+    weights_bytes: int = 0
+    """Held at the start."""
     sessions_max: int = 1024
     """Sessions held, running, waiting or unacknowledged; one more is refused as full."""
     ended_epochs_max: int = 16_384
@@ -33,6 +47,21 @@ class WorkerOptions:
     """A finished session that nobody acknowledges for this long is dropped and counted."""
     drain_ns_max: int = 5 * NS_PER_S
     """Running sessions may finish for this long while draining; then they are refused."""
+
+    grace_reserve_ns: int = 300 * NS_PER_MS
+    """So long before its node ends, a worker sends away what is still here: routers then need not
+    wait until they miss its reports."""
+    shape_answers_max: int = 256
+    """Answers to the migrator that are remembered; a command repeated after so many others would be
+    carried out again, which its position's state makes harmless."""
+
+    def engine_of(self, *, kv_blocks: int, batch_sequences_max: int) -> SchedulerOptions:
+        """Say how a replica with KV of so many blocks is scheduled."""
+        return replace(
+            self.engine,
+            blocks_total=kv_blocks,
+            sequences_max=min(self.engine.sequences_max, batch_sequences_max),
+        )
 
     @property
     def resend_check_ns(self) -> int:

@@ -1,25 +1,42 @@
 """The worker's heartbeat: its whole state, counted and averaged."""
 
-from libs.contracts.reports import PREFIX_HASHES_MAX, WorkerReport
-from libs.engine.scheduler import Scheduler
-from libs.kernel.units import milliseconds
+from collections.abc import Iterable
+
+from libs.contracts.reports import LINK_RATES_MAX, PREFIX_HASHES_MAX, LinkRate, WorkerReport
+from libs.engine.steps import EngineLoad
+from libs.kernel.bounded import RecentMap
+from libs.kernel.units import NS_PER_MS, milliseconds
 from services.gpu_worker.options import WorkerOptions
+from services.gpu_worker.positions import WorkerPosition
+from services.gpu_worker.sessions import SessionTable
 
 STEP_WEIGHT = 0.2
 """Share of the newest step in the recent step time: about the last ten steps count."""
+IDLE = EngineLoad(
+    blocks_total=0, blocks_free=0, sequences_running=0, sequences_waiting=0, tokens_waiting=0
+)
+"""The load of a worker that schedules nothing."""
 
 
 class Reporting:
     """Builds reports; each has the next beat."""
 
-    def __init__(self, options: WorkerOptions, scheduler: Scheduler) -> None:
+    def __init__(self, options: WorkerOptions) -> None:
         self._options = options
-        self._scheduler = scheduler
         self._beat = 0
         self._steps = 0
         self._tokens_generated = 0
         self._step_ms_recent = 0.0
+        self.tokens_recomputed = 0
+        """Of sessions that came from elsewhere with tokens, what no copy spared."""
+        self.weights_bytes = options.weights_bytes
+        self._link_rates: RecentMap[str, LinkRate] = RecentMap(entries_max=LINK_RATES_MAX)
         self.latest: WorkerReport | None = None
+
+    def note_link_rates(self, link_rates: Iterable[LinkRate]) -> None:
+        """Take in what transfers have measured; of more peers than are reported, the latest."""
+        for link_rate in link_rates:
+            self._link_rates.put(link_rate.peer_worker_id, link_rate)
 
     def step_finished(self, *, tokens: int, duration_ns: int) -> None:
         """Count one step."""
@@ -29,19 +46,28 @@ class Reporting:
         self._steps += 1
         self._tokens_generated += tokens
 
-    def next_report(self, *, is_draining: bool) -> WorkerReport:
+    def next_report(
+        self,
+        *,
+        position: WorkerPosition | None,
+        sessions: SessionTable,
+        is_draining: bool,
+        grace_left_ns: int | None,
+    ) -> WorkerReport:
         """Return the state of now under the next beat."""
-        load = self._scheduler.load()
+        options = self._options
+        scheduler = None if position is None else position.scheduler
+        load = IDLE if scheduler is None else scheduler.load()
         beat, self._beat = self._beat, self._beat + 1
         self.latest = WorkerReport(
-            worker_id=self._options.worker_id,
+            worker_id=options.worker_id,
             beat=beat,
-            alias=self._options.alias,
-            process_id=self._options.process_id,
+            alias=options.alias,
+            process_id=options.process_id,
             is_draining=is_draining,
-            context_tokens_max=self._options.engine.context_tokens_max,
-            vocabulary_size=self._options.vocabulary_size,
-            block_tokens=self._options.engine.block_tokens,
+            context_tokens_max=options.engine.context_tokens_max,
+            vocabulary_size=options.vocabulary_size,
+            block_tokens=options.engine.block_tokens,
             blocks_total=load.blocks_total,
             blocks_free=load.blocks_free,
             sessions_running=load.sequences_running,
@@ -50,6 +76,25 @@ class Reporting:
             tokens_generated=self._tokens_generated,
             steps=self._steps,
             step_ms_recent=self._step_ms_recent,
-            prefix_hashes=self._scheduler.prefix_hashes(PREFIX_HASHES_MAX),
+            prefix_hashes=() if scheduler is None else scheduler.prefix_hashes(PREFIX_HASHES_MAX),
+            node_id=options.node_id,
+            zone=options.zone,
+            market=options.market,
+            is_planned=options.is_planned,
+            is_serving=position is not None and position.is_serving,
+            position=position.reported() if position is not None and options.is_planned else None,
+            peer_address=options.peer_address,
+            memory_bytes=options.memory_bytes,
+            weights_bytes=self.weights_bytes,
+            kv_tokens=_tokens_computed(sessions, load),
+            grace_left_ms=None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
+            tokens_recomputed=self.tokens_recomputed,
+            link_rates=tuple(self._link_rates.values()),
         )
         return self.latest
+
+
+def _tokens_computed(sessions: SessionTable, load: EngineLoad) -> int:
+    """Count the tokens with KV: all that are known, less those still to be computed."""
+    tokens = sum(s.tokens_known for s in sessions if s.finish_reason is None)
+    return max(0, tokens - load.tokens_waiting - load.sequences_running)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from libs.contracts.online import FinishReason, TokenLogprobs
 from libs.contracts.sessions import SessionSpec, StartSession
 from libs.contracts.token_step import SessionTokens
+from libs.engine.scheduler import Scheduler
 from libs.engine.steps import TokenEmitted
 from libs.kernel.bounded import RecentMap
 from libs.kernel.core import require
@@ -27,6 +28,7 @@ class HeldSession:
         "resend_at_ns",
         "resend_delay_ns",
         "router_id",
+        "scheduler",
         "sequence_id",
         "session_epoch",
         "spec",
@@ -34,8 +36,10 @@ class HeldSession:
         "token_ids",
     )
 
-    def __init__(self, start: StartSession, *, resend_delay_ns: int) -> None:
+    def __init__(self, start: StartSession, *, scheduler: Scheduler, resend_delay_ns: int) -> None:
         self.spec: SessionSpec = start.spec
+        self.scheduler = scheduler
+        """Of the position that runs it, for as long as it is not finished."""
         self.sequence_id = f"{start.spec.request_id}#{start.session_epoch}"
         """The engine's name of it; a later epoch that takes the session over keeps it."""
         self.router_id = start.router_id
@@ -58,6 +62,11 @@ class HeldSession:
     def request_id(self) -> str:
         """The id that clients and routers know the session by."""
         return self.spec.request_id
+
+    @property
+    def tokens_known(self) -> int:
+        """Prompt and generated tokens."""
+        return len(self.spec.prompt_token_ids) + len(self.token_ids)
 
     @property
     def is_unacknowledged(self) -> bool:

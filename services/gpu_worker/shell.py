@@ -2,19 +2,32 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterable, Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Final, assert_never
 
 import structlog
 
 from libs.contracts import subjects
+from libs.contracts.preemption import Notice
 from libs.contracts.sessions import SessionRefused
-from libs.kernel.core import SetTimer
+from libs.kernel.core import SetTimer, require
 from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
-from libs.runtime.bus import BusMessage, CoreBus
+from libs.runtime.bus import BusMessage, CoreBus, Subscription
 from libs.runtime.clock import Clock
 from libs.runtime.shell import ActorShell, Effect
 from services.gpu_worker.commands import (
+    AllocatePosition,
+    AnswerMigrator,
+    AnswerPeer,
+    BreakGroup,
+    CopyBlocks,
+    FormGroup,
+    FreePosition,
+    LoadPosition,
+    PositionCommand,
     PublishReport,
     RunStep,
     SendTokens,
@@ -24,15 +37,47 @@ from services.gpu_worker.commands import (
 )
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.engine_thread import EngineThread, step_failed
-from services.gpu_worker.events import DrainRequested, WorkerEvent, WorkerStarted
+from services.gpu_worker.events import DrainRequested, StepFinished, WorkerEvent, WorkerStarted
 from services.gpu_worker.outbox import Outbox
-from services.gpu_worker.wire import event_of, outgoing
+from services.gpu_worker.peer_desk import PeerDesk
+from services.gpu_worker.position_work import (
+    PositionHost,
+    do_position_work,
+    position_work_failed,
+)
+from services.gpu_worker.wire import (
+    event_of,
+    notice_event,
+    notice_event_of,
+    outgoing,
+    shape_event_of,
+)
 
 STEP_TIMEOUT_NS: Final = 120 * NS_PER_S
 """A step this long hangs: the slowest prefill on a CPU takes seconds. Without a bound a device that
 answers no more would leave its sessions held, and silent, for ever."""
+POSITION_WORK_TIMEOUT_NS: Final = 600 * NS_PER_S
+"""Weights of hundreds of gigabytes from a slow disk take minutes; what waits for a peer has shorter
+time-outs of its own."""
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedParts:
+    """What a worker has that computes whatever part of the model it is told to."""
+
+    host: PositionHost
+    desk: PeerDesk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeNotices:
+    """How a worker hears that its node will end: over the bus, and from the node itself."""
+
+    node_id: str
+    from_node: AsyncIterable[Notice] | None = None
+    """The node's own watcher, which needs no broker; None where there is none."""
 
 
 class WorkerShell:
@@ -47,16 +92,22 @@ class WorkerShell:
         bus: CoreBus,
         clock: Clock,
         step_timeout_ns: int = STEP_TIMEOUT_NS,
+        planned: PlannedParts | None = None,
+        notices: NodeNotices | None = None,
     ) -> None:
         self._step_timeout_ns = step_timeout_ns
         self._worker_id = worker_id
         self._bus = bus
         self._engine = engine
+        self._planned = planned
+        self._notices = notices
         self._outbox = Outbox(bus)
         self._exit_code = 0
         self.actor: ActorShell[WorkerEvent, WorkerCommand] = ActorShell(
             core=core, interpret=self._interpret, clock=clock, name=worker_id
         )
+        if planned is not None:
+            planned.desk.attach(self.actor.post)
 
     @property
     def messages_dropped(self) -> int:
@@ -68,33 +119,75 @@ class WorkerShell:
 
         `stopping` makes it drain. Raises: InvariantViolation (in a group), for exit code 70.
         """
-        subscription = await self._bus.subscribe(subjects.worker_control(self._worker_id))
+        subscriptions = await self._subscribe()
         self.actor.post(WorkerStarted(cause_id=self._worker_id))
         async with asyncio.TaskGroup() as group:
-            feeding = group.create_task(self.actor.feed(subscription, _translate))
-            draining = group.create_task(self._drain_after(stopping))
+            readers = [
+                group.create_task(self.actor.feed(subscription, translate))
+                for subscription, translate in subscriptions
+            ]
+            if self._notices is not None and self._notices.from_node is not None:
+                reading = self.actor.feed(self._notices.from_node, notice_event)
+                readers.append(group.create_task(reading))
+            readers.append(group.create_task(self._drain_after(stopping)))
             group.create_task(self._outbox.run())
             await self.actor.run()
-            feeding.cancel()
-            draining.cancel()
+            for reader in readers:
+                reader.cancel()
             self._outbox.close()
         with contextlib.suppress(Unavailable):
-            await subscription.close()
+            for subscription, _ in subscriptions:
+                await subscription.close()
             await self._bus.flush()
         return self._exit_code
+
+    async def _subscribe(self) -> list[tuple[Subscription, Callable[[BusMessage], WorkerEvent]]]:
+        heard = {subjects.worker_control(self._worker_id): event_of}
+        if self._planned is not None:
+            heard[subjects.worker_shape(self._worker_id)] = shape_event_of
+        if self._notices is not None:
+            heard[subjects.notice(self._notices.node_id)] = notice_event_of
+        return [
+            (await self._bus.subscribe(subject), partial(_translate, translate))
+            for subject, translate in heard.items()
+        ]
 
     async def _drain_after(self, stopping: asyncio.Event) -> None:
         await stopping.wait()
         self.actor.post(DrainRequested(cause_id="signal"))
 
+    async def _run_step(self, command: RunStep) -> StepFinished:
+        if self._planned is not None:
+            await self._planned.host.tell_members(command)
+        return await self._engine.run(command)
+
+    def _position_effect(self, command: PositionCommand) -> Effect[WorkerEvent]:
+        host = self._planned_parts().host
+        return Effect(
+            work=lambda: do_position_work(host, command),
+            failed=lambda error: position_work_failed(command, error),
+            timeout_ns=POSITION_WORK_TIMEOUT_NS,
+        )
+
+    def _planned_parts(self) -> PlannedParts:
+        require(self._planned is not None, "a solo worker is told of another position")
+        assert self._planned is not None
+        return self._planned
+
     def _interpret(self, command: WorkerCommand) -> Effect[WorkerEvent] | None:
         match command:
             case RunStep():
                 return Effect(
-                    work=lambda: self._engine.run(command),
+                    work=lambda: self._run_step(command),
                     failed=lambda error: step_failed(command, error),
                     timeout_ns=self._step_timeout_ns,
                 )
+            case AllocatePosition() | LoadPosition() | FormGroup() | CopyBlocks() | FreePosition():
+                return self._position_effect(command)
+            case BreakGroup():
+                self._planned_parts().host.break_group(command)
+            case AnswerPeer():
+                self._planned_parts().desk.answer(command)
             case SendToRouter(message=SessionRefused() as refusal):
                 _log.info(
                     "session_refused",
@@ -104,7 +197,7 @@ class WorkerShell:
                     message=refusal.message,
                 )
                 self._outbox.put(outgoing(command))
-            case SendTokens() | SendToRouter() | PublishReport():
+            case SendTokens() | SendToRouter() | AnswerMigrator() | PublishReport():
                 self._outbox.put(outgoing(command))
             case StopProcess():
                 _log.info("worker_stops", exit_code=command.exit_code, message=command.message)
@@ -117,5 +210,5 @@ class WorkerShell:
         return None
 
 
-def _translate(message: BusMessage) -> WorkerEvent:
-    return event_of(message.payload)
+def _translate(translate: Callable[[bytes], WorkerEvent], message: BusMessage) -> WorkerEvent:
+    return translate(message.payload)

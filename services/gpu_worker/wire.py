@@ -6,18 +6,27 @@ Pure: bytes in, events out; commands in, bytes out.
 from dataclasses import dataclass
 
 from libs.contracts import subjects
+from libs.contracts.handover import WORKER_SHAPE
+from libs.contracts.preemption import NOTICES, Notice
 from libs.contracts.sessions import WORKER_CONTROL, AcknowledgeTokens, EndSession, StartSession
 from libs.contracts.token_step import pack_step
 from libs.contracts.wire import encode
-from services.gpu_worker.commands import PublishReport, SendTokens, SendToRouter
+from services.gpu_worker.commands import (
+    AnswerMigrator,
+    PublishReport,
+    SendTokens,
+    SendToRouter,
+)
 from services.gpu_worker.events import (
     AcknowledgeReceived,
     EndReceived,
+    NoticeReceived,
+    ShapeReceived,
     StartReceived,
     WorkerEvent,
 )
 
-Sending = SendTokens | SendToRouter | PublishReport
+Sending = SendTokens | SendToRouter | AnswerMigrator | PublishReport
 """The commands that are one message each."""
 
 
@@ -39,6 +48,11 @@ def outgoing(command: Sending) -> Outgoing:
         case SendToRouter():
             return Outgoing(
                 subject=subjects.router_control(command.router_id), payload=encode(command.message)
+            )
+        case AnswerMigrator():
+            return Outgoing(
+                subject=subjects.migrator_control(command.migrator_id),
+                payload=encode(command.message),
             )
         case PublishReport():
             return Outgoing(
@@ -64,3 +78,19 @@ def event_of(payload: bytes) -> WorkerEvent:
             return EndReceived(
                 message=message, cause_id=f"{message.request_id}#{message.session_epoch}"
             )
+
+
+def shape_event_of(payload: bytes) -> WorkerEvent:
+    """Return what a message on `worker_shape` means. Raises: ContractViolation."""
+    message = WORKER_SHAPE.decode(payload)
+    return ShapeReceived(message=message, cause_id=f"{message.handover_id}/{message.op_id}")
+
+
+def notice_event_of(payload: bytes) -> WorkerEvent:
+    """Return what a message on `notice` means. Raises: ContractViolation."""
+    return notice_event(NOTICES.decode(payload))
+
+
+def notice_event(message: Notice) -> WorkerEvent:
+    """Return what a notice means, by whichever way it came."""
+    return NoticeReceived(message=message, cause_id=f"{message.node_id}/{message.notice_id}")

@@ -7,8 +7,9 @@ from typing import Final
 
 from libs.contracts.reports import WorkerReport
 from libs.runtime.metrics import Metrics
-from services.gpu_worker.core import WorkerCore, WorkerCounters
+from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.shell import WorkerShell
+from services.gpu_worker.state import WorkerCounters
 
 REPORTED: Final = (
     "blocks_total",

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from libs.contracts.reports import GatewayReport, Report, RouterReport, WorkerReport
+from libs.contracts.reports import (
+    GatewayReport,
+    MigratorReport,
+    PlannerReport,
+    Report,
+    RouterReport,
+    WorkerReport,
+)
 from libs.kernel.bounded import RecentMap
 from libs.kernel.units import NS_PER_S
 from libs.policy.liveness import EchoLiveness, LivenessOptions
@@ -94,6 +101,8 @@ class FleetView:
                 if report.gateway_id == self._gateway_id:
                     self._liveness.observe_echo(now_ns=now_ns)
                     self._forget_silent()
+            case PlannerReport() | MigratorReport():
+                pass  # they serve no request
             case _:
                 assert_never(report)
 

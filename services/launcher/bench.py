@@ -33,6 +33,12 @@ def planner(json_file: JsonFile = None) -> None:
     _measure("planner", json_file)
 
 
+@app.command()
+def transfer(json_file: JsonFile = None) -> None:
+    """Measure KV transfers between two processes, beside what bounds them."""
+    _measure("transfer", json_file)
+
+
 @app.command("live-spot")
 def live_spot(
     json_file: JsonFile = None,

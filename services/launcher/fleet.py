@@ -14,6 +14,8 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from libs.contracts.reports import Market
@@ -56,6 +58,7 @@ class _World:
     bus: NatsBus | None = None
     server: NatsServer | None = None
     recipes: Recipes | None = None
+    socket_folder: "TemporaryDirectory[str] | None" = None
     slots: dict[str, _Slot] = field(default_factory=dict)
     broker_watcher: asyncio.Task[None] | None = None
     nodes_started: int = 0
@@ -126,7 +129,12 @@ class Fleet:
         self._refuse_second_fleet()
         await self._start_broker()
         self._world.bus = await NatsBus.connect(self.nats_url, name="tideserve-launcher")
-        self._world.recipes = Recipes(options=self._options, nats_url=self.nats_url)
+        self._world.socket_folder = TemporaryDirectory(prefix="tide-")
+        self._world.recipes = Recipes(
+            options=self._options,
+            nats_url=self.nats_url,
+            socket_folder=Path(self._world.socket_folder.name),
+        )
         await self.view.start(self._world.bus)
         for options in self._world.recipes.standing():
             await self._start_child(options)
@@ -157,6 +165,8 @@ class Fleet:
         await asyncio.gather(*(slot.child.stop() for slot in self._world.slots.values()))
         if self._world.server is not None:
             await asyncio.to_thread(self._world.server.stop)
+        if self._world.socket_folder is not None:
+            self._world.socket_folder.cleanup()
         if self._world.slots:
             FleetState.remove(self._options.data_folder)
 

@@ -11,6 +11,8 @@ from services.launcher.child_process import ChildOptions
 from services.launcher.model_source import ModelSource
 
 LOCAL_ZONE = "local"
+WATCHER_SAFETY_MS = 100
+"""A cloud on the same machine keeps its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,8 @@ class Recipes:
 
     options: FleetOptions
     nats_url: str
+    socket_folder: Path
+    """For the watchers' sockets; short, because a socket's path may have about 100 characters."""
 
     def standing(self) -> list[ChildOptions]:
         """Processes that stay: routers, gateways, and workers or those who plan for nodes."""
@@ -92,11 +96,15 @@ class Recipes:
         """Processes of one node: its workers, and the watcher that tells them of its end."""
         planned = self.options.planned
         assert planned is not None, "only a planned fleet has nodes"
-        socket = self.options.data_folder.resolve() / f"{node_id}.sock"
+        socket = self.socket_folder / f"{node_id}.sock"
         watcher = self._child(
             f"{node_id}-watcher",
             service="preemption_watcher",
-            settings={"node_id": node_id, "sources": "manual", "socket_path": str(socket)},
+            settings={
+                "node_id": node_id,
+                "socket_path": str(socket),
+                "safety_ms": str(WATCHER_SAFETY_MS),
+            },
             is_reporting=False,
         )
         memory = {} if planned.memory_bytes is None else {"memory_bytes": str(planned.memory_bytes)}
@@ -109,7 +117,7 @@ class Recipes:
                     "zone": zone or LOCAL_ZONE,
                     "market": market.value,
                     "transport": planned.transport,
-                    "watcher_socket": str(socket),
+                    "node_socket": str(socket),
                     **memory,
                 },
                 threads=threads_per_worker(planned.nodes * planned.gpus_per_node),

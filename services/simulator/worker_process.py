@@ -5,11 +5,19 @@ from typing import assert_never
 from libs.contracts import subjects
 from libs.engine.scheduler import Scheduler
 from libs.engine.simulated_runner import SimulatedRunner, StepTimeModel
-from libs.kernel.core import SetTimer, TimerFired
+from libs.kernel.core import SetTimer, TimerFired, require
 from libs.runtime.bus import BusMessage
 from libs.sim.broker import SimBroker
 from libs.sim.process import SimProcess
 from services.gpu_worker.commands import (
+    AllocatePosition,
+    AnswerMigrator,
+    AnswerPeer,
+    BreakGroup,
+    CopyBlocks,
+    FormGroup,
+    FreePosition,
+    LoadPosition,
     PublishReport,
     RunStep,
     SendTokens,
@@ -63,6 +71,17 @@ class WorkerProcess(SimProcess):
                 )
             case StopProcess():
                 self.kill()
+            case (
+                AllocatePosition()
+                | LoadPosition()
+                | FormGroup()
+                | CopyBlocks()
+                | FreePosition()
+                | BreakGroup()
+                | AnswerMigrator()
+                | AnswerPeer()
+            ):
+                require(False, f"a worker that serves alone is told of {command}")
             case _:
                 assert_never(command)
 

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from libs.contracts import journal, online, preemption, reports, sessions, token_step
+from libs.contracts import (
+    handover_record,
+    journal,
+    online,
+    peers,
+    preemption,
+    reports,
+    sessions,
+    token_step,
+    transfers,
+)
 from libs.contracts.wire import Encoding, Message, encode
 from libs.kernel.errors import ContractViolation
 
@@ -22,6 +32,12 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "notice requests": preemption.NOTICE_REQUESTS.decode,
     "notice answers": preemption.NOTICE_ANSWERS.decode,
     "reports": reports.REPORTS.decode,
+    "transfer requests": transfers.TRANSFER_REQUESTS.decode,
+    "transfer answers": transfers.TRANSFER_ANSWERS.decode,
+    "handover records": handover_record.HANDOVER_RECORDS.decode,
+    "step link": peers.STEP_LINK.decode,
+    "peer questions": peers.PEER_QUESTIONS.decode,
+    "peer answers": peers.PEER_ANSWERS.decode,
     "token step": token_step.unpack_step,
     "journal batch": journal.unpack_batch,
 }

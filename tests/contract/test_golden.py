@@ -9,15 +9,18 @@ import pytest
 
 from libs.contracts import (
     handover,
+    handover_record,
     journal,
     local_cloud,
     online,
+    peers,
     placement,
     preemption,
     reports,
     sessions,
     text,
     token_step,
+    transfers,
 )
 from libs.contracts.wire import Codec, Encoding, Message, encode
 from libs.kernel.errors import ContractViolation
@@ -41,8 +44,14 @@ CODECS: tuple[Codec[Any], ...] = (
     placement.PIN_ANSWERS,
     handover.WORKER_SHAPE,
     handover.MIGRATOR_CONTROL,
+    handover_record.HANDOVER_RECORDS,
     local_cloud.CLOUD_REQUESTS,
     local_cloud.CLOUD_ANSWERS,
+    transfers.TRANSFER_REQUESTS,
+    transfers.TRANSFER_ANSWERS,
+    peers.STEP_LINK,
+    peers.PEER_QUESTIONS,
+    peers.PEER_ANSWERS,
 )
 TAGS = sorted(
     tag for _, module in FAMILIES for message in messages_of(module) if (tag := tag_of(message))
@@ -154,8 +163,14 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "pin answers": placement.PIN_ANSWERS.decode,
         "worker shape": handover.WORKER_SHAPE.decode,
         "migrator control": handover.MIGRATOR_CONTROL.decode,
+        "handover records": handover_record.HANDOVER_RECORDS.decode,
         "cloud requests": local_cloud.CLOUD_REQUESTS.decode,
         "cloud answers": local_cloud.CLOUD_ANSWERS.decode,
+        "transfer requests": transfers.TRANSFER_REQUESTS.decode,
+        "transfer answers": transfers.TRANSFER_ANSWERS.decode,
+        "step link": peers.STEP_LINK.decode,
+        "peer questions": peers.PEER_QUESTIONS.decode,
+        "peer answers": peers.PEER_ANSWERS.decode,
     }
 
 

@@ -1,6 +1,6 @@
 """Small random models in Hugging Face's format, and transformers' own answer for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from tests.integration.engine.replica_fleet import Fleet
 
 VOCABULARY = 384
 VARIANTS: dict[str, dict[str, object]] = {
@@ -73,6 +75,14 @@ Generate = Callable[[Path, tuple[int, ...], int], list[int]]
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="package")
+def fleet() -> Iterator[Fleet]:
+    """Processes that become members of one replica after another."""
+    fleet = Fleet()
+    yield fleet
+    fleet.stop()
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -6,9 +6,13 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from libs.contracts import subjects
+from libs.contracts.preemption import NoticeKind, NoticeWithdrawn, PreemptionNotice
 from libs.contracts.sessions import RefuseReason, SessionRefused, SessionStarted
+from libs.contracts.wire import encode
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
 from libs.engine.scheduler import Scheduler, SchedulerOptions
 from libs.engine.simulated_runner import SimulatedRunner, simulated_tokens
@@ -18,12 +22,14 @@ from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.runtime.clock import SystemClock
 from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
+from libs.runtime.notice_socket import NoticeListener, NoticeServer
 from libs.runtime.process import run_service
 from services.gpu_worker.commands import EXIT_ENGINE_FAILED
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.engine_thread import EngineThread
 from services.gpu_worker.options import WorkerOptions
-from services.gpu_worker.shell import WorkerShell
+from services.gpu_worker.positions import SOLO_REPLICA_ID
+from services.gpu_worker.shell import NodeNotices, WorkerShell
 from services.gpu_worker.worker_metrics import worker_metrics
 
 VOCABULARY = 500
@@ -76,12 +82,18 @@ class Fleet:
 
 def an_engine(runner: GatedRunner) -> EngineThread:
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-    return EngineThread(runner, SystemClock(), executor)
+    engine = EngineThread(SystemClock(), executor)
+    engine.add(SOLO_REPLICA_ID, runner)
+    return engine
 
 
 @asynccontextmanager
 async def a_fleet(
-    router_end: Callable[..., Any], *, step_timeout_ns: int = 30 * NS_PER_S, **changes: Any
+    router_end: Callable[..., Any],
+    *,
+    step_timeout_ns: int = 30 * NS_PER_S,
+    notices: NodeNotices | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Fleet]:
     hub = MemoryHub()
     runner = GatedRunner()
@@ -103,6 +115,7 @@ async def a_fleet(
         bus=MemoryBus(hub),
         clock=SystemClock(),
         step_timeout_ns=step_timeout_ns,
+        notices=notices,
     )
     router = router_end(MemoryBus(hub), router_id="router-a", alias="tide")
     stopping = asyncio.Event()
@@ -263,11 +276,69 @@ async def test_the_metrics_show_what_the_worker_reports(router_end: Callable[...
         assert "tideserve_worker_messages_refused 0.0" in shown
 
 
+def a_notice(grace_ms: int) -> PreemptionNotice:
+    return PreemptionNotice(
+        notice_id="n-1",
+        node_id="node-a",
+        kind=NoticeKind.PREEMPTION,
+        source="manual",
+        observed_at_unix_ns=1,
+        grace_ns=grace_ms * NS_PER_MS,
+    )
+
+
+async def test_a_notice_over_the_nodes_socket_needs_no_broker_to_send_sessions_away(
+    router_end: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "node.sock"
+    server = NoticeServer(path, on_connected=lambda _number: None)
+    await server.start()
+    notices = NodeNotices(node_id="node-a", from_node=NoticeListener(path))
+    try:
+        async with a_fleet(
+            router_end, notices=notices, node_id="node-a", grace_reserve_ns=200 * NS_PER_MS
+        ) as fleet:
+            await fleet.router.start("r", max_tokens=100)
+            fleet.runner.gate.clear()
+            while not server.connections:
+                await asyncio.sleep(0.005)
+            server.send((a_notice(500),))
+            report = await fleet.router.until_report(lambda report: report.is_draining)
+            assert 0 < report.grace_left_ms <= 500
+            await fleet.router.until_report(lambda report: report.grace_left_ms <= 200)
+            refusal = await fleet.router.until_answer("r")
+            assert (refusal.reason, refusal.target_worker_id) == (RefuseReason.MOVED, "")
+            fleet.runner.gate.set()
+            assert not fleet.running.done(), "it waits to be ended with its node"
+    finally:
+        await server.stop()
+
+
+async def test_a_notice_over_the_bus_is_heard_and_can_be_withdrawn(
+    router_end: Callable[..., Any],
+) -> None:
+    notices = NodeNotices(node_id="node-a")
+    async with a_fleet(router_end, notices=notices, node_id="node-a") as fleet:
+        bus = MemoryBus(fleet.hub)
+        await bus.publish(subjects.notice("node-a"), encode(a_notice(60_000)))
+        await fleet.router.until_report(lambda report: report.is_draining)
+        withdrawn = NoticeWithdrawn(
+            notice_id="n-1", node_id="node-a", kind=NoticeKind.PREEMPTION, source="manual"
+        )
+        await bus.publish(subjects.notice("node-a"), b"no notice at all")
+        await bus.publish(subjects.notice("node-a"), encode(withdrawn))
+        await fleet.router.until_report(lambda report: not report.is_draining)
+        await fleet.router.start("r")
+        assert len(await fleet.router.until_finished("r")) == 16
+
+
 def test_a_broken_invariant_ends_the_process_with_its_own_exit_code() -> None:
     class BrokenCore(WorkerCore):
         def handle(self, event: Any, *, now_ns: int) -> Any:
             super().handle(event, now_ns=now_ns)
-            self._scheduler.account(StepResult(step_id=0, sampled=()))
+            scheduler.account(StepResult(step_id=0, sampled=()))
+
+    scheduler = Scheduler(ENGINE)
 
     async def serve(stopping: asyncio.Event) -> None:
         options = WorkerOptions(
@@ -275,7 +346,7 @@ def test_a_broken_invariant_ends_the_process_with_its_own_exit_code() -> None:
         )
         shell = WorkerShell(
             worker_id="worker-a",
-            core=BrokenCore(options, Scheduler(ENGINE)),
+            core=BrokenCore(options, scheduler),
             engine=an_engine(GatedRunner()),
             bus=MemoryBus(MemoryHub()),
             clock=SystemClock(),

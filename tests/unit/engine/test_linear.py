@@ -38,7 +38,7 @@ def test_a_linear_is_x_times_w_transposed_plus_b(
 def test_second_copies_stay_within_their_bound() -> None:
     chooser = LayoutChooser(row_copy_bytes_max=5 * MIB // 2)
     weight = torch.zeros(512, 512)
-    layouts = [chooser.choose(weight) for _ in range(4)]
+    layouts = [chooser.choose(weight.numel(), weight.dtype, weight.device) for _ in range(4)]
     assert layouts[2:] == [layouts[3]] * 2
     assert Layout.PACKED_AND_TRANSPOSED not in layouts[2:]
     if is_packing_sound(torch.float32) and is_row_copy_faster(torch.float32):
@@ -47,7 +47,10 @@ def test_second_copies_stay_within_their_bound() -> None:
 
 def test_small_weights_are_never_held_twice() -> None:
     chooser = LayoutChooser(row_copy_bytes_max=1024 * MIB)
-    assert chooser.choose(torch.zeros(100, 100)) is not Layout.PACKED_AND_TRANSPOSED
+    assert (
+        chooser.choose(10_000, torch.float32, torch.device("cpu"))
+        is not Layout.PACKED_AND_TRANSPOSED
+    )
 
 
 def test_the_probes_answer_on_this_machine() -> None:

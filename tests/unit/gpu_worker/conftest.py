@@ -129,7 +129,14 @@ class Worker:
     def fail_step(self, reason: str = "boom") -> None:
         step, self.step = self.step, None
         assert step is not None
-        self.handle(StepFailed(op_id=step.op_id, reason=reason, cause_id=step.cause_id))
+        self.handle(
+            StepFailed(
+                op_id=step.op_id,
+                replica_id=step.replica_id,
+                reason=reason,
+                cause_id=step.cause_id,
+            )
+        )
 
     def finish_steps(self, steps: int) -> None:
         for _ in range(steps):

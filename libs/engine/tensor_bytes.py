@@ -1,0 +1,13 @@
+"""Tensors as bytes and bytes as tensors, without a copy, for what is sent to peers."""
+
+from typing import Final
+
+import torch
+
+ELEMENT_BYTES: Final = {torch.float32: 4, torch.bfloat16: 2}
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a contiguous CPU tensor; it lives as long as the view does."""
+    assert tensor.is_contiguous()
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

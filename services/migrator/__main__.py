@@ -1,0 +1,86 @@
+"""`python -m services.migrator`: one migrator process."""
+
+import asyncio
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from libs.contracts.subjects import alias_of
+from libs.kernel.errors import ConfigError, Unavailable
+from libs.kernel.units import MIB
+from libs.policy.model_profile import ModelBytes, profile_of_json
+from libs.runtime.clock import SystemClock
+from libs.runtime.config import read_config
+from libs.runtime.logs import set_up_logs
+from libs.runtime.metrics import Metrics
+from libs.runtime.nats_bus import NatsBus
+from libs.runtime.process import run_service
+from libs.runtime.status_server import StatusServer
+from services.migrator.config import MigratorConfig
+from services.migrator.migrator_metrics import register_metrics
+from services.migrator.options import MigratorOptions
+from services.migrator.shell import MigratorShell, open_migrator
+
+
+async def serve(stopping: asyncio.Event) -> None:
+    """Read the settings, connect, and look after the fleet until told to stop.
+
+    Raises: ConfigError.
+    """
+    set_up_logs(service="migrator")  # for the line that reading the settings writes
+    config = read_config(MigratorConfig, service="migrator")
+    # Unique per start: an answer to an earlier process is none to this one.
+    migrator_id = alias_of(f"{config.migrator_id[:48]}-{secrets.token_hex(4)}")
+    set_up_logs(
+        service="migrator",
+        format_name=config.log_format,
+        level=config.log_level,
+        migrator_id=migrator_id,
+    )
+    options = MigratorOptions(
+        migrator_id=migrator_id,
+        alias=config.alias_served,
+        process_id=os.getpid(),
+        link_bytes_per_s=config.link_mib_per_s * MIB,
+        prefill_tokens_per_s=config.prefill_tokens_per_s,
+        load_buffer_bytes_max=config.load_buffer_mib * MIB,
+        model_bytes=_model_bytes(config),
+    )
+    try:
+        bus = await NatsBus.connect(config.nats_url, name=migrator_id)
+    except Unavailable as error:
+        raise ConfigError(f"nats_url: {error}") from None
+    shell = await open_migrator(bus=bus, options=options, clock=SystemClock())
+    status = await _start_status(config, shell, bus)
+    try:
+        await shell.run(stopping)
+    finally:
+        if status is not None:
+            await status.stop()
+        await bus.close()
+
+
+def _model_bytes(config: MigratorConfig) -> ModelBytes | None:
+    if not config.profile:
+        return None
+    try:
+        return profile_of_json(Path(config.profile).read_text(encoding="utf-8")).size
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"profile: {error}") from None
+
+
+async def _start_status(
+    config: MigratorConfig, shell: MigratorShell, bus: NatsBus
+) -> StatusServer | None:
+    if config.metrics_port is None:
+        return None
+    metrics = Metrics(service="migrator")
+    register_metrics(metrics, shell)
+    status = StatusServer(metrics=metrics, is_ready=lambda: bus.is_connected)
+    await status.start(host=config.metrics_host, port=config.metrics_port)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(run_service(serve, name="migrator"))

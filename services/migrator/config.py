@@ -1,0 +1,50 @@
+"""Settings of one migrator process (`MIGRATOR__FIELD` in the environment)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from libs.contracts.subjects import alias_of
+from libs.kernel.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigratorConfig:
+    """What an operator sets; everything else is in MigratorOptions, with its reason."""
+
+    nats_url: str = "nats://127.0.0.1:4222"
+    """Broker to connect to; several, comma-separated, are one cluster."""
+    migrator_id: str = "migrator"
+    """Prefix of this process's id; a random suffix makes it unique per start."""
+    model: str = ""
+    """Folder of the model that the fleet serves; only its name is used, as the alias."""
+    alias: str = ""
+    """What clients call the model; empty takes the folder's name."""
+    profile: str = ""
+    """File with the model's measured profile, for the order of layers; empty: ascending order."""
+    link_mib_per_s: int = 1024
+    """Assumed of a link that nobody has measured yet, in MiB/s."""
+    prefill_tokens_per_s: int = 5_000
+    """Assumed speed of computing KV anew; under spotserve KV moves only where that is faster."""
+    load_buffer_mib: int = 64
+    """Memory beyond its weights that a worker may use while it loads."""
+    log_format: Literal["json", "console"] = "json"
+    """json for machines, console for people."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    metrics_port: int | None = None
+    """Port of /metrics, /live and /health; none serves them not at all."""
+    metrics_host: str = "127.0.0.1"
+    """Address that the metrics port listens on."""
+
+    def __post_init__(self) -> None:
+        if not self.model and not self.alias:
+            raise ConfigError("model: name the model whose fleet to look after, or its alias")
+        for name in ("link_mib_per_s", "prefill_tokens_per_s", "load_buffer_mib"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be at least 1")
+
+    @property
+    def alias_served(self) -> str:
+        """The alias, as a subject token."""
+        return alias_of(self.alias or Path(self.model).expanduser().resolve().name)

@@ -1,0 +1,1 @@
+"""One file per cloud: how to ask it, and what its answers mean."""

@@ -22,6 +22,7 @@ from libs.policy.arrival_rate import ArrivalRate
 from libs.policy.liveness import EchoLiveness
 from services.planner.commands import (
     AnnouncePlacement,
+    PingWorker,
     PlannerCommand,
     PublishReport,
     TellDecision,
@@ -39,6 +40,7 @@ from services.planner.events import (
     StoreUnavailable,
     WithdrawalReceived,
     WorkerReported,
+    WorkerUnreachable,
 )
 from services.planner.fleet import Fleet
 from services.planner.leadership import Leadership, Role
@@ -144,6 +146,8 @@ class PlannerCore:
                 self._timer_fired(event.key)
             case WorkerReported():
                 self._worker_reported(event.report)
+            case WorkerUnreachable():
+                self.fleet.worker_unreachable(event.worker_id)
             case RouterReported():
                 report = event.report
                 self._rate.observe(
@@ -201,6 +205,8 @@ class PlannerCore:
             self.counters.workers_lost += 1
             self._tell("worker_lost", worker_id=worker_id)
             self._fleet_changed(f"{worker_id} is silent")
+        for worker_id in self.fleet.suspects():
+            self._commands.append(PingWorker(worker_id=worker_id, cause_id=self._cause_id))
         silent = self._planners.observe_echo(now_ns=self._now_ns)
         leader_id = self.leadership.leader_id
         if leader_id is not None and leader_id in silent:

@@ -143,6 +143,24 @@ def test_a_worker_that_falls_silent_is_replaced_without_any_notice() -> None:
     assert world.told("worker_lost") == [{"worker_id": lost}]
 
 
+def test_a_worker_that_nobody_listens_for_is_lost_within_a_second() -> None:
+    world = a_world_with("a", "b", "c", "d", "e")
+    lost = world.placement.replicas[0].worker_ids[0]
+    world.kill_worker(lost)
+    world.run(seconds=1)
+    assert world.told("worker_lost") == [{"worker_id": lost}]
+
+
+def test_a_worker_that_hangs_but_is_connected_is_given_more_time() -> None:
+    world = a_world_with("a", "b", "c", "d", "e")
+    lost = world.placement.replicas[0].worker_ids[0]
+    world.hang_worker(lost)
+    world.run(seconds=2)
+    assert not world.told("worker_lost")
+    world.run(seconds=3)
+    assert world.told("worker_lost") == [{"worker_id": lost}]
+
+
 def test_silence_counts_for_nothing_while_the_broker_is_away() -> None:
     world = a_world_with("a", "b", "c", "d")
     committed = len(world.history)

@@ -113,7 +113,7 @@ def test_white_space_has_a_bound(vocabulary: GrammarVocabulary) -> None:
         ('{"type":"string","pattern":"(a"}', "unclosed"),
         ('{"if":{}}', "Unimplemented"),
         ('{"if":{},"x-guidance":{"lenient":true}}', "Unimplemented"),
-        ('{"$ref":"https://example.com/schema.json"}', "retriev"),
+        ('{"$ref":"https://example.com/schema.json"}', "registry"),
         ('{"allOf":[{"$ref":"#"}]}', "no answer"),
         ('{"enum":[]}', "Unsatisfiable"),
         ('{"type":"integer","multipleOf":828000007}', "fuel"),

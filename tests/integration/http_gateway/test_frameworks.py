@@ -6,10 +6,14 @@ import pytest
 
 from libs.client.scripted_router import Script
 from libs.contracts.online import SubmitRequest
+from libs.kernel.units import NS_PER_MS
 
 TEXTS = ("The", " tide", " comes", " in")
 WHOLE = "".join(TEXTS)
-SCRIPT = Script(texts=TEXTS)
+SCRIPT = Script(texts=TEXTS, pace_ns=20 * NS_PER_MS)
+
+# What the frameworks deprecate, and the connections that they leave open, is theirs.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 async def test_langchain_answers_and_streams(a_stack) -> None:

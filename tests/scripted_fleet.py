@@ -15,6 +15,7 @@ from libs.kernel.units import NS_PER_MS
 from services.migrator.commands import (
     Decision,
     MigratorCommand,
+    PingWorker,
     PublishReport,
     ReadPlacement,
     ReadRecord,
@@ -35,6 +36,7 @@ from services.migrator.events import (
     RecordUnavailable,
     WorkerAnswered,
     WorkerReported,
+    WorkerUnreachable,
 )
 from services.migrator.options import MigratorOptions
 from tests.scripted_worker import ScriptedWorker
@@ -291,6 +293,12 @@ class Fleet:
                 case SendToWorker():
                     migrator.sent.append(command)
                     self._carry(lambda c=command: self._deliver(c))  # type: ignore[misc]
+                case PingWorker(worker_id=worker_id):
+                    if worker_id not in self.workers and not self._is_broker_away():
+                        cause_id = command.cause_id
+                        self._outcome(
+                            migrator, WorkerUnreachable(worker_id=worker_id, cause_id=cause_id)
+                        )
                 case ReadPlacement():
                     self._outcome(migrator, self._read_placement(command))
                 case ReadRecord():

@@ -26,6 +26,7 @@ from libs.kernel.units import milliseconds
 from libs.policy.liveness import EchoLiveness
 from services.migrator.commands import (
     MigratorCommand,
+    PingWorker,
     PublishReport,
     ReadPlacement,
     SendToWorker,
@@ -44,6 +45,7 @@ from services.migrator.events import (
     RecordUnavailable,
     WorkerAnswered,
     WorkerReported,
+    WorkerUnreachable,
 )
 from services.migrator.fleet_view import FleetView
 from services.migrator.handovers import Handovers
@@ -127,6 +129,8 @@ class MigratorCore:
             case WorkerReported():
                 if self._view.observe(event.report, now_ns=self._now_ns):
                     self._handovers.worker_restarted(event.report.worker_id)
+            case WorkerUnreachable():
+                self._view.observe_unreachable(event.worker_id)
             case MigratorReported():
                 self._migrator_reported(event)
             case PlacementAnnounced():
@@ -223,6 +227,8 @@ class MigratorCore:
         self._echo_at_ns = self._now_ns
         self._peers.observe_echo(now_ns=self._now_ns)
         self._view.observe_echo(now_ns=self._now_ns)
+        for worker_id in self._view.suspects():
+            self._commands.append(PingWorker(worker_id=worker_id, cause_id=self._cause_id))
 
     def _take_placement(self, placement: Placement) -> None:
         if placement.alias != self._options.alias:

@@ -53,6 +53,9 @@ class PlannerOptions:
     """How often everything that may have been missed is looked at again."""
     debounce_ns: int = 100 * NS_PER_MS
     """From the first change to the plan, so that a burst makes one plan."""
+    join_debounce_ns: int = 1 * NS_PER_S
+    """The same for workers that join: they seldom come alone, and each placement of one that does
+    makes a hand-over start over."""
     settle_ns: int = 1 * NS_PER_S
     """A new leader listens this long before its first plan: five reports of everybody."""
     store_retry_ns: int = 500 * NS_PER_MS

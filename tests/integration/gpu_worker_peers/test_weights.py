@@ -19,12 +19,16 @@ from libs.kernel.errors import Unavailable
 from libs.kernel.units import KIB, NS_PER_MS, NS_PER_S
 from libs.transfer.layout import TensorSlice, missing
 from libs.transfer.loopback import LoopbackFaults, LoopbackTransport
+from libs.transfer.ticket import TransferOptions
 from services.gpu_worker.peers.ports import PeerOptions
 from tests.integration.gpu_worker_peers.conftest import OpenFleet
 from tests.integration.gpu_worker_peers.fleet import Worker
 
 MODEL = Path(__file__).resolve().parents[3] / "models" / "tide-tiny"
 SMALL_PIECES = PeerOptions(weight_piece_bytes_max=16 * KIB)
+BUFFER_PIECES = (
+    TransferOptions().buffer_bytes_max + TransferOptions().buffer_bytes_min
+) // SMALL_PIECES.weight_piece_bytes_max
 IMPATIENT = replace(SMALL_PIECES, fetch_stall_ns=300 * NS_PER_MS, piece_ns=300 * NS_PER_MS)
 
 
@@ -135,7 +139,7 @@ async def test_what_the_holder_lacks_is_refused_and_nothing_is_stored(
 async def test_a_fetch_that_is_cut_goes_on_where_it_was(fleet: OpenFleet, messages: int) -> None:
     async with fleet(2, options=SMALL_PIECES) as workers:
         holder, loader = workers.workers
-        store, fetched = ByteStore(64, rows=128, row_bytes=1 * KIB), CountingStore()
+        store, fetched = ByteStore(160, rows=128, row_bytes=1 * KIB), CountingStore()
         holder.network.serve_weights(store)
         faults_of(loader).messages_until_cut = messages
         await loader.network.fetch_weights(
@@ -183,5 +187,5 @@ async def test_a_fetch_that_is_cancelled_stores_nothing_more(fleet: OpenFleet) -
         )
         assert missing(store.slices, again.content) == ()
         # One buffer may have been on its way into the store when it was cancelled.
-        assert sum(fetched.taken.values()) - taken <= 128
+        assert sum(fetched.taken.values()) - taken <= BUFFER_PIECES
         assert missing(store.slices, fetched.content) != ()

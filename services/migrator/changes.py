@@ -3,14 +3,16 @@
 Sources are replicas that somebody holds and the placement does not want; targets are those that it
 wants and that do not serve yet. Sources and targets that share a worker, or sessions, change
 together: they are one hand-over. All others go their own way, and what is in place already is not
-touched. A hand-over begins once all of its targets' workers live and nothing else is done to them;
-a newcomer that is late delays its own replica and no other.
+touched, though it may take sessions in, and from several hand-overs at once. A hand-over begins once
+all of its targets' workers live and nothing else is done to them; a newcomer that is late delays its
+own replica and no other.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from libs.contracts.handover_record import HandoverSource, HandoverTarget
+from libs.contracts.handover import ReplicaRoster
+from libs.contracts.handover_record import Handover, HandoverSource, HandoverTarget
 from libs.contracts.placement import Placement, ReplicaPlacement
 from services.migrator.fleet_view import FleetView, HeldReplica
 from services.migrator.transitions import is_from_disk
@@ -49,9 +51,9 @@ class _Group:
 
 
 def changes_between(
-    placement: Placement, view: FleetView, *, busy_worker_ids: Collection[str]
+    placement: Placement, view: FleetView, *, under_way: Sequence[Handover]
 ) -> Changes:
-    """Compare the placement with the fleet, leaving alone whom a running hand-over occupies."""
+    """Compare the placement with the fleet, leaving alone whom a hand-over under way occupies."""
     held = {replica.name: replica for replica in view.replicas()}
     placed = {(r.replica_id, r.replica_epoch): r for r in placement.replicas}
     in_place = {
@@ -79,13 +81,14 @@ def changes_between(
         placed[name] for name in sorted(placed.keys() - in_place - {r.name for r in remnants})
     ]
     heirs = [placed[name] for name in sorted(in_place)]
+    still = {replica.name for replica in standing}
     for group in _groups(sources, targets, heirs):
-        change_or_none = _change(group, placement, view, in_place=in_place)
+        change_or_none = _change(group, placement, view, in_place=in_place, still=still)
         if change_or_none is None or _ends_the_last(change_or_none, placement, in_place=in_place):
             blocked += 1
         else:
             ready.append(change_or_none)
-    free = [c for c in ready if _is_free(c, view, busy_worker_ids)]
+    free = [c for c in ready if _is_free(c, view, under_way)]
     return Changes(ready=tuple(free), blocked=blocked + len(ready) - len(free))
 
 
@@ -147,12 +150,13 @@ def _change(
     view: FleetView,
     *,
     in_place: Collection[tuple[str, int]],
+    still: Collection[tuple[str, int]],
 ) -> Change | None:
-    """Return the group as a change; None while a target lacks a worker."""
+    """Return the group as a change; None while a target lacks a worker or stands still."""
     targets = []
     for replica in group.targets:
         roster = view.roster_of(replica)
-        if not roster.is_whole:
+        if not roster.is_whole or (replica.replica_id, replica.replica_epoch) in still:
             return None
         targets.append(
             HandoverTarget(
@@ -177,17 +181,18 @@ def _source(replica: HeldReplica, *, is_broken: bool) -> HandoverSource:
     return HandoverSource(replica=replica.roster, is_lost=is_broken or replica.roster.lead is None)
 
 
-def _is_free(change: Change, view: FleetView, busy_worker_ids: Collection[str]) -> bool:
-    return all(
-        view.is_settled(worker_id) and worker_id not in busy_worker_ids
-        for worker_id in _workers_of(change)
+def _is_free(change: Change, view: FleetView, under_way: Sequence[Handover]) -> bool:
+    begun = (target.replica for target in change.targets if not target.is_in_place)
+    changing = _workers_of((*(source.replica for source in change.sources), *begun))
+    in_place = _workers_of(target.replica for target in change.targets if target.is_in_place)
+    return all(view.is_settled(worker_id) for worker_id in changing | in_place) and not any(
+        changing & handover.worker_ids or in_place & handover.changing_worker_ids
+        for handover in under_way
     )
 
 
-def _workers_of(change: Change) -> Iterator[str]:
-    for roster in (*(s.replica for s in change.sources), *(t.replica for t in change.targets)):
-        for worker in roster.workers:
-            yield worker.worker_id
+def _workers_of(replicas: Iterable[ReplicaRoster]) -> frozenset[str]:
+    return frozenset(worker.worker_id for replica in replicas for worker in replica.workers)
 
 
 def is_wanted(

@@ -4,7 +4,8 @@ Every answer of the run is compared, token for token, with what the same fleet a
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from libs.client.client import TideClient
+from libs.contracts import subjects
+from libs.contracts.handover_record import HANDOVER_RECORDS, HandoverRecord
 from libs.contracts.local_cloud import AddNode, CloudDone, KillNode, PreemptNode
-from libs.contracts.placement import PinnedShape, PinShape
+from libs.contracts.placement import PinnedShape, PinShape, Policy
 from libs.runtime.nats_bus import NatsBus
 from services.launcher.demo_timeline import shape_of
 from services.launcher.fleet import Fleet
@@ -21,18 +24,23 @@ from services.launcher.local_cloud import LocalCloud
 from services.launcher.model_source import bundled_model
 from services.launcher.recipes import FleetOptions, PlannedOptions
 from services.launcher.shape import pin_shape
+from services.migrator.ports import BUCKET_BYTES_MAX
 
 NODES = 4
 STREAMS = 8
 QUESTIONS = 12
 MAX_TOKENS = 160
+LONG_TOKENS = 700
+"""Enough not to end before a node of short notice has."""
+BLOCK_TOKENS = 16
+"""Of a worker that is told nothing else."""
 SHAPE_DEADLINE_S = 60.0
 RUN_DEADLINE_S = 240.0
 
 Answer = tuple[tuple[int, ...], str | None]
 
 
-def parameters_of(number: int) -> dict[str, Any]:
+def parameters_of(number: int, *, max_tokens: int = MAX_TOKENS) -> dict[str, Any]:
     """Half greedy, half seeded; the number alone decides the answer."""
     sampling: dict[str, Any] = {"temperature": 0.0}
     if number % 2:
@@ -40,14 +48,16 @@ def parameters_of(number: int) -> dict[str, Any]:
     question = f"What does method number {number} of str do?"
     return {
         "messages": [{"role": "user", "content": question}],
-        "max_tokens": MAX_TOKENS,
+        "max_tokens": max_tokens,
         "ignore_eos": True,
         **sampling,
     }
 
 
-async def ask(client: TideClient, alias: str, number: int) -> Answer:
-    stream = client.stream(model=alias, **parameters_of(number))
+async def ask(
+    client: TideClient, alias: str, number: int, *, max_tokens: int = MAX_TOKENS
+) -> Answer:
+    stream = client.stream(model=alias, **parameters_of(number, max_tokens=max_tokens))
     token_ids: list[int] = []
     async with stream:
         async for token in stream:
@@ -84,6 +94,7 @@ class Theatre:
     fleet: Fleet
     cloud: LocalCloud
     bus: NatsBus
+    client: TideClient
     operations: int = 0
 
     async def becomes(self, replicas: int, stages: int, shards: int) -> None:
@@ -128,24 +139,37 @@ class Theatre:
         request = kind(operation_id=f"operation-{self.operations}", **fields)
         assert isinstance(await self.cloud.carry_out(request), CloudDone)
 
+    async def ask(self, number: int, *, max_tokens: int = MAX_TOKENS) -> Answer:
+        return await ask(self.client, self.fleet.alias, number, max_tokens=max_tokens)
+
     def recomputed(self) -> int:
         return sum(report.tokens_recomputed for report in self.fleet.view.workers())
+
+    async def computes(self, *, kv_tokens: int) -> None:
+        """Wait until every lead holds that much KV."""
+        while any(r.is_serving and r.kv_tokens < kv_tokens for r in self.fleet.view.workers()):
+            await self.fleet.view.wait_for_change()
+
+    async def handovers(self) -> HandoverRecord:
+        bucket = await self.bus.ensure_bucket(subjects.HANDOVER_BUCKET, bytes_max=BUCKET_BYTES_MAX)
+        entry = await bucket.get(subjects.handover_key(self.fleet.alias))
+        assert entry is not None
+        return HANDOVER_RECORDS.decode(entry.value)
 
 
 Script = Callable[[Theatre], Awaitable[None]]
 
 
-async def play(folder: Path, script: Script, *, transport: str, nodes: int = NODES) -> int:
-    """Play the script under constant load; every answer equals its undisturbed twin.
-
-    Returns how many answers were compared.
-    """
+@asynccontextmanager
+async def a_theatre(
+    folder: Path, *, transport: str, nodes: int = NODES, policy: Policy = Policy.TIDESERVE
+) -> AsyncIterator[Theatre]:
     options = FleetOptions(
         model=bundled_model(),
         data_folder=folder,
         gateways=0,
         routers=2,
-        planned=PlannedOptions(nodes=nodes, transport=transport),
+        planned=PlannedOptions(nodes=nodes, transport=transport, policy=policy),
     )
     fleet = Fleet(options, say=print)
     cloud = LocalCloud(fleet, say=print)
@@ -154,20 +178,27 @@ async def play(folder: Path, script: Script, *, transport: str, nodes: int = NOD
         await cloud.start()
         bus = await NatsBus.connect(fleet.nats_url, name="test")
         async with asyncio.timeout(RUN_DEADLINE_S), TideClient(bus) as client:
-            undisturbed = await asyncio.gather(
-                *(ask(client, fleet.alias, number) for number in range(QUESTIONS))
-            )
-            load = ConstantLoad(client, fleet.alias)
-            running = asyncio.create_task(load.run())
-            playing = asyncio.create_task(script(Theatre(fleet, cloud, bus)))
-            await asyncio.wait([running, playing], return_when=asyncio.FIRST_COMPLETED)
-            load.is_stopping = True
-            await playing
-            await running
+            yield Theatre(fleet, cloud, bus, client)
         await bus.close()
     finally:
         await cloud.close()
         await fleet.stop()
+
+
+async def play(folder: Path, script: Script, *, transport: str, nodes: int = NODES) -> int:
+    """Play the script under constant load; every answer equals its undisturbed twin.
+
+    Returns how many answers were compared.
+    """
+    async with a_theatre(folder, transport=transport, nodes=nodes) as theatre:
+        undisturbed = await asyncio.gather(*(theatre.ask(number) for number in range(QUESTIONS)))
+        load = ConstantLoad(theatre.client, theatre.fleet.alias)
+        running = asyncio.create_task(load.run())
+        playing = asyncio.create_task(script(theatre))
+        await asyncio.wait([running, playing], return_when=asyncio.FIRST_COMPLETED)
+        load.is_stopping = True
+        await playing
+        await running
     for number, answer in load.answers:
         assert answer == undisturbed[number], f"the answer to question {number} has changed"
         assert len(answer[0]) == MAX_TOKENS
@@ -220,3 +251,38 @@ def test_a_node_leaves_after_any_notice_and_no_answer_changes(
 ) -> None:
     compared = asyncio.run(play(tmp_path, under_notice_of(grace_ms), transport="tcp"))
     assert compared >= STREAMS
+
+
+async def sessions_move_to_the_replica_that_stays(folder: Path, policy: Policy) -> None:
+    async with a_theatre(folder, transport="tcp", policy=policy) as theatre:
+        await theatre.pin(2, 1)
+        await theatre.becomes(2, 2, 1)
+        before = {story.handover_id for story in (await theatre.handovers()).ended}
+        # Nobody has asked these before: no replica has their KV but the one that answers.
+        streams = [
+            asyncio.create_task(theatre.ask(number, max_tokens=LONG_TOKENS))
+            for number in range(STREAMS)
+        ]
+        await theatre.computes(kv_tokens=STREAMS * BLOCK_TOKENS)
+        await theatre.preempt(grace_ms=8_000)
+        await theatre.becomes(1, 2, 1)
+        answers = await asyncio.gather(*streams)
+        recomputed = theatre.recomputed()
+        after = [s for s in (await theatre.handovers()).ended if s.handover_id not in before]
+        moved = sum(story.totals.sessions_released for story in after)
+        print(
+            f"{policy}: {moved} sessions moved, {recomputed} tokens recomputed,"
+            f" {sum(story.totals.kv_blocks_moved for story in after)} blocks copied"
+        )
+        assert moved > 0, "the node that left had no session: nothing was tried"
+        assert recomputed <= moved * (BLOCK_TOKENS + 1)
+        assert answers == await asyncio.gather(
+            *(theatre.ask(number, max_tokens=LONG_TOKENS) for number in range(STREAMS))
+        )
+
+
+@pytest.mark.parametrize("policy", [Policy.TIDESERVE, Policy.SPOTSERVE])
+def test_sessions_move_with_their_kv_to_a_replica_that_stays(
+    tmp_path: Path, policy: Policy
+) -> None:
+    asyncio.run(sessions_move_to_the_replica_that_stays(tmp_path, policy))

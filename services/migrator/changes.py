@@ -2,10 +2,10 @@
 
 Sources are replicas that somebody holds and the placement does not want; targets are those that it
 wants and that do not serve yet. Sources and targets that share a worker, or sessions, change
-together: they are one hand-over. All others go their own way, and what is in place already is not
-touched, though it may take sessions in, and from several hand-overs at once. A hand-over begins once
-all of its targets' workers live and nothing else is done to them; a newcomer that is late delays its
-own replica and no other.
+together: they are one hand-over. All others go their own way. What is in place already is not
+touched, but takes sessions in, of several hand-overs at once if need be. A hand-over begins once all
+of its targets' workers live and nothing else is done to them; a newcomer that is late delays its own
+replica and no other.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -103,7 +103,10 @@ def _groups(
     targets: Sequence[ReplicaPlacement],
     heirs: Sequence[ReplicaPlacement],
 ) -> list[_Group]:
-    """Collect what shares workers or sessions; an heir that is in place joins its sources."""
+    """Collect what shares workers or sessions; an heir in place joins every group it inherits from.
+
+    It binds none of them together: to take sessions in, it need not change.
+    """
     parent: dict[str, str] = {}
 
     def root_of(node: str) -> str:
@@ -117,11 +120,10 @@ def _groups(
         parent[max(root_of(one), root_of(other))] = min(root_of(one), root_of(other))
 
     source_ids = {source.roster.replica_id for source in sources}
-    used_heirs = [heir for heir in heirs if source_ids.intersection(heir.inherits)]
     for source in sources:
         for worker in source.roster.workers:
             join(_source_node(source.roster.replica_id), f"worker {worker.worker_id}")
-    for target in (*targets, *used_heirs):
+    for target in targets:
         for worker_id in target.worker_ids:
             join(_target_node(target), f"worker {worker_id}")
         for replica_id in target.inherits:
@@ -131,8 +133,11 @@ def _groups(
     for source in sources:
         root = root_of(_source_node(source.roster.replica_id))
         groups.setdefault(root, _Group()).sources.append(source)
-    for target in (*targets, *used_heirs):
+    for target in targets:
         groups.setdefault(root_of(_target_node(target)), _Group()).targets.append(target)
+    for group in groups.values():
+        ending = {source.roster.replica_id for source in group.sources}
+        group.targets += [heir for heir in heirs if ending.intersection(heir.inherits)]
     return [groups[root] for root in sorted(groups)]
 
 

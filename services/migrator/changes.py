@@ -3,9 +3,9 @@
 Sources are replicas that somebody holds and the placement does not want; targets are those that it
 wants and that do not serve yet. Sources and targets that share a worker, or sessions, change
 together: they are one hand-over. All others go their own way. What is in place already is not
-touched, but takes sessions in, of several hand-overs at once if need be. A hand-over begins once all
-of its targets' workers live and nothing else is done to them; a newcomer that is late delays its own
-replica and no other.
+touched, but takes sessions in, of several hand-overs at once if need be. A hand-over begins once
+all of its targets' workers live and nothing else is done to them; a newcomer that is late delays
+its own replica and no other.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

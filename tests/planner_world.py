@@ -17,6 +17,7 @@ from services.planner.commands import (
     AnnouncePlacement,
     AnswerPin,
     CommitPlacement,
+    PingWorker,
     PlannerCommand,
     PublishCapacity,
     PublishReport,
@@ -36,6 +37,7 @@ from services.planner.events import (
     StoreUnavailable,
     WithdrawalReceived,
     WorkerReported,
+    WorkerUnreachable,
 )
 from services.planner.options import CapacityOptions, PlannerOptions
 
@@ -105,6 +107,7 @@ class PlannerWorld:
     now_ns: int = 0
     planners: dict[str, Node] = field(default_factory=dict)
     workers: dict[str, WorkerReport] = field(default_factory=dict)
+    hanging: set[str] = field(default_factory=set)
     sessions_accepted: int = 0
     history: list[Placement] = field(default_factory=list)
     """Everything that was ever committed, in order."""
@@ -180,6 +183,11 @@ class PlannerWorld:
 
     def kill_worker(self, worker_id: str) -> None:
         del self.workers[worker_id]
+
+    def hang_worker(self, worker_id: str) -> None:
+        """It stays connected and says nothing any more."""
+        del self.workers[worker_id]
+        self.hanging.add(worker_id)
 
     def notice(
         self,
@@ -292,6 +300,11 @@ class PlannerWorld:
                         cause_id=planner_id,
                     )
                 )
+            case PingWorker(worker_id=worker_id):
+                is_listening = worker_id in self.workers or worker_id in self.hanging
+                if not is_listening and not self.is_broker_away:
+                    unreachable = WorkerUnreachable(worker_id=worker_id, cause_id=command.cause_id)
+                    self._at(self.now_ns + NS_PER_MS, planner_id, unreachable)
             case AnnouncePlacement():
                 self.announced.append(command.placement)
             case PublishCapacity():

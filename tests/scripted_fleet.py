@@ -15,6 +15,7 @@ from libs.kernel.units import NS_PER_MS
 from services.migrator.commands import (
     Decision,
     MigratorCommand,
+    PingWorker,
     PublishReport,
     ReadPlacement,
     ReadRecord,
@@ -35,6 +36,7 @@ from services.migrator.events import (
     RecordUnavailable,
     WorkerAnswered,
     WorkerReported,
+    WorkerUnreachable,
 )
 from services.migrator.options import MigratorOptions
 from tests.scripted_worker import ScriptedWorker
@@ -42,6 +44,8 @@ from tests.scripted_worker import ScriptedWorker
 TICK_NS = 50 * NS_PER_MS
 REPORT_NS = 200 * NS_PER_MS
 DELAY_NS = 1 * NS_PER_MS
+KNOWN_NS = 4_000 * NS_PER_MS
+"""A loss is known, and what was ordered in ignorance of it has arrived, after so long."""
 UNIX_NS = 1_800_000_000_000_000_000
 """What the world's clock says when ours is 0."""
 
@@ -90,6 +94,8 @@ class Fleet:
         self.revision = 0
         self.decisions: list[Decision] = []
         self.violations: list[str] = []
+        self.lost_at_ns = -KNOWN_NS
+        """When a worker was last lost without notice."""
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._numbers = 0
         self._processes = 0
@@ -104,13 +110,18 @@ class Fleet:
             worker_id=worker_id,
             peers=lambda: list(self.workers.values()),
             process_id=self._processes,
-            is_loading_from_disk_allowed=self.policy in (Policy.REPARALLELIZE, Policy.REROUTE),
+            may_lose_weights=self._may_lose_weights,
         )
         self._at(self._processes * NS_PER_MS, lambda: self._worker_beat(worker))
         return worker
 
+    def _may_lose_weights(self) -> bool:
+        is_unknown = self.now_ns - self.lost_at_ns < KNOWN_NS
+        return is_unknown or self.policy in (Policy.REPARALLELIZE, Policy.REROUTE)
+
     def kill_worker(self, worker_id: str) -> None:
         """End the process; groups that it was in break."""
+        self.lost_at_ns = self.now_ns
         worker = self.workers.pop(worker_id)
         self.violations.extend(worker.violations)
         for replica_id in worker.positions:
@@ -122,6 +133,7 @@ class Fleet:
     def freeze_worker(self, worker_id: str) -> None:
         """Stop it; what is sent to it meanwhile is lost."""
         self.frozen.add(worker_id)
+        self.lost_at_ns = self.now_ns
         if worker_id in self.workers:
             self.workers[worker_id].was_frozen = True
 
@@ -281,6 +293,12 @@ class Fleet:
                 case SendToWorker():
                     migrator.sent.append(command)
                     self._carry(lambda c=command: self._deliver(c))  # type: ignore[misc]
+                case PingWorker(worker_id=worker_id):
+                    if worker_id not in self.workers and not self._is_broker_away():
+                        cause_id = command.cause_id
+                        self._outcome(
+                            migrator, WorkerUnreachable(worker_id=worker_id, cause_id=cause_id)
+                        )
                 case ReadPlacement():
                     self._outcome(migrator, self._read_placement(command))
                 case ReadRecord():

@@ -74,7 +74,8 @@ class ScriptedWorker:
     process_id: int = 1
     grace_ends_at_ns: int | None = None
     was_frozen: bool = False
-    is_loading_from_disk_allowed: bool = True
+    may_lose_weights: Callable[[], bool] = lambda: True
+    """Whether the last copy may go: a policy reads the disk, or a loss is not yet known."""
     fails: Callable[[ToShape], ShapeFailReason | None] = lambda _: None
     positions: dict[str, ScriptedPosition] = field(default_factory=dict)
     serving_id: str | None = None
@@ -313,7 +314,7 @@ class ScriptedWorker:
         if self.serving_id == message.replica_id:
             self.serving_id = None
         is_lost = len(before) == 4 and len(self._covered()) < 4
-        if is_lost and held.phase != "staged" and not self.is_loading_from_disk_allowed:
+        if is_lost and held.phase != "staged" and not self.may_lose_weights():
             self.violations.append(f"{self.worker_id}: drop of the last copy of some weights")
         return self._done(message)
 

@@ -3,6 +3,9 @@
 One record per alias, in HANDOVER_BUCKET under `handover_key(alias)`, replaced whole by
 compare-and-set. Who owns it is written in it, so that a migrator which was replaced can store
 nothing any more. It is both what a successor goes on from and what people are shown.
+
+A worker that moves takes about 280 bytes in it: of a fleet of 3,500 all may move at the same time
+before a record exceeds the 1 MiB that a broker takes by default.
 """
 
 from collections.abc import Iterable
@@ -29,10 +32,10 @@ class HandoverState(StrEnum):
 
     STAGING = "staging"
     """Targets make room for their new position."""
+    FORMING = "forming"
+    """Targets form their process groups; their number of KV blocks is settled."""
     LOADING = "loading"
     """Targets fetch weights; under tideserve KV is copied meanwhile."""
-    FORMING = "forming"
-    """Targets form their process groups."""
     COPYING = "copying"
     """KV is copied until little is left, while the sources decode."""
     WAITING = "waiting"

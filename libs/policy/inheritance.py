@@ -24,8 +24,8 @@ def choose_heirs(
 ) -> tuple[tuple[str, ...], ...]:
     """Return, for each new pipeline, the old replicas whose sessions it takes over.
 
-    With `drops_surplus` only as many old replicas as pipelines survive, as in the paper; otherwise
-    every one is inherited, and only one that several pipelines share appears twice.
+    With `drops_surplus` only as many old replicas as pipelines are inherited, as in the paper;
+    otherwise every one is, and only one that several pipelines share appears twice.
     """
     if pipelines == 0:
         return ()

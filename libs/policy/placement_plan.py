@@ -1,9 +1,10 @@
 """From a view of the fleet to a placement: one function, four policies.
 
-    spotserve      Algorithm 1, then Kuhn-Munkres with sessions and KV in mind
+    spotserve      Algorithm 1, then Kuhn-Munkres with sessions and KV in mind; one old replica for
+                   each new pipeline, the sessions of further ones are computed anew
     reparallelize  the same shapes; what changes starts anew and inherits nothing
     reroute        the first shape for ever; replicas are dropped and added whole
-    tideserve      spotserve with waiting, real memory, cost of change and risk in the choice
+    tideserve      waiting, cost of change and risk in the choice; every old replica is inherited
 
 Whatever the policy, a replica whose workers all stay and whose shape is the chosen one stays as it
 is, under its own id and epoch: it need not even notice (see device_mapping for why that is best).
@@ -20,7 +21,6 @@ from libs.policy.device_mapping import (
     HeldPosition,
     Holder,
     MappingTask,
-    map_flat,
     map_two_step,
 )
 from libs.policy.inheritance import EndingReplica, choose_heirs
@@ -86,8 +86,6 @@ class PlanOptions:
     policy: Policy
     search: SearchOptions = field(default_factory=SearchOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
-    is_mapping_flat: bool = False
-    """Ignore nodes when mapping: fewest bytes, whatever link they take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +140,7 @@ def plan_placement(
             heirs=heirs,
             kv_tokens={replica.replica_id: replica.kv_tokens for replica in ending},
         )
-        mapping = map_flat(task) if options.is_mapping_flat else map_two_step(task)
+        mapping = map_two_step(task)
     new = [
         PlannedReplica(
             kept=None, shape=shape, worker_ids=ids, inherits=_lineage(inherited, view.replicas)
@@ -273,6 +271,7 @@ def _heirs(
                     if replica.has_lead and not replica.is_broken
                 ],
                 pipelines=pipelines,
+                drops_surplus=policy is Policy.SPOTSERVE,
             )
         case _:
             assert_never(policy)

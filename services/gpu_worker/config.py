@@ -66,7 +66,7 @@ class WorkerConfig:
     transport: Literal["auto", "tcp", "ucx"] = "auto"
     """How KV and weights travel; auto is UCX on a GPU where it is installed, else TCP."""
     peer_host: str = "127.0.0.1"
-    """Address of this machine at which other workers reach this one."""
+    """Address of this machine at which other workers reach this one; auto: that of its name."""
     memory_bytes: int | None = None
     """Of a planned worker, for weights and KV; none takes nine tenths of a GPU, or of a CPU's
     machine a quarter of its memory."""

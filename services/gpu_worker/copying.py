@@ -34,6 +34,8 @@ class _Round:
     message: CopyKv | StopReplica
     position: WorkerPosition
     started_at_ns: int
+    has_stopped: bool = False
+    """Whether it is this StopReplica that brought the replica to rest."""
     is_begun: bool = False
     targets_by_op_id: dict[str, str] = field(default_factory=dict)
     """Copies under way, one per target replica."""
@@ -54,11 +56,12 @@ class Copying:
 
     def copy(self, message: CopyKv, position: WorkerPosition) -> None:
         """Send what the targets lack, while the replica goes on."""
-        self._queue(message, position)
+        self._queue(message, position, has_stopped=False)
 
     def stop(self, message: StopReplica, position: WorkerPosition) -> None:
         """Plan no further step, and send what is left once the last one is over."""
-        if self._queue(message, position) and position.phase is PositionPhase.ACTIVE:
+        is_active = position.phase is PositionPhase.ACTIVE
+        if self._queue(message, position, has_stopped=is_active) and is_active:
             position.phase = self._phase_at_stop(position)
             self._state.report()
 
@@ -95,13 +98,20 @@ class Copying:
 
     # ------------------------------------------------------------------ rounds
 
-    def _queue(self, message: CopyKv | StopReplica, position: WorkerPosition) -> bool:
+    def _queue(
+        self, message: CopyKv | StopReplica, position: WorkerPosition, *, has_stopped: bool
+    ) -> bool:
         refusal = self._refusal_of(position)
         if refusal is not None:
             self._answers.failed(message.op_id, *refusal)
             return False
         self._rounds.append(
-            _Round(message=message, position=position, started_at_ns=self._state.now_ns)
+            _Round(
+                message=message,
+                position=position,
+                started_at_ns=self._state.now_ns,
+                has_stopped=has_stopped,
+            )
         )
         return True
 
@@ -159,7 +169,7 @@ class Copying:
     ) -> tuple[tuple[int, int], ...]:
         """Return the full blocks that the target is not known to hold, each once."""
         assert position.scheduler is not None
-        held = position.outgoing.hashes_held.setdefault(target.replica_id, set())
+        held = position.outgoing.hashes_held[target.replica_id]
         lacking: dict[int, int] = {}
         for session in sessions:
             for block_hash, block in position.scheduler.full_blocks(session.sequence_id):
@@ -199,7 +209,7 @@ class Copying:
     def _go_on(self, round_: _Round) -> None:
         """A stop that fails leaves the worker as it was before."""
         position = round_.position
-        if isinstance(round_.message, StopReplica) and position is self._state.positions.serving:
+        if round_.has_stopped and position is self._state.positions.serving:
             position.phase = PositionPhase.ACTIVE
             self._state.report()
 

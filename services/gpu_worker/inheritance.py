@@ -16,18 +16,25 @@ from services.gpu_worker.state import WorkerState
 def assign_targets(
     position: WorkerPosition, sessions: Sequence[HeldSession], targets: Sequence[ReplicaRoster]
 ) -> dict[str, list[HeldSession]]:
-    """Share the sessions out; return those of each target replica, most tokens first."""
+    """Share the sessions out; return those of each target replica, most tokens first.
+
+    What was noted of targets that are no longer among them is forgotten; without any, nothing is:
+    what was copied before stays of use.
+    """
+    if not targets:
+        return {}
     outgoing = position.outgoing
-    for target in targets:
-        if target.lead is not None:
-            outgoing.lead_by_target[target.replica_id] = target.lead.worker_id
+    outgoing.lead_by_target = {
+        target.replica_id: target.lead.worker_id for target in targets if target.lead is not None
+    }
     before = outgoing.target_by_sequence
     longest_first = sorted(sessions, key=lambda s: (-s.tokens_known, s.sequence_id))
     shares: dict[str, list[HeldSession]] = {target.replica_id: [] for target in targets}
+    outgoing.hashes_held = {name: outgoing.hashes_held.get(name, set()) for name in shares}
     for session in longest_first:
         if before.get(session.sequence_id, "") in shares:
             shares[before[session.sequence_id]].append(session)
-    for session in longest_first if shares else ():
+    for session in longest_first:
         if before.get(session.sequence_id, "") not in shares:
             lightest = min(shares, key=lambda name: (_tokens(shares[name]), name))
             shares[lightest].append(session)

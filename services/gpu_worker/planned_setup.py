@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
@@ -83,6 +84,7 @@ def plan_worker(
     thread: ThreadPoolExecutor,
 ) -> PlannedWorker:
     """Put the parts together; nothing is started. Raises: ConfigError."""
+    peer_host = address_of(config.peer_host)
     engine = EngineThread(clock, thread)
     memory = PositionMemory(
         memory_bytes=config.memory_bytes or _memory_bytes(model.device),
@@ -96,15 +98,13 @@ def plan_worker(
         engine=engine,
         clock=clock,
         threads=config.threads,
-        peer_host=config.peer_host,
+        peer_host=peer_host,
         group_timeout_ns=config.group_timeout_ns,
     )
     desk = PeerDesk()
     network = PeerNetwork(
         worker_id=worker_id,
-        transport=open_transport(
-            config.transport, host=config.peer_host, has_fast_link=config.has_gpu
-        ),
+        transport=open_transport(config.transport, host=peer_host, has_fast_link=config.has_gpu),
         host=desk,
         engine=hosted,
         geometry=_geometry(model),
@@ -114,6 +114,21 @@ def plan_worker(
     return PlannedWorker(
         model=model, memory=memory, engine=engine, hosted=hosted, desk=desk, network=network
     )
+
+
+def address_of(peer_host: str) -> str:
+    """Return the address to listen on: as given, or for `auto` that of this machine's own name,
+    which in a container is the address that the other containers reach.
+
+    Raises: ConfigError if the name leads nowhere.
+    """
+    if peer_host != "auto":
+        return peer_host
+    name = socket.gethostname()
+    try:
+        return socket.gethostbyname(name)
+    except OSError as error:
+        raise ConfigError(f"peer_host: {name} has no address: {error}") from error
 
 
 def _geometry(model: ReplicaModel) -> KvGeometry:

@@ -4,6 +4,7 @@ from typing import Protocol, assert_never
 
 from libs.contracts.handover import ShapeFailReason
 from libs.kernel.errors import Unavailable
+from libs.kernel.units import NS_PER_S
 from services.gpu_worker.commands import (
     AllocatePosition,
     BreakGroup,
@@ -25,18 +26,19 @@ from services.gpu_worker.events import (
 )
 
 
-class PositionRefused(Exception):
-    """What a command asks for cannot be done, and why; all is as it was before."""
+class PositionRefused(Unavailable):
+    """What a command or a peer asks for cannot be done, and why; all is as it was before."""
 
     def __init__(self, reason: ShapeFailReason, message: str) -> None:
-        super().__init__(message)
+        super().__init__(message, retry_after_ns=NS_PER_S)
         self.reason = reason
 
 
 class PositionHost(Protocol):
     """Keeps the memory, weights, KV and groups of a planned worker's positions.
 
-    Raises, from any method that does work: PositionRefused; Unavailable for a lost or silent peer.
+    Raises, from any method that does work: PositionRefused; else Unavailable for a lost or silent
+    peer.
     """
 
     async def allocate(self, command: AllocatePosition) -> PositionAllocated:

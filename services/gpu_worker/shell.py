@@ -10,6 +10,7 @@ from typing import Final, assert_never
 import structlog
 
 from libs.contracts import subjects
+from libs.contracts.handover import ShapeFailed, ToMigrator
 from libs.contracts.preemption import Notice
 from libs.contracts.sessions import SessionRefused
 from libs.kernel.core import SetTimer, require
@@ -185,6 +186,7 @@ class WorkerShell:
             case AllocatePosition() | LoadPosition() | FormGroup() | CopyBlocks() | FreePosition():
                 return self._position_effect(command)
             case BreakGroup():
+                _log.warning("replica_broken", replica_id=command.replica_id)
                 self._planned_parts().host.break_group(command)
             case AnswerPeer():
                 self._planned_parts().desk.answer(command)
@@ -197,7 +199,10 @@ class WorkerShell:
                     message=refusal.message,
                 )
                 self._outbox.put(outgoing(command))
-            case SendTokens() | SendToRouter() | AnswerMigrator() | PublishReport():
+            case AnswerMigrator(message=answer):
+                _log_answer(answer)
+                self._outbox.put(outgoing(command))
+            case SendTokens() | SendToRouter() | PublishReport():
                 self._outbox.put(outgoing(command))
             case StopProcess():
                 _log.info("worker_stops", exit_code=command.exit_code, message=command.message)
@@ -208,6 +213,15 @@ class WorkerShell:
             case _:
                 assert_never(command)
         return None
+
+
+def _log_answer(answer: ToMigrator) -> None:
+    """One line for each time that a command is answered."""
+    name = {"handover_id": answer.handover_id, "op_id": answer.op_id}
+    if isinstance(answer, ShapeFailed):
+        _log.warning("command_failed", reason=answer.reason.value, message=answer.message, **name)
+    else:
+        _log.info("command_done", **name)
 
 
 def _translate(translate: Callable[[bytes], WorkerEvent], message: BusMessage) -> WorkerEvent:

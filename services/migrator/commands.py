@@ -69,6 +69,14 @@ class SendToWorker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PingWorker:
+    """Ask the broker whether anybody listens for the worker; nobody becomes WorkerUnreachable."""
+
+    worker_id: str
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PublishReport:
     """Publish our heartbeat."""
 
@@ -76,4 +84,6 @@ class PublishReport:
     cause_id: str
 
 
-MigratorCommand = StoreRecord | ReadRecord | ReadPlacement | SendToWorker | PublishReport | SetTimer
+MigratorCommand = (
+    StoreRecord | ReadRecord | ReadPlacement | SendToWorker | PingWorker | PublishReport | SetTimer
+)

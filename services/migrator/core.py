@@ -26,6 +26,7 @@ from libs.kernel.units import milliseconds
 from libs.policy.liveness import EchoLiveness
 from services.migrator.commands import (
     MigratorCommand,
+    PingWorker,
     PublishReport,
     ReadPlacement,
     SendToWorker,
@@ -44,6 +45,7 @@ from services.migrator.events import (
     RecordUnavailable,
     WorkerAnswered,
     WorkerReported,
+    WorkerUnreachable,
 )
 from services.migrator.fleet_view import FleetView
 from services.migrator.handovers import Handovers
@@ -127,6 +129,8 @@ class MigratorCore:
             case WorkerReported():
                 if self._view.observe(event.report, now_ns=self._now_ns):
                     self._handovers.worker_restarted(event.report.worker_id)
+            case WorkerUnreachable():
+                self._view.observe_unreachable(event.worker_id)
             case MigratorReported():
                 self._migrator_reported(event)
             case PlacementAnnounced():
@@ -170,11 +174,10 @@ class MigratorCore:
             if ownership.is_doubted:
                 self._read_record()
             return
-        interval_ns = self._options.read_interval_ns
-        has_read = not _is_due(self._record_read_at_ns, interval_ns, self._now_ns)
+        is_due = _is_due(self._record_read_at_ns, self._options.read_interval_ns, self._now_ns)
         if ownership.role is Role.STANDBY and self._is_ownerless() and self._is_settled():
             self._commands.append(ownership.claim(cause_id=self._cause_id))
-        elif not has_read or ownership.is_doubted:
+        elif is_due or ownership.is_doubted:
             self._read_record()
 
     def _is_ownerless(self) -> bool:
@@ -224,6 +227,8 @@ class MigratorCore:
         self._echo_at_ns = self._now_ns
         self._peers.observe_echo(now_ns=self._now_ns)
         self._view.observe_echo(now_ns=self._now_ns)
+        for worker_id in self._view.suspects():
+            self._commands.append(PingWorker(worker_id=worker_id, cause_id=self._cause_id))
 
     def _take_placement(self, placement: Placement) -> None:
         if placement.alias != self._options.alias:
@@ -284,7 +289,7 @@ class MigratorCore:
             self._is_outnumbered = True
             ownership.is_doubted = True
         elif self._handovers.answered(answer, self._timing(), ownership.latest):
-            self._advance()
+            self._advance(handover_id=answer.handover_id)
 
     # ------------------------------------------------------------------ doing
 
@@ -294,8 +299,11 @@ class MigratorCore:
         known = 0 if self._placement is None else self._placement.plan_revision
         return known > 0 and (record is None or known >= record.plan_revision)
 
-    def _advance(self, *, may_begin: bool = False) -> None:
-        """Give what is due, let hand-overs turn, begin new ones, and store what changed."""
+    def _advance(self, *, handover_id: str | None = None, may_begin: bool = False) -> None:
+        """Give what is due, let hand-overs turn, begin new ones, and store what changed.
+
+        With an id only that hand-over is looked at: it alone was answered.
+        """
         if not self._ownership.may_speak or not self._is_settled() or not self._is_current():
             return
         before = self._ownership.latest
@@ -303,6 +311,7 @@ class MigratorCore:
             before,
             self._timing(),
             cause_id=self._cause_id,
+            handover_id=handover_id,
             placement=self._placement if may_begin else None,
         )
         for order, cause_id in progress.orders:

@@ -102,10 +102,19 @@ class WorkerAnswered:
     cause_id: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerUnreachable:
+    """The broker found nobody listening on the subject of this worker."""
+
+    worker_id: str
+    cause_id: str
+
+
 MigratorEvent = (
     MigratorStarted
     | TimerFired
     | WorkerReported
+    | WorkerUnreachable
     | MigratorReported
     | PlacementAnnounced
     | PlacementRead

@@ -80,6 +80,14 @@ class FleetView:
             self._workers.pop(worker_id, None)
         return dead
 
+    def observe_unreachable(self, worker_id: str) -> None:
+        """Note that nobody listens for the worker: it is dead if it stays silent a bit longer."""
+        self._liveness.observe_unreachable(worker_id)
+
+    def suspects(self) -> list[str]:
+        """Return the workers whose silence is worth a question now."""
+        return self._liveness.suspects()
+
     def observe_leaving(self, leaving: Iterable[LeavingNode]) -> None:
         """Take what the placement says of nodes that end."""
         self._replicas = None

@@ -115,12 +115,14 @@ class Handovers:
         timing: Timing,
         *,
         cause_id: str,
+        handover_id: str | None = None,
         placement: Placement | None = None,
     ) -> Progress:
-        """Look at every hand-over once, and at what the placement wants beyond them, if given."""
+        """Look at one hand-over, or at all, and at what the placement wants beyond, if given."""
         progress = Progress(record=record)
         for conduct in self.conducts:
-            self._advance_one(conduct, timing, progress, cause_id=cause_id)
+            if handover_id in (None, conduct.handover.handover_id):
+                self._advance_one(conduct, timing, progress, cause_id=cause_id)
         if placement is not None:
             self._begin_new(placement, timing, progress, cause_id=cause_id)
         under_way = tuple(conduct.handover for conduct in self._conducts.values())

@@ -10,8 +10,11 @@ from libs.policy.model_profile import ModelBytes
 
 ANSWER_LIMITS_NS: Mapping[HandoverState, int] = {
     HandoverState.LOADING: 900 * NS_PER_S,
+    HandoverState.COPYING: 300 * NS_PER_S,
+    HandoverState.STOPPING: 300 * NS_PER_S,
 }
-"""How long a living worker may take; a large model from a slow disk takes minutes."""
+"""How long a living worker may take where bytes move: a large model from a slow disk takes minutes,
+and the KV of a full GPU over a slow link does, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,12 @@ from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
 from libs.runtime.bus import Bus, BusMessage
 from libs.runtime.clock import Clock
+from libs.runtime.reachability import is_worker_reachable
 from libs.runtime.shell import ActorShell, Effect
 from services.migrator.commands import (
     Decision,
     MigratorCommand,
+    PingWorker,
     PublishReport,
     ReadPlacement,
     ReadRecord,
@@ -30,6 +32,7 @@ from services.migrator.events import (
     MigratorStarted,
     PlacementUnavailable,
     RecordUnavailable,
+    WorkerUnreachable,
 )
 from services.migrator.options import MigratorOptions
 from services.migrator.ports import RecordPort, open_record_port
@@ -84,6 +87,8 @@ class MigratorShell:
 
     def _interpret(self, command: MigratorCommand) -> Effect[MigratorEvent] | None:
         match command:
+            case PingWorker():
+                return Effect(work=lambda: self._ping(command))
             case SendToWorker() | PublishReport():
                 return Effect(work=lambda: self._send(command))
             case StoreRecord():
@@ -112,6 +117,14 @@ class MigratorShell:
                 return None  # the actor's own
             case _:
                 assert_never(command)
+
+    async def _ping(self, command: PingWorker) -> WorkerUnreachable | None:
+        is_reachable = await is_worker_reachable(
+            self._bus, command.worker_id, asker_id=self._options.migrator_id
+        )
+        if is_reachable:
+            return None
+        return WorkerUnreachable(worker_id=command.worker_id, cause_id=command.cause_id)
 
     async def _send(self, command: Sending) -> None:
         out = outgoing(command)

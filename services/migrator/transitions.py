@@ -1,21 +1,24 @@
 """The life of a hand-over, one route per policy.
 
-    tideserve      staging > loading > forming > copying > stopping > activating
+    tideserve      staging > forming > loading > copying > stopping > activating
                    > releasing > dropping > done
-    spotserve      staging > waiting > stopping > loading > forming > activating
+    spotserve      staging > forming > waiting > stopping > loading > activating
                    > releasing > dropping > done
-    reparallelize  stopping > releasing > dropping > staging > loading > forming
+    reparallelize  stopping > releasing > dropping > staging > forming > loading
                    > activating > done
-    reroute        stopping > releasing > dropping > staging > loading > forming
+    reroute        stopping > releasing > dropping > staging > forming > loading
                    > activating > done
+
+The group is formed as soon as there is room: it settles how many KV blocks each rank has, so that
+what is copied from then on stays; and sources that stand still do not wait for it.
 
 A replica that the placement wants and that only stands still goes resuming > done.
 
 States in which nothing is to be done are passed over. Two turns leave the route:
 
     give up        from every state that can still be undone > abandoning > abandoned
-    hurry          loading, forming > stopping, from there as spotserve: a source will end before
-                   its targets could be ready, so that its KV has to go first
+    hurry          loading > stopping, from there as spotserve: a source will end before its
+                   targets could be ready, so that its KV has to go first
 
 A state that cannot be undone is entered only when all that follows needs nobody's consent.
 """
@@ -42,16 +45,16 @@ _RESTART = (
     S.RELEASING,
     S.DROPPING,
     S.STAGING,
-    S.LOADING,
     S.FORMING,
+    S.LOADING,
     S.ACTIVATING,
     S.DONE,
 )
 ROUTES: Final[Mapping[Policy, tuple[S, ...]]] = {
     Policy.TIDESERVE: (
         S.STAGING,
-        S.LOADING,
         S.FORMING,
+        S.LOADING,
         S.COPYING,
         S.STOPPING,
         S.ACTIVATING,
@@ -61,10 +64,10 @@ ROUTES: Final[Mapping[Policy, tuple[S, ...]]] = {
     ),
     Policy.SPOTSERVE: (
         S.STAGING,
+        S.FORMING,
         S.WAITING,
         S.STOPPING,
         S.LOADING,
-        S.FORMING,
         S.ACTIVATING,
         S.RELEASING,
         S.DROPPING,
@@ -75,7 +78,6 @@ ROUTES: Final[Mapping[Policy, tuple[S, ...]]] = {
 }
 UNDOABLE: Final = frozenset({S.STAGING, S.LOADING, S.FORMING, S.COPYING, S.WAITING, S.STOPPING})
 """Before the point of no return."""
-HURRIED_FROM: Final = frozenset({S.LOADING, S.FORMING})
 ENDS: Final = frozenset({S.DONE, S.ABANDONED})
 
 
@@ -89,7 +91,7 @@ def _transitions(policy: Policy) -> dict[S, dict[Turn, S]]:
         table[state] = {Turn.CARRIED_OUT: after}
         if state in UNDOABLE:
             table[state][Turn.GIVE_UP] = S.ABANDONING
-        if policy is Policy.TIDESERVE and state in HURRIED_FROM:
+        if policy is Policy.TIDESERVE and state is S.LOADING:
             table[state][Turn.HURRY] = S.STOPPING
     return table
 

@@ -50,6 +50,14 @@ class PublishCapacity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PingWorker:
+    """Ask the broker whether anybody listens for the worker; nobody becomes WorkerUnreachable."""
+
+    worker_id: str
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PublishReport:
     """Send the heartbeat. May be lost."""
 
@@ -81,6 +89,7 @@ PlannerCommand: TypeAlias = (
     | CommitPlacement
     | AnnouncePlacement
     | PublishCapacity
+    | PingWorker
     | PublishReport
     | AnswerPin
     | TellDecision

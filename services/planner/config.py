@@ -7,6 +7,7 @@ from typing import Literal
 from libs.contracts.placement import Policy
 from libs.contracts.subjects import alias_of
 from libs.kernel.errors import ConfigError
+from services.planner.options import ECHOES_MISSED_MAX
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -67,6 +68,8 @@ class PlannerConfig:
     """Used where the provisioner is kubernetes."""
     report_interval_ms: int = 200
     """Heartbeat; planners count missed ones, so all processes of a fleet use the same."""
+    reports_missed_max: int = ECHOES_MISSED_MAX
+    """Reports in a row after which a silent worker, or the leader, counts as dead."""
     log_format: Literal["json", "console"] = "json"
     """json for machines, console for people."""
     log_level: str = "info"
@@ -81,8 +84,9 @@ class PlannerConfig:
             raise ConfigError("model: name the model's folder")
         if self.requests_per_s_min <= 0:
             raise ConfigError("requests_per_s_min: must be above 0")
-        if self.report_interval_ms < 1:
-            raise ConfigError("report_interval_ms: must be at least 1")
+        for name in ("report_interval_ms", "reports_missed_max"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be at least 1")
         for name in ("workspace_bytes", "losses_per_node_hour", "nodes_max", "nodes_extra"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must not be negative")

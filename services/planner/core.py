@@ -22,6 +22,7 @@ from libs.policy.arrival_rate import ArrivalRate
 from libs.policy.liveness import EchoLiveness
 from services.planner.commands import (
     AnnouncePlacement,
+    PingWorker,
     PlannerCommand,
     PublishReport,
     TellDecision,
@@ -39,6 +40,7 @@ from services.planner.events import (
     StoreUnavailable,
     WithdrawalReceived,
     WorkerReported,
+    WorkerUnreachable,
 )
 from services.planner.fleet import Fleet
 from services.planner.leadership import Leadership, Role
@@ -95,6 +97,7 @@ class PlannerCore:
         self._echo_beat = -1
         self._reasons: dict[str, None] = {}
         self._has_led = False
+        self._plan_at_ns = 0
         self._settled_at_ns = 0
         self._read_at_ns = 0
         self._reshaped_at_ns = 0
@@ -143,6 +146,8 @@ class PlannerCore:
                 self._timer_fired(event.key)
             case WorkerReported():
                 self._worker_reported(event.report)
+            case WorkerUnreachable():
+                self.fleet.worker_unreachable(event.worker_id)
             case RouterReported():
                 report = event.report
                 self._rate.observe(
@@ -170,7 +175,14 @@ class PlannerCore:
     # ------------------------------------------------------------------ the fleet
 
     def _worker_reported(self, report: WorkerReport) -> None:
-        if self.fleet.worker_reported(report):
+        is_joining = not self.fleet.is_living(report.worker_id)
+        if not self.fleet.worker_reported(report):
+            return
+        if is_joining:
+            self._fleet_changed(
+                f"{report.worker_id} joins", after_ns=self._options.join_debounce_ns
+            )
+        else:
             self._fleet_changed(f"{report.worker_id} reports something new")
 
     def _planner_reported(self, event: PlannerReported) -> None:
@@ -193,6 +205,8 @@ class PlannerCore:
             self.counters.workers_lost += 1
             self._tell("worker_lost", worker_id=worker_id)
             self._fleet_changed(f"{worker_id} is silent")
+        for worker_id in self.fleet.suspects():
+            self._commands.append(PingWorker(worker_id=worker_id, cause_id=self._cause_id))
         silent = self._planners.observe_echo(now_ns=self._now_ns)
         leader_id = self.leadership.leader_id
         if leader_id is not None and leader_id in silent:
@@ -223,9 +237,9 @@ class PlannerCore:
             )
             self._fleet_changed(f"the notice of {withdrawal.node_id} is withdrawn")
 
-    def _fleet_changed(self, reason: str) -> None:
+    def _fleet_changed(self, reason: str, *, after_ns: int | None = None) -> None:
         self._wishes.fleet_changed(self.fleet)
-        self._want_plan(reason)
+        self._want_plan(reason, after_ns=after_ns)
 
     def _pin_requested(self, event: PinRequested) -> None:
         if not self.leadership.is_leading:
@@ -290,7 +304,7 @@ class PlannerCore:
         self._tell_placement(placement)
         self._commands += self._pins.committed(placement)
         if self._reasons:
-            self._set_timer(PLAN_TIMER, self._options.debounce_ns)
+            self._plan_after(self._options.debounce_ns)
 
     def _lead(self) -> None:
         """Go on from what is committed: after listening for a while, unless we led before."""
@@ -324,14 +338,20 @@ class PlannerCore:
 
     # ------------------------------------------------------------------ planning
 
-    def _want_plan(self, reason: str) -> None:
+    def _want_plan(self, reason: str, *, after_ns: int | None = None) -> None:
         """Plan soon: what else happens until then makes no plan of its own."""
         if not self.leadership.is_leading:
             return
-        if not self._reasons:
-            self._set_timer(PLAN_TIMER, self._options.debounce_ns)
+        if after_ns is None:
+            after_ns = self._options.debounce_ns
+        if not self._reasons or self._now_ns + after_ns < self._plan_at_ns:
+            self._plan_after(after_ns)
         if len(self._reasons) < REASONS_MAX:
             self._reasons[reason] = None
+
+    def _plan_after(self, after_ns: int) -> None:
+        self._plan_at_ns = self._now_ns + after_ns
+        self._set_timer(PLAN_TIMER, after_ns)
 
     def _plan(self) -> None:
         if not self._reasons or not self.leadership.can_commit:
@@ -340,7 +360,7 @@ class PlannerCore:
         assert before is not None
         is_early = self._now_ns < self._settled_at_ns
         if is_early or self.fleet.is_loss_likely or self.fleet.unheard(before):
-            self._set_timer(PLAN_TIMER, self._options.debounce_ns)
+            self._plan_after(self._options.debounce_ns)
             return
         self.leadership.revision_seen(self.fleet.plan_revision_floor)
         moment = PlanningMoment(

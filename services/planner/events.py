@@ -106,10 +106,19 @@ class StoreUnavailable:
     cause_id: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerUnreachable:
+    """The broker found nobody listening on the subject of this worker."""
+
+    worker_id: str
+    cause_id: str
+
+
 PlannerEvent: TypeAlias = (
     PlannerStarted
     | TimerFired
     | WorkerReported
+    | WorkerUnreachable
     | RouterReported
     | PlannerReported
     | NoticeReceived

@@ -83,6 +83,14 @@ class Fleet:
             self._remove(worker_id)
         return dead
 
+    def worker_unreachable(self, worker_id: str) -> None:
+        """Note that nobody listens for the worker: it is dead if it stays silent a bit longer."""
+        self._liveness.observe_unreachable(worker_id)
+
+    def suspects(self) -> list[str]:
+        """Return the workers whose silence is worth a question now."""
+        return self._liveness.suspects()
+
     def expect(self, placement: Placement) -> None:
         """Count the silence of whoever is placed, heard or not, from now on."""
         for replica in placement.replicas:

@@ -7,6 +7,10 @@ from libs.policy.liveness import LivenessOptions
 from libs.policy.model_profile import ModelProfile
 from libs.policy.placement_plan import PlanOptions
 
+ECHOES_MISSED_MAX = 15
+"""3 s of silence at 200 ms: longer than a router waits, to whom a false death costs a resume; here
+it costs a hand-over of the whole replica."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapacityOptions:
@@ -49,6 +53,9 @@ class PlannerOptions:
     """How often everything that may have been missed is looked at again."""
     debounce_ns: int = 100 * NS_PER_MS
     """From the first change to the plan, so that a burst makes one plan."""
+    join_debounce_ns: int = 1 * NS_PER_S
+    """The same for workers that join: they seldom come alone, and each placement of one that does
+    makes a hand-over start over."""
     settle_ns: int = 1 * NS_PER_S
     """A new leader listens this long before its first plan: five reports of everybody."""
     store_retry_ns: int = 500 * NS_PER_MS
@@ -67,7 +74,9 @@ class PlannerOptions:
     """Known at a time; one more is ignored, counted."""
     nodes_noticed_max: int = 4_096
     """Nodes with notices kept, known or not; past it the oldest is forgotten."""
-    liveness: LivenessOptions = field(default_factory=LivenessOptions)
+    liveness: LivenessOptions = field(
+        default_factory=lambda: LivenessOptions(echoes_missed_max=ECHOES_MISSED_MAX)
+    )
     """When a silent worker or leader counts as dead."""
 
     def __post_init__(self) -> None:

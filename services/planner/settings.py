@@ -2,6 +2,7 @@
 
 from libs.contracts.placement import Policy
 from libs.kernel.units import NS_PER_MS
+from libs.policy.liveness import LivenessOptions
 from libs.policy.model_profile import ModelProfile
 from libs.policy.objective import ObjectiveOptions
 from libs.policy.parallel_config import SearchOptions
@@ -35,4 +36,5 @@ def planner_options(
         process_id=process_id,
         requests_per_s_min=config.requests_per_s_min,
         report_interval_ns=config.report_interval_ms * NS_PER_MS,
+        liveness=LivenessOptions(echoes_missed_max=config.reports_missed_max),
     )

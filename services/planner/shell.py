@@ -17,11 +17,13 @@ from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S, milliseconds
 from libs.runtime.bus import Bus, BusMessage, Subscription
 from libs.runtime.clock import Clock
+from libs.runtime.reachability import is_worker_reachable
 from libs.runtime.shell import ActorShell, Effect
 from services.planner.commands import (
     AnnouncePlacement,
     AnswerPin,
     CommitPlacement,
+    PingWorker,
     PlannerCommand,
     PublishCapacity,
     PublishReport,
@@ -29,7 +31,12 @@ from services.planner.commands import (
     TellDecision,
 )
 from services.planner.core import PlannerCore
-from services.planner.events import PlannerEvent, PlannerStarted, StoreUnavailable
+from services.planner.events import (
+    PlannerEvent,
+    PlannerStarted,
+    StoreUnavailable,
+    WorkerUnreachable,
+)
 from services.planner.options import PlannerOptions
 from services.planner.provisioners.port import Provisioner
 from services.planner.store import PlacementStore
@@ -136,6 +143,8 @@ class PlannerShell:
                 )
             case PublishCapacity():
                 return Effect(work=lambda: self._provide(command))
+            case PingWorker():
+                return Effect(work=lambda: self._ping(command))
             case AnnouncePlacement() | AnswerPin():
                 return Effect(work=lambda: self._send(command))
             case PublishReport():
@@ -148,6 +157,14 @@ class PlannerShell:
                 return None  # the actor's own
             case _:
                 assert_never(command)
+
+    async def _ping(self, command: PingWorker) -> WorkerUnreachable | None:
+        is_reachable = await is_worker_reachable(
+            self._bus, command.worker_id, asker_id=self._options.planner_id
+        )
+        if is_reachable:
+            return None
+        return WorkerUnreachable(worker_id=command.worker_id, cause_id=command.cause_id)
 
     async def _send_report(self, report: PlannerReport, command: PublishReport) -> None:
         await self._send(PublishReport(report=report, cause_id=command.cause_id))

@@ -4,8 +4,9 @@ Every answer of the run is compared, token for token, with what the same fleet a
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from libs.contracts import subjects
 from libs.contracts.handover_record import HANDOVER_RECORDS, HandoverRecord
 from libs.contracts.local_cloud import AddNode, CloudDone, KillNode, PreemptNode
 from libs.contracts.placement import PinnedShape, PinShape, Policy
+from libs.contracts.reports import MigratorReport, PlannerReport
 from libs.runtime.nats_bus import NatsBus
 from services.launcher.demo_timeline import shape_of
 from services.launcher.fleet import Fleet
@@ -32,8 +34,10 @@ QUESTIONS = 12
 MAX_TOKENS = 160
 BLOCK_TOKENS = 16
 """Of a worker that is told nothing else."""
-SHAPE_DEADLINE_S = 60.0
-RUN_DEADLINE_S = 240.0
+SHAPE_DEADLINE_S = 90.0
+RUN_DEADLINE_S = 480.0
+
+pytestmark = pytest.mark.timeout(600)
 
 Answer = tuple[tuple[int, ...], str | None]
 
@@ -95,6 +99,7 @@ class Theatre:
     bus: NatsBus
     client: TideClient
     operations: int = 0
+    leaving: set[str] = field(default_factory=set)
 
     async def becomes(self, replicas: int, stages: int, shards: int) -> None:
         """Wait until the fleet serves as D replicas of P stages x M shards, and no hand-over is
@@ -120,15 +125,13 @@ class Theatre:
         pin = PinShape(shape=PinnedShape(stages=stages, shards=shards))
         await pin_shape(self.bus, pin, alias=self.fleet.alias)
 
-    async def preempt(self, *, grace_ms: int) -> str:
-        node_id = self.fleet.node_ids[0]
+    async def preempt(self, *, grace_ms: int) -> None:
+        node_id = self._oldest_node()
+        self.leaving.add(node_id)
         await self._ask(PreemptNode, node_id=node_id, grace_ms=grace_ms)
-        return node_id
 
-    async def kill(self) -> str:
-        node_id = self.fleet.node_ids[0]
-        await self._ask(KillNode, node_id=node_id)
-        return node_id
+    async def kill(self) -> None:
+        await self._ask(KillNode, node_id=self._oldest_node())
 
     async def add(self) -> None:
         await self._ask(AddNode)
@@ -143,6 +146,32 @@ class Theatre:
 
     def recomputed(self) -> int:
         return sum(report.tokens_recomputed for report in self.fleet.view.workers())
+
+    def _oldest_node(self) -> str:
+        return next(node for node in self.fleet.node_ids if node not in self.leaving)
+
+    @contextmanager
+    def frozen(self, process_id: int) -> Iterator[None]:
+        """Stop a process with SIGSTOP, and let it wake at the end."""
+        child = self.fleet.child_of(process_id)
+        assert child is not None
+        child.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            child.signal(signal.SIGCONT)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Look at every report until the condition holds."""
+        async with asyncio.timeout(SHAPE_DEADLINE_S):
+            while not condition():
+                await self.fleet.view.wait_for_change()
+
+    def leading_planner(self) -> PlannerReport:
+        return next(report for report in self.fleet.view.planners() if report.is_leader)
+
+    def owning_migrator(self) -> MigratorReport:
+        return next(report for report in self.fleet.view.migrators() if report.is_owner)
 
     async def computes(self, *, kv_tokens: int) -> None:
         """Wait until every lead holds that much KV."""
@@ -161,14 +190,17 @@ Script = Callable[[Theatre], Awaitable[None]]
 
 @asynccontextmanager
 async def a_theatre(
-    folder: Path, *, transport: str, nodes: int = NODES, policy: Policy = Policy.TIDESERVE
+    folder: Path, *, transport: str, actors: int = 1, policy: Policy = Policy.TIDESERVE
 ) -> AsyncIterator[Theatre]:
+    """A fleet that is up, and gone afterwards."""
     options = FleetOptions(
         model=bundled_model(),
         data_folder=folder,
         gateways=0,
         routers=2,
-        planned=PlannedOptions(nodes=nodes, transport=transport, policy=policy),
+        planned=PlannedOptions(
+            nodes=NODES, transport=transport, policy=policy, planners=actors, migrators=actors
+        ),
     )
     fleet = Fleet(options, say=print)
     cloud = LocalCloud(fleet, say=print)
@@ -184,12 +216,12 @@ async def a_theatre(
         await fleet.stop()
 
 
-async def play(folder: Path, script: Script, *, transport: str, nodes: int = NODES) -> int:
+async def play(folder: Path, script: Script, *, transport: str, actors: int = 1) -> int:
     """Play the script under constant load; every answer equals its undisturbed twin.
 
     Returns how many answers were compared.
     """
-    async with a_theatre(folder, transport=transport, nodes=nodes) as theatre:
+    async with a_theatre(folder, transport=transport, actors=actors) as theatre:
         undisturbed = await asyncio.gather(*(theatre.ask(number) for number in range(QUESTIONS)))
         load = ConstantLoad(theatre.client, theatre.fleet.alias)
         running = asyncio.create_task(load.run())
@@ -231,24 +263,58 @@ def test_every_answer_is_exact_through_many_shapes(tmp_path: Path, transport: st
     assert compared >= 2 * STREAMS
 
 
-def under_notice_of(grace_ms: int) -> Script:
-    async def script(theatre: Theatre) -> None:
-        await theatre.pin(1, 2)
-        await theatre.becomes(2, 1, 2)
-        if grace_ms:
-            await theatre.preempt(grace_ms=grace_ms)
-        else:
-            await theatre.kill()
+async def through_all_notices(theatre: Theatre) -> None:
+    await theatre.pin(1, 2)
+    await theatre.becomes(2, 1, 2)
+    for grace_ms in (30_000, 5_000, 1_000):
+        await theatre.preempt(grace_ms=grace_ms)
         await theatre.becomes(1, 1, 2)
+        await theatre.add()
+        await theatre.becomes(2, 1, 2)
+    await theatre.kill()
+    await theatre.becomes(1, 1, 2)
 
-    return script
+
+def test_nodes_leave_after_any_notice_or_none_and_no_answer_changes(tmp_path: Path) -> None:
+    compared = asyncio.run(play(tmp_path, through_all_notices, transport="tcp"))
+    assert compared >= 2 * STREAMS
 
 
-@pytest.mark.parametrize("grace_ms", [30_000, 5_000, 1_000, 0])
-def test_a_node_leaves_after_any_notice_and_no_answer_changes(
-    tmp_path: Path, grace_ms: int
+async def with_frozen_actors(theatre: Theatre) -> None:
+    await theatre.becomes(4, 1, 1)
+    worker = theatre.fleet.view.workers()[0]
+    with theatre.frozen(worker.process_id):
+        await theatre.becomes(3, 1, 1)
+    await theatre.becomes(4, 1, 1)
+
+    planner = theatre.leading_planner()
+    with theatre.frozen(planner.process_id):
+        await theatre.until(lambda: theatre.leading_planner().planner_id != planner.planner_id)
+        await theatre.kill()
+        await theatre.becomes(3, 1, 1)
+    revision = theatre.leading_planner().plan_revision
+    await theatre.until(lambda: _is_standing_by(theatre, planner.planner_id))
+    assert theatre.leading_planner().plan_revision == revision
+
+    migrator = theatre.owning_migrator()
+    with theatre.frozen(migrator.process_id):
+        await theatre.until(lambda: theatre.owning_migrator().migrator_id != migrator.migrator_id)
+        await theatre.kill()
+        await theatre.becomes(2, 1, 1)
+    await theatre.becomes(2, 1, 1)
+
+
+def _is_standing_by(theatre: Theatre, planner_id: str) -> bool:
+    return any(
+        report.planner_id == planner_id and not report.is_leader
+        for report in theatre.fleet.view.planners()
+    )
+
+
+def test_frozen_actors_that_wake_after_their_successors_took_over_change_nothing(
+    tmp_path: Path,
 ) -> None:
-    compared = asyncio.run(play(tmp_path, under_notice_of(grace_ms), transport="tcp"))
+    compared = asyncio.run(play(tmp_path, with_frozen_actors, transport="tcp", actors=2))
     assert compared >= STREAMS
 
 

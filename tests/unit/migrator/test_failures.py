@@ -82,6 +82,22 @@ def test_a_target_that_dies_after_it_is_passed_over(a_fleet: Callable[..., Fleet
     fleet.check()
 
 
+def test_the_last_copy_of_the_weights_is_kept_when_the_only_target_dies(
+    a_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = a_fleet()
+    fleet.place(HEIR)
+    run_until(fleet, HandoverState.ACTIVATING)
+    fleet.kill_worker("worker-d")
+    fleet.run(5_000)
+    assert all("replica-1" in fleet.workers[name].positions for name in ("worker-a", "worker-b"))
+    fleet.place(a_replica("replica-3", "worker-a", "worker-b", epoch=3, inherits=("replica-1",)))
+    assert fleet.run(10_000, until=fleet.is_reached)
+    loads = [m for m in fleet.commands_to("worker-a") if isinstance(m, LoadWeights)]
+    assert "replica-1" in {holder.replica_id for holder in loads[-1].holders}
+    fleet.check()
+
+
 def test_a_newer_placement_undoes_what_it_does_not_want(a_fleet: Callable[..., Fleet]) -> None:
     fleet = a_fleet(Policy.SPOTSERVE)
     fleet.place(HEIR)
@@ -205,17 +221,16 @@ def test_a_node_that_ends_soon_sends_its_kv_before_the_weights_are_there(
     fleet.place(HEIR, leaving=(LeavingNode(node_id="node-a", worker_ids=("worker-a",)),))
     run_until(fleet, HandoverState.STOPPING)
     states = latest(fleet)
-    assert states == ["staging", "loading", "stopping"]
+    assert states == ["staging", "forming", "loading", "stopping"]
     assert fleet.now_ns < ends_at_ns - 1_000 * NS_PER_MS
     fleet.run(10)  # until what is stored is ordered, too
     stop_sent = [m for m in fleet.commands_to("worker-a") if isinstance(m, StopReplica)]
     assert stop_sent[-1].copy_until_unix_ns is not None
     assert stop_sent[-1].copy_until_unix_ns < UNIX_NS + ends_at_ns
     assert fleet.run(10_000, until=fleet.is_reached)
-    assert latest(fleet)[2:] == [
+    assert latest(fleet)[3:] == [
         "stopping",
         "loading",
-        "forming",
         "activating",
         "releasing",
         "dropping",

@@ -43,8 +43,8 @@ def test_a_successor_goes_on_in_the_very_state_with_the_very_orders(
     assert taken_up.handover_epoch == 2
     assert fleet.states("handover-2") == [
         "staging",
-        "loading",
         "forming",
+        "loading",
         "copying",
         "stopping",
         "activating",
@@ -56,7 +56,7 @@ def test_a_successor_goes_on_in_the_very_state_with_the_very_orders(
 
 def test_what_a_state_cost_is_counted_once_whoever_ends_it(a_fleet: Callable[..., Fleet]) -> None:
     fleet = a_fleet()
-    enter(fleet, HandoverState.FORMING)
+    enter(fleet, HandoverState.COPYING)
     fleet.kill_migrator("migrator-1")
     assert fleet.run(10_000, until=fleet.is_reached)
     assert fleet.record is not None

@@ -53,8 +53,8 @@ def test_tideserve_copies_while_the_source_decodes_and_stops_it_last(
     story = change_shape(fleet)
     assert fleet.states(story.handover_id) == [
         "staging",
-        "loading",
         "forming",
+        "loading",
         "copying",
         "stopping",
         "activating",
@@ -64,8 +64,8 @@ def test_tideserve_copies_while_the_source_decodes_and_stops_it_last(
     ]
     assert kinds_to(fleet, "worker-c", story.handover_id) == [
         "StagePosition",
-        "LoadWeights",
         "FormReplica",
+        "LoadWeights",
         "ActivateReplica",
     ]
     source = kinds_to(fleet, "worker-a", story.handover_id)
@@ -81,10 +81,10 @@ def test_spotserve_stops_before_the_weights_move(a_fleet: Callable[..., Fleet]) 
     story = change_shape(fleet)
     assert fleet.states(story.handover_id) == [
         "staging",
+        "forming",
         "waiting",
         "stopping",
         "loading",
-        "forming",
         "activating",
         "releasing",
         "dropping",
@@ -110,8 +110,8 @@ def test_the_baselines_restart_what_changes_from_disk(
         "releasing",
         "dropping",
         "staging",
-        "loading",
         "forming",
+        "loading",
         "activating",
         "done",
     ]
@@ -176,7 +176,7 @@ def test_without_any_holder_the_first_replica_loads_by_itself(
     fleet = a_fleet()
     first = next(m for m in fleet.commands_to("worker-a") if isinstance(m, LoadWeights))
     assert first.holders == ()
-    assert fleet.states("handover-1") == ["staging", "loading", "forming", "activating", "done"]
+    assert fleet.states("handover-1") == ["staging", "forming", "loading", "activating", "done"]
 
 
 def test_forming_uses_what_the_staged_workers_said(a_fleet: Callable[..., Fleet]) -> None:

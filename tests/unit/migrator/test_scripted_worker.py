@@ -28,7 +28,7 @@ class Teller:
         self.worker = ScriptedWorker(
             worker_id="worker-a",
             peers=lambda: [self.worker],
-            is_loading_from_disk_allowed=False,
+            may_lose_weights=lambda: False,
         )
         self.now_ns = 0
         self.told = 0

@@ -45,6 +45,16 @@ def test_a_burst_of_joins_makes_one_plan() -> None:
     assert len(world.placement.replicas) == 4
 
 
+def test_a_notice_does_not_wait_for_workers_that_join() -> None:
+    world = a_world_with("a", "b", "c", "d", "e")
+    committed = len(world.history)
+    world.add_worker("f")
+    world.run(seconds=0.1)
+    world.notice(f"node-{world.placement.replicas[0].worker_ids[0]}")
+    world.run(seconds=0.2)
+    assert len(world.history) == committed + 1
+
+
 def test_workers_that_serve_alone_or_another_model_are_left_alone() -> None:
     world = a_world_with("a", "b")
     world.add_worker("solo", is_planned=False)
@@ -141,6 +151,24 @@ def test_a_worker_that_falls_silent_is_replaced_without_any_notice() -> None:
     assert lost not in placed
     assert spare in placed
     assert kept in world.placement.replicas
+    assert world.told("worker_lost") == [{"worker_id": lost}]
+
+
+def test_a_worker_that_nobody_listens_for_is_lost_within_a_second() -> None:
+    world = a_world_with("a", "b", "c", "d", "e")
+    lost = world.placement.replicas[0].worker_ids[0]
+    world.kill_worker(lost)
+    world.run(seconds=1)
+    assert world.told("worker_lost") == [{"worker_id": lost}]
+
+
+def test_a_worker_that_hangs_but_is_connected_is_given_more_time() -> None:
+    world = a_world_with("a", "b", "c", "d", "e")
+    lost = world.placement.replicas[0].worker_ids[0]
+    world.hang_worker(lost)
+    world.run(seconds=2)
+    assert not world.told("worker_lost")
+    world.run(seconds=3)
     assert world.told("worker_lost") == [{"worker_id": lost}]
 
 

@@ -41,6 +41,7 @@ def test_settings_come_from_the_environment() -> None:
         ({"gain_percent_min": "100"}, "gain_percent_min"),
         ({"requests_per_s_min": "0"}, "requests_per_s_min"),
         ({"report_interval_ms": "0"}, "report_interval_ms"),
+        ({"reports_missed_max": "0"}, "reports_missed_max"),
     ],
 )
 def test_a_wrong_setting_names_its_field(settings: dict[str, str], named: str) -> None:

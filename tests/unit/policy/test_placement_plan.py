@@ -126,6 +126,18 @@ def test_the_baselines_inherit_nothing(policy: Policy, inherits: tuple[str, ...]
     assert plan.replicas[0].inherits == inherits
 
 
+@pytest.mark.parametrize(
+    ("policy", "inherits"),
+    [(Policy.TIDESERVE, {"one", "two"}), (Policy.SPOTSERVE, {"two"})],
+)
+def test_of_two_replicas_that_become_one_the_paper_keeps_the_one_with_more_tokens(
+    policy: Policy, inherits: set[str]
+) -> None:
+    one, two = a_replica("one", "a", "b", tokens=5), a_replica("two", "c", "d", tokens=9)
+    plan = planned(view("ac", one, two), options(policy))
+    assert set(plan.replicas[0].inherits) == inherits
+
+
 def test_a_broken_replica_is_formed_anew_on_the_same_workers() -> None:
     one = replace(a_replica("one", "a", "b"), is_broken=True)
     plan = planned(view("ab", one), options())

@@ -49,7 +49,8 @@ WAIT_S = 60.0
 START_WAIT_S = 240.0
 """To import torch five times at once takes 10 s on two idle cores."""
 REPEAT_S = 0.3
-ANSWER_TOKENS = 160
+ANSWER_TOKENS = 400
+"""Long enough that a hand-over finds them all under way, however quiet the machine is."""
 QUESTIONS = (
     "What does str.split do?",
     "Tell me about the json module.",
@@ -335,7 +336,7 @@ class Fleet:
                     ALIAS=ALIAS,
                     WORKER_ID=f"w{len(self._workers)}",
                     PLACEMENT="planned",
-                    BLOCKS_TOTAL="256",
+                    BLOCKS_TOTAL="512",
                     **self._settings,
                 )
             )

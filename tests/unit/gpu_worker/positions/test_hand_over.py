@@ -341,6 +341,30 @@ def test_a_copy_that_fails_fails_the_command_and_a_stop_that_fails_stops_nothing
         assert source.report.is_serving
 
 
+def test_a_second_stop_that_fails_does_not_start_what_the_first_has_stopped(
+    a_planned_worker: A, a_hand_over: A, a_roster: A, a_start: A
+) -> None:
+    source, target = a_planned_worker("w-1"), a_planned_worker("w-2")
+    migrator = a_hand_over(source, target)
+    before, after = a_roster("replica-1", "w-1"), a_roster("replica-2", "w-2", epoch=2)
+    migrator.serve(before)
+    source.start(a_start("r", max_tokens=30))
+    source.finish_steps(5)
+    migrator.stop(before)
+    migrator.prepare(after)
+    assert migrator.ask(source, StopReplica, source=before, targets=(after,)) is None
+    failed = PositionWorkFailed(
+        op_id=source.copies.pop().op_id,
+        reason=ShapeFailReason.PEER_LOST,
+        message="gone",
+        cause_id="c",
+    )
+    source.handle(failed)
+    assert source.answers[-1].reason is ShapeFailReason.PEER_LOST
+    assert source.steps == []
+    assert not source.report.is_serving
+
+
 def test_blocks_under_way_keep_their_content_though_their_session_ends(
     a_planned_worker: A, a_hand_over: A, a_roster: A, a_start: A
 ) -> None:

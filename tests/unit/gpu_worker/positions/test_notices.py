@@ -8,7 +8,7 @@ import pytest
 from libs.contracts.preemption import NoticeKind, NoticeWithdrawn, PreemptionNotice
 from libs.contracts.sessions import RefuseReason
 from libs.kernel.units import NS_PER_MS
-from services.gpu_worker.events import NoticeReceived
+from services.gpu_worker.events import DrainRequested, NoticeReceived
 
 A = Callable[..., Any]
 NAME = {"notice_id": "n-1", "node_id": "node-a", "source": "manual"}
@@ -112,3 +112,35 @@ def test_a_solo_worker_takes_nothing_new_from_the_notice_on_and_ends_what_it_can
     worker.handle(withdrawn())
     worker.start("again")
     assert worker.take_refusals() == []
+
+
+def test_what_is_sent_away_at_the_end_goes_to_where_its_kv_is(
+    serving: Any, a_planned_worker: A, a_hand_over: A, a_roster: A, a_start: A
+) -> None:
+    target = a_planned_worker("w-2")
+    migrator = a_hand_over(serving, target, epoch=2, revision=2)
+    before, after = a_roster("replica-1", "w-1"), a_roster("replica-2", "w-2", epoch=2)
+    serving.start(a_start("r", max_tokens=50))
+    serving.finish_step()
+    migrator.prepare(after)
+    migrator.copy(before, after)
+    serving.handle(a_notice(100))
+    assert [r.target_worker_id for r in serving.refusals] == ["w-2"]
+
+
+def test_a_worker_that_drains_stays_until_its_replica_needs_it_no_more(
+    a_planned_worker: A, a_hand_over: A, a_roster: A
+) -> None:
+    lead, member = a_planned_worker("w-1"), a_planned_worker("w-2", drain_ns_max=10**10)
+    migrator = a_hand_over(lead, member)
+    roster = a_roster("replica-1", "w-1", "w-2", shards=2)
+    migrator.serve(roster)
+    member.handle(DrainRequested(cause_id="signal"))
+    member.advance(5_000)
+    assert member.stopped is None
+    assert member.report.is_draining
+    migrator.stop(roster)
+    migrator.drop(roster)
+    member.advance(400)
+    assert member.stopped is not None
+    assert member.stopped.exit_code == 0

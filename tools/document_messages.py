@@ -76,7 +76,7 @@ def messages_of(module: ModuleType) -> list[type[Message]]:
 def tag_of(message: type[Message]) -> str | None:
     """Return the literal tag of a message class, or None if it only occurs inside others."""
     field: FieldInfo | None = message.model_fields.get("type")
-    return None if field is None else str(field.default)
+    return field.default if field is not None and isinstance(field.default, str) else None
 
 
 def render() -> str:
@@ -120,7 +120,7 @@ def _render_message(message: type[Message]) -> str:
     tag = tag_of(message)
     rows = [f"### {message.__name__}" + (f" · `{tag}`" if tag else ""), "", _prose(message.__doc__)]
     properties: dict[str, dict[str, Any]] = schema.get("properties", {})
-    fields = {name: shape for name, shape in properties.items() if name != "type"}
+    fields = {name: shape for name, shape in properties.items() if name != "type" or not tag}
     if not fields:
         return "\n".join(rows)
     required = set(schema.get("required", []))
@@ -164,6 +164,8 @@ def _type(shape: dict[str, Any]) -> str:
         return " or ".join(_type(option) for option in shape["anyOf"])
     if shape.get("type") == "array":
         return f"array of {_type(shape.get('items', {}))}"
+    if "enum" in shape:
+        return " or ".join(f"`{value}`" for value in shape["enum"])
     if "const" in shape:
         return f"`{shape['const']}`"
     return str(shape.get("type", "any"))

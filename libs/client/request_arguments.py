@@ -7,10 +7,16 @@ from typing import Any, Final, TypeAlias, TypedDict
 from pydantic import JsonValue, ValidationError
 
 from libs.client.errors import RequestRefused
-from libs.contracts.online import ChatMessage, RejectReason, SamplingParameters, SubmitRequest
+from libs.contracts.online import (
+    ChatMessage,
+    RejectReason,
+    ResponseFormat,
+    SamplingParameters,
+    SubmitRequest,
+)
 from libs.contracts.wire import describe
 
-MessageLike: TypeAlias = ChatMessage | Mapping[str, str]
+MessageLike: TypeAlias = ChatMessage | Mapping[str, JsonValue]
 ToolLike: TypeAlias = Mapping[str, JsonValue]
 
 
@@ -37,8 +43,10 @@ class RequestArguments(TypedDict, total=False):
     min_tokens: int
     stop_token_ids: Sequence[int]
     logprobs: int | None
+    prompt_logprobs: bool
     stop: str | Sequence[str]
     ignore_eos: bool
+    response_format: ResponseFormat | Mapping[str, JsonValue] | None
     priority: int
     expires_after_ms: int | None
     request_id: str | None

@@ -305,7 +305,8 @@ def _tokens(session: _Session, start: int, end: int) -> TokensGenerated:
 
 def _logprobs(session: _Session, start: int, end: int) -> tuple[TokenLogprobs, ...]:
     """Each token with probability 1/2, the best after it with a half of the one before."""
-    wanted = session.submission.sampling.logprobs
+    sampling = session.submission.sampling
+    wanted = sampling.logprobs
     if wanted is None:
         return ()
     return tuple(
@@ -315,8 +316,17 @@ def _logprobs(session: _Session, start: int, end: int) -> tuple[TokenLogprobs, .
                 _scored(100 + index + rank, session.script.texts[index] + "~" * rank, rank)
                 for rank in range(wanted)
             ),
+            prompt=_prompt_scores(session) if sampling.prompt_logprobs and index == 0 else (),
         )
         for index in range(start, end)
+    )
+
+
+def _prompt_scores(session: _Session) -> tuple[TokenLogprobs, ...]:
+    """A token per character, the n-th with probability 2^-n; the first one, number 0, is given."""
+    return tuple(
+        TokenLogprobs(chosen=_scored(ord(character), character, number - 1))
+        for number, character in enumerate(session.submission.prompt or "")
     )
 
 

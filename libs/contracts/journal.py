@@ -127,8 +127,9 @@ def record_bytes_estimate(record: JournalRecord) -> int:
             tokens = len(spec.prompt_token_ids) + len(record.generated_token_ids)
             texts_bytes = _text_bytes(record.generated_texts) + _text_bytes(spec.stop)
             bias_bytes = 16 * len(spec.sampling.logit_bias)
+            schema_bytes = 4 * len(spec.answer_schema or "")
             logprobs_bytes = _logprobs_bytes(record.generated_logprobs)
-            return 1024 + 5 * tokens + texts_bytes + bias_bytes + logprobs_bytes
+            return 1024 + 5 * tokens + texts_bytes + bias_bytes + schema_bytes + logprobs_bytes
         case SessionFailed():
             return 160 + 4 * len(record.message)
         case SessionDispatched() | JournalTakenOver() | JournalClosed():
@@ -138,7 +139,7 @@ def record_bytes_estimate(record: JournalRecord) -> int:
 
 
 def _logprobs_bytes(logprobs: Sequence[TokenLogprobs]) -> int:
-    return SCORED_TOKEN_BYTES * sum(1 + len(item.best) for item in logprobs)
+    return SCORED_TOKEN_BYTES * sum(item.scored_tokens for item in logprobs)
 
 
 def _text_bytes(texts: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ it asks for what it missed. An ended request is remembered for half a minute; re
 computed anew, from the same seed to the same answer.
 """
 
+import json
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -26,6 +27,7 @@ LOGIT_BIAS_ENTRIES_MAX = 1024
 STOP_TOKEN_IDS_MAX = 64
 TOP_LOGPROBS_MAX = 20
 TOOLS_MAX = 128
+SCHEMA_CHARACTERS_MAX = 64 * 1024
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -66,6 +68,11 @@ class ChatMessage(Message):
 
     role: str = Field(min_length=1, max_length=64)
     content: str
+    name: str | None = Field(default=None, max_length=64)
+    tool_calls: tuple[dict[str, JsonValue], ...] = Field(
+        default=(), max_length=TOOLS_MAX, description="of an earlier answer, as OpenAI writes them"
+    )
+    tool_call_id: str | None = Field(default=None, max_length=256)
 
 
 class SamplingParameters(Message):
@@ -101,6 +108,37 @@ class SamplingParameters(Message):
         le=TOP_LOGPROBS_MAX,
         description="report each token's log probability, and those of this many best ones",
     )
+    prompt_logprobs: bool = Field(
+        default=False, description="report the prompt's as well, with the first token's"
+    )
+
+
+class ResponseFormat(Message):
+    """What the answer must be, as OpenAI writes it: any text, an object, or what fits a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, JsonValue] | None = Field(
+        default=None, description="its member `schema` is the JSON schema"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_schema(self) -> "ResponseFormat":
+        is_needed = self.type == "json_schema"
+        if is_needed and not isinstance((self.json_schema or {}).get("schema"), dict):
+            raise ValueError("json_schema.schema is missing: it must be an object")
+        if not is_needed and self.json_schema is not None:
+            raise ValueError("json_schema goes with the type json_schema only")
+        if len(self.answer_schema or "") > SCHEMA_CHARACTERS_MAX:
+            raise ValueError(f"the schema has more than {SCHEMA_CHARACTERS_MAX} characters")
+        return self
+
+    @property
+    def answer_schema(self) -> str | None:
+        """The JSON schema that holds the answer, as text with its keys in order; None: no hold."""
+        if self.type == "text":
+            return None
+        schema = {"type": "object"} if self.json_schema is None else self.json_schema["schema"]
+        return json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
 
 
 class SubmitRequest(Message):
@@ -129,6 +167,9 @@ class SubmitRequest(Message):
         Field(default=(), max_length=STOP_STRINGS_MAX)
     )
     ignore_eos: bool = False
+    response_format: ResponseFormat | None = Field(
+        default=None, description="holds the answer to JSON; the prompt had better ask for it too"
+    )
     priority: int = Field(default=0, ge=-100, le=100, description="higher is served first")
     expires_after_ms: int | None = Field(
         default=None, ge=1, le=86_400_000, description="fails as expired after this long"
@@ -136,6 +177,11 @@ class SubmitRequest(Message):
     tokens_received: int = Field(
         default=0, ge=0, description="on a repeat: how many tokens the client already has"
     )
+
+    @property
+    def answer_schema(self) -> str | None:
+        """See ResponseFormat.answer_schema."""
+        return None if self.response_format is None else self.response_format.answer_schema
 
     @model_validator(mode="after")
     def _has_one_prompt(self) -> "SubmitRequest":
@@ -156,6 +202,8 @@ class SubmitRequest(Message):
             raise ValueError("min_tokens must not exceed max_tokens")
         if self.tools and self.messages is None:
             raise ValueError("tools go with messages only")
+        if self.sampling.prompt_logprobs and self.sampling.logprobs is None:
+            raise ValueError("prompt_logprobs goes with logprobs only")
         return self
 
 
@@ -201,6 +249,16 @@ class TokenLogprobs(Message):
 
     chosen: ScoredToken
     best: tuple[ScoredToken, ...] = Field(default=(), max_length=TOP_LOGPROBS_MAX)
+    prompt: tuple["TokenLogprobs", ...] = Field(
+        default=(),
+        description="with the first token, if asked for: one per token of the prompt, whose own "
+        "first one is given, at a log probability of 0",
+    )
+
+    @property
+    def scored_tokens(self) -> int:
+        """How many ScoredTokens it holds, the prompt's included; what its size depends on."""
+        return 1 + len(self.best) + sum(item.scored_tokens for item in self.prompt)
 
 
 class TokensGenerated(Message):

@@ -24,6 +24,9 @@ class SessionSpec(Message):
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     priority: int = 0
+    answer_schema: str | None = Field(
+        default=None, description="the JSON schema, as text, that the answer is held to"
+    )
 
 
 class StartSession(Message):

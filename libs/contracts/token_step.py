@@ -6,7 +6,8 @@ Packed as msgpack arrays without a model per token:
                                 finish_reason | nil, logprobs?], ..]]
 
 `logprobs` stands only where the request asked for them: one [chosen, [best, ..]] per token, each
-of them [token_id, text, logprob].
+of them [token_id, text, logprob]; those of a prompt, where asked for, follow in the first one's
+list in the same form.
 
 Sent by a worker to `router_tokens(router_id)` after every step, and again for what is not
 acknowledged in time. Handled by the router that owns the sessions. Lost: the worker sends the
@@ -127,7 +128,12 @@ def are_tokens(token_ids: list[Any], texts: list[Any]) -> bool:
 
 def pack_logprobs(items: Sequence[TokenLogprobs]) -> list[Any]:
     """Return log probabilities as nested tuples, one per token."""
-    return [(_pack_scored(i.chosen), [_pack_scored(best) for best in i.best]) for i in items]
+    return [_pack_token_logprobs(item) for item in items]
+
+
+def _pack_token_logprobs(item: TokenLogprobs) -> tuple[Any, ...]:
+    packed = (_pack_scored(item.chosen), [_pack_scored(best) for best in item.best])
+    return (*packed, pack_logprobs(item.prompt)) if item.prompt else packed
 
 
 def _pack_scored(scored: ScoredToken) -> tuple[int, str, float]:
@@ -148,22 +154,40 @@ def unpack_logprobs(rest: list[Any], *, tokens: int) -> tuple[TokenLogprobs, ...
 def _unpack_token_logprobs(item: Any) -> TokenLogprobs:
     match item:
         case [chosen, list(best)]:
-            return TokenLogprobs(
-                chosen=_unpack_scored(chosen), best=tuple(_unpack_scored(b) for b in best)
-            )
+            return _scores(chosen, best)
+        case [chosen, list(best), list(prompt), *_]:
+            return _scores(chosen, best, prompt=tuple(_unpack_prompt_token(i) for i in prompt))
         case _:
             raise ContractViolation("malformed logprobs")
 
 
-def _unpack_scored(item: Any) -> ScoredToken:
+def _unpack_prompt_token(item: Any) -> TokenLogprobs:
+    match item:
+        case [chosen, list(best), *_]:
+            return _scores(chosen, best)
+        case _:
+            raise ContractViolation("malformed logprobs")
+
+
+def _scores(
+    chosen: Any, best: list[Any], *, prompt: tuple[TokenLogprobs, ...] = ()
+) -> TokenLogprobs:
     try:
-        match item:
-            case [int(token_id), str(text), (int() | float()) as logprob]:
-                return ScoredToken(token_id=token_id, text=text, logprob=logprob)
-            case _:
-                raise ContractViolation("malformed logprobs")
+        return TokenLogprobs(
+            chosen=_unpack_scored(chosen),
+            best=tuple(_unpack_scored(item) for item in best),
+            prompt=prompt,
+        )
     except ValidationError as error:
         raise ContractViolation("malformed logprobs") from error
+
+
+def _unpack_scored(item: Any) -> ScoredToken:
+    match item:
+        case [int(token_id), str(text), (int() | float()) as logprob]:
+            return ScoredToken(token_id=token_id, text=text, logprob=logprob)
+        case _:
+            raise ContractViolation("malformed logprobs")
 
 
 def _finish_reason(value: str | None) -> FinishReason | None:

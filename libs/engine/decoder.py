@@ -39,8 +39,8 @@ class DecoderStep:
 
     token_ids_N: torch.Tensor
     positions_N: torch.Tensor
-    sampling_rows_R: torch.Tensor
-    """The rows that are a sequence's last token, ascending."""
+    logit_rows_R: torch.Tensor
+    """The rows whose logits are wanted, in the order in which they are returned."""
     attention: AttentionStep
 
 
@@ -170,7 +170,7 @@ class Decoder:
         """
         rows = self.embed(step)
         self.run_layers(rows, self.position.layers, attention=attention)
-        logits_RV = self.logits(self.sampling_rows(rows))
+        logits_RV = self.logits(self.logit_rows(rows))
         assert logits_RV is not None
         return logits_RV
 
@@ -205,9 +205,9 @@ class Decoder:
                 hidden_NC.add_(self._summed(attended_NC))
                 hidden_NC.add_(self._summed(self._transform(hidden_NC, layer, rows.scratch)))
 
-    def sampling_rows(self, rows: Pass) -> torch.Tensor:
+    def logit_rows(self, rows: Pass) -> torch.Tensor:
         """Return hidden_RC of the rows whose logits are wanted."""
-        return rows.hidden_NC.index_select(0, rows.step.sampling_rows_R)
+        return rows.hidden_NC.index_select(0, rows.step.logit_rows_R)
 
     def logits(self, hidden_RC: torch.Tensor) -> torch.Tensor | None:
         """Return logits_RV of rows that passed all layers; None on shards other than the first."""

@@ -116,7 +116,7 @@ class FallbackDecoder:
             self._model,
             step.token_ids_N,
             positions_N=step.positions_N,
-            rows_R=step.sampling_rows_R,
+            rows_R=step.logit_rows_R,
             attend=attend,
         )
 
@@ -299,7 +299,7 @@ def _proof_step(token_ids: list[int], start: int, attention: PagedAttention) -> 
     return DecoderStep(
         token_ids_N=torch.tensor(token_ids, device=device),
         positions_N=torch.arange(start, end, device=device),
-        sampling_rows_R=torch.arange(len(token_ids), device=device),
+        logit_rows_R=torch.arange(len(token_ids), device=device),
         attention=step,
     )
 

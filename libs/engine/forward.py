@@ -19,7 +19,8 @@ class ForwardPass(Protocol):
         ...
 
     def logits(self, plan: StepPlan) -> torch.Tensor:
-        """Compute the plan's rows, write their KV, and return logits_RV of the sampling ones."""
+        """Compute the plan's rows, write their KV, and return logits_RV of the wanted ones: entry
+        by entry, `PlanEntry.logit_rows` of each."""
         ...
 
 
@@ -37,7 +38,7 @@ class StepDecoder(Protocol):
         ...
 
     def forward(self, step: DecoderStep, *, attention: PagedAttention) -> torch.Tensor:
-        """Compute the rows, write their KV, and return logits_RV of the sampling rows."""
+        """Compute the rows, write their KV, and return logits_RV of the wanted ones."""
         ...
 
 
@@ -54,7 +55,8 @@ class WholePass:
         return self._decoder.device
 
     def logits(self, plan: StepPlan) -> torch.Tensor:
-        """Compute the plan's rows, write their KV, and return logits_RV of the sampling ones."""
+        """Compute the plan's rows, write their KV, and return logits_RV of the wanted ones: entry
+        by entry, `PlanEntry.logit_rows` of each."""
         step = decoder_step(plan.entries, self._attention, device=self.device)
         return self._decoder.forward(step, attention=self._attention)
 
@@ -65,16 +67,18 @@ def decoder_step(
     """Lay out the rows of some entries."""
     token_ids: list[int] = []
     positions: list[int] = []
-    sampling_rows: list[int] = []
+    logit_rows: list[int] = []
     for entry in entries:
+        first_row = len(token_ids)
+        logit_rows += range(first_row, first_row + entry.tokens_scored)
         token_ids += entry.token_ids
         end = entry.start_position + len(entry.token_ids)
         positions += range(entry.start_position, end)
         if entry.is_sampling:
-            sampling_rows.append(len(token_ids) - 1)
+            logit_rows.append(len(token_ids) - 1)
     return DecoderStep(
         token_ids_N=torch.tensor(token_ids, device=device),
         positions_N=torch.tensor(positions, device=device),
-        sampling_rows_R=torch.tensor(sampling_rows, dtype=torch.int64, device=device),
+        logit_rows_R=torch.tensor(logit_rows, dtype=torch.int64, device=device),
         attention=attention.prepare(entries),
     )

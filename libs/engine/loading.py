@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from libs.engine.attention import KvShape, PagedAttention
 from libs.engine.decoder_builder import load_decoder
 from libs.engine.forward import ForwardPass, StepDecoder, WholePass
+from libs.engine.grammar import GrammarVocabulary, serialised
 from libs.engine.model_config import (
     DecoderShape,
     ModelLoadError,
@@ -71,6 +72,8 @@ class LoadedEngine:
     tokenizer: PreTrainedTokenizerBase
     config: DecoderShape
     dtype: torch.dtype
+    can_hold_to_schema: bool
+    """Whether requests may have an answer_schema."""
 
 
 def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
@@ -84,6 +87,7 @@ def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
     decoder, config = _load_decoder(folder, options, device)
     dtype = decoder.dtype
     tokenizer = load_tokenizer(folder)
+    grammars = read_grammars(tokenizer, config)
     kv_shape = _kv_shape(options, config, dtype=dtype, device=device)
     scheduler_options = scheduler_options_for(options, config, blocks_total=kv_shape.blocks)
     attention = PagedAttention(
@@ -95,16 +99,35 @@ def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
         device=device,
     )
     return LoadedEngine(
-        runner=make_runner(WholePass(decoder, attention), config, tokenizer),
+        runner=make_runner(WholePass(decoder, attention), config, tokenizer, grammars=grammars),
         scheduler_options=scheduler_options,
         tokenizer=tokenizer,
         config=config,
         dtype=dtype,
+        can_hold_to_schema=grammars is not None,
+    )
+
+
+def read_grammars(
+    tokenizer: PreTrainedTokenizerBase, config: DecoderShape
+) -> GrammarVocabulary | None:
+    """Return what answer schemas need of a model; None if its tokenizer is not one in Rust."""
+    tokenizer_json = serialised(tokenizer)
+    if tokenizer_json is None:
+        return None
+    return GrammarVocabulary(
+        tokenizer_json,
+        vocabulary_size=max(config.vocabulary_size, len(tokenizer)),
+        eos_token_ids=config.eos_token_ids,
     )
 
 
 def make_runner(
-    forward: ForwardPass, config: DecoderShape, tokenizer: PreTrainedTokenizerBase
+    forward: ForwardPass,
+    config: DecoderShape,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    grammars: GrammarVocabulary | None,
 ) -> ModelRunner:
     """Let a forward pass be sampled from."""
     return ModelRunner(
@@ -112,6 +135,7 @@ def make_runner(
         detokenizer=TokenizerDetokenizer(tokenizer),
         vocabulary_size=config.vocabulary_size,
         eos_token_ids=config.eos_token_ids,
+        grammars=grammars,
     )
 
 

@@ -1,7 +1,7 @@
 """Changes a sequence's logits by what it was asked for and by the tokens it has so far.
 
 All of it is a function of (prompt, generated tokens, options), so that a sequence resumed
-elsewhere goes on with the same adjustments. In this order, as vLLM has it:
+elsewhere goes on with the same adjustments. In this order (see `sampling` for the whole):
 
 1. min_tokens: what would end the sequence is impossible before that many tokens.
 2. logit_bias: added to the logits of single tokens.
@@ -9,15 +9,15 @@ elsewhere goes on with the same adjustments. In this order, as vLLM has it:
    and multiplied where negative. Source: Keskar et al., "CTRL", section 4.1.
 4. frequency_penalty times a token's count in the answer, and presence_penalty for each token
    that is in the answer, are subtracted. Source: OpenAI's API reference.
-
-Temperature, min_p, top_k and top_p follow, in `sampling`. Log probabilities are taken before all
-of this, from the logits of the model.
+5. The answer's schema: what it does not allow next is impossible; what would end the sequence is
+   possible exactly where the answer may end, even before min_tokens where nothing else is.
 
 Legend: V vocabulary.
 """
 
 import torch
 
+from libs.engine.grammar import AnswerGrammar
 from libs.engine.requests import SamplingOptions, SequenceRequest
 
 
@@ -31,9 +31,12 @@ class LogitsAdjuster:
         eos_token_ids: frozenset[int],
         vocabulary_size: int,
         device: torch.device,
+        grammar: AnswerGrammar | None = None,
     ) -> None:
-        """Start from the request's tokens, those generated elsewhere included."""
+        """Start from the request's tokens, those generated elsewhere included; so does `grammar`,
+        which is the adjuster's own from now on."""
         self._options = request.sampling
+        self._grammar = grammar
         self._min_tokens = request.stop.min_tokens
         self._stop_ids = torch.tensor(
             sorted(request.stop.ending_token_ids(eos_token_ids)), dtype=torch.int64, device=device
@@ -65,6 +68,17 @@ class LogitsAdjuster:
             logits_V[self._bias_ids] += self._bias_values
         if self._has_penalties:
             self._penalise_(logits_V)
+        if self._grammar is not None:
+            self._hold_to_(self._grammar, logits_V)
+
+    def _hold_to_(self, grammar: AnswerGrammar, logits_V: torch.Tensor) -> None:
+        spelt_V = torch.frombuffer(grammar.allowed_V(), dtype=torch.uint8)
+        allowed_V = (spelt_V[: len(logits_V)] > 0).to(logits_V.device)
+        # A broken grammar ends the sequence, best with a token that has no text.
+        allowed_V[self._stop_ids] = grammar.may_end or grammar.is_broken
+        logits_V.masked_fill_(~allowed_V, float("-inf"))
+        if logits_V.max() == float("-inf"):
+            logits_V[allowed_V] = 0.0
 
     def _penalise_(self, logits_V: torch.Tensor) -> None:
         options = self._options
@@ -92,5 +106,6 @@ def needs_adjuster(request: SequenceRequest) -> bool:
     return (
         len(request.generated_token_ids) < request.stop.min_tokens
         or bool(request.sampling.logit_bias)
+        or request.answer_schema is not None
         or has_penalties(request.sampling)
     )

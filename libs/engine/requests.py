@@ -27,6 +27,8 @@ class SamplingOptions:
     """(token id, what is added to its logit), each id once."""
     logprobs: int | None = None
     """Report the log probability of each token and of this many best ones; None: report none."""
+    prompt_logprobs: bool = False
+    """Report those of the prompt as well, with the first token; needs `logprobs`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +75,15 @@ class SequenceRequest:
     stop: StopOptions
     priority: int = 0
     """The higher value is admitted first and preempted last; equal ones go by arrival."""
+    answer_schema: str | None = None
+    """The JSON schema, as text, that the answer is held to; one that `grammar` does not refuse."""
     cache_salt: str = ""
     """Sequences share cached prefixes only within one salt (one tenant)."""
+
+    @property
+    def needs_prompt_scores(self) -> bool:
+        """Whether the whole prompt must be computed here, for its log probabilities."""
+        return self.sampling.prompt_logprobs and not self.generated_token_ids
 
     @property
     def tokens_known(self) -> int:
@@ -149,6 +158,8 @@ def _sampling_refusal(sampling: SamplingOptions) -> str | None:
         return f"min_p is {sampling.min_p}: it must lie between 0 and 1"
     if sampling.logprobs is not None and sampling.logprobs < 0:
         return f"logprobs is {sampling.logprobs}: it must not be negative"
+    if sampling.prompt_logprobs and sampling.logprobs is None:
+        return "prompt_logprobs needs logprobs"
     return None
 
 

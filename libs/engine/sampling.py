@@ -6,8 +6,14 @@ logit / temperature + noise is a sample of the softmax. The noise of a token is 
 on the batch, nor on the device, nor on what was sampled before; a sequence resumed elsewhere
 goes on with the same noise.
 
-Order of operations, as vLLM has it: what `logits_adjuster` does (min_tokens, logit_bias,
-penalties), then the best token if the temperature is 0; else temperature, min_p, top_k, top_p.
+Order of operations, that of vLLM (documentation of its v1 Sampler, 0.22):
+
+1. Log probabilities are taken, from the logits as the model gave them (`token_scores`).
+2. min_tokens, logit_bias, then repetition, frequency and presence penalty (`logits_adjuster`).
+3. The answer's schema forbids. vLLM does this first; what is forbidden stays so either way.
+4. The best token if the temperature is 0. Else the logits are divided by the temperature; tokens
+   below min_p of the best one's probability go, then all but the top_k, then, of the probability
+   that is left, all but top_p; and one token is drawn of the rest.
 
 Legend: R rows, V vocabulary.
 """

@@ -100,6 +100,18 @@ class _Sequence:
     def output_index(self) -> int:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
+    @property
+    def is_prompt_scored(self) -> bool:
+        """Whether the prompt's log probabilities are still owed."""
+        return self.request.needs_prompt_scores and self.output_index == 0
+
+    def tokens_scored(self, tokens: int) -> int:
+        """Count those of the next tokens that have a prompt token to score after them."""
+        if not self.is_prompt_scored:
+            return 0
+        # All of the prompt is owed a score but its first token.
+        return min(tokens, self.tokens_missing - 1)
+
     def order(self) -> tuple[int, int]:
         return (-self.request.priority, self.arrival)
 
@@ -353,8 +365,8 @@ class Scheduler:
 
     def _matchable_hashes(self, sequence: _Sequence) -> list[int]:
         """Hashes of the full blocks before the last token, which is always computed anew because
-        its logits are needed."""
-        if not self.options.enable_prefix_cache:
+        its logits are needed. None while a prompt is scored: all of its logits are."""
+        if not self.options.enable_prefix_cache or sequence.is_prompt_scored:
             return []
         blocks = (len(sequence.token_ids) - 1) // self.options.block_tokens
         self._hash_blocks(sequence, blocks=blocks)
@@ -413,6 +425,7 @@ class Scheduler:
             block_table=tuple(sequence.block_ids[:blocks]),
             is_sampling=tokens == sequence.tokens_missing,
             output_index=sequence.output_index,
+            tokens_scored=sequence.tokens_scored(tokens),
         )
 
     def _open(self, entries: list[PlanEntry]) -> list[SequenceRequest]:
@@ -441,6 +454,8 @@ class Scheduler:
 
     def _finish_reason(self, sequence: _Sequence, token: SampledToken) -> FinishReason | None:
         stop = sequence.request.stop
+        if token.is_cut_off:
+            return "length"
         if token.is_stop_matched:
             return "stop"
         if stop.is_stop_token(

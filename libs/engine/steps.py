@@ -30,6 +30,20 @@ class PlanEntry:
     """Whether token_ids reach the sequence's last token, so that a new one is sampled."""
     output_index: int
     """Index among the generated tokens of the one sampled next: the position of its noise."""
+    tokens_scored: int = 0
+    """So many of token_ids, from the first, have to say how likely the prompt token after each of
+    them is: their logits are wanted, before those of the row that is sampled."""
+
+    @property
+    def logit_rows(self) -> int:
+        """Rows of logits that the entry brings forth: of `tokens_scored`, then the sampled one."""
+        return self.tokens_scored + self.is_sampling
+
+    @property
+    def scored_positions(self) -> range:
+        """Positions of the prompt tokens that are scored."""
+        first = self.start_position + 1
+        return range(first, first + self.tokens_scored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +74,10 @@ class SampledToken:
     """The text to emit instead if the sequence ends with this token: flushes what was held
     back, and leaves out the text of the token itself if it is a stop token."""
     is_stop_matched: bool
-    """Whether a stop string is complete; `text` then ends before it."""
+    """Whether a stop string is complete, before which `text` then ends, or the answer's schema
+    allows nothing more."""
+    is_cut_off: bool = False
+    """Whether the sequence must end here, although its answer's schema asks for more."""
     logprobs: TokenLogprobs | None = None
     """Exactly where the request asks for them."""
 

@@ -88,6 +88,7 @@ class ServingProcess:
         options = self._options(
             vocabulary_size=engine.loaded.config.vocabulary_size,
             engine=engine.loaded.scheduler_options,
+            can_hold_to_schema=engine.loaded.can_hold_to_schema,
         )
         engine_thread = EngineThread(self._clock, self._thread)
         engine_thread.add(SOLO_REPLICA_ID, engine.loaded.runner)
@@ -105,7 +106,9 @@ class ServingProcess:
         try:
             options = replace(
                 self._options(
-                    vocabulary_size=model.config.shape.vocabulary_size, engine=worker.bounds
+                    vocabulary_size=model.config.shape.vocabulary_size,
+                    engine=worker.bounds,
+                    can_hold_to_schema=model.grammars is not None,
                 ),
                 peer_address=peer_address,
                 memory_bytes=worker.memory.memory_bytes,
@@ -116,13 +119,16 @@ class ServingProcess:
         finally:
             await worker.close()
 
-    def _options(self, *, vocabulary_size: int, engine: SchedulerOptions) -> WorkerOptions:
+    def _options(
+        self, *, vocabulary_size: int, engine: SchedulerOptions, can_hold_to_schema: bool
+    ) -> WorkerOptions:
         return worker_options(
             self._config,
             worker_id=self._worker_id,
             process_id=os.getpid(),
             vocabulary_size=vocabulary_size,
             engine=engine,
+            can_hold_to_schema=can_hold_to_schema,
         )
 
     async def _run(

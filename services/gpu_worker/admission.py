@@ -23,6 +23,7 @@ def sequence_of(start: StartSession, *, sequence_id: str) -> SequenceRequest:
             frequency_penalty=spec.sampling.frequency_penalty,
             logit_bias=tuple(sorted(spec.sampling.logit_bias.items())),
             logprobs=spec.sampling.logprobs,
+            prompt_logprobs=spec.sampling.prompt_logprobs,
         ),
         stop=StopOptions(
             max_tokens=spec.max_tokens,
@@ -32,6 +33,7 @@ def sequence_of(start: StartSession, *, sequence_id: str) -> SequenceRequest:
             min_tokens=spec.sampling.min_tokens,
         ),
         priority=spec.priority,
+        answer_schema=spec.answer_schema,
     )
 
 
@@ -43,6 +45,8 @@ def refusal_of(start: StartSession, options: WorkerOptions) -> tuple[RefuseReaso
     if spec.sampling.seed is None and spec.sampling.temperature > 0:
         # A seed drawn here would change the continuation when the session moves.
         return RefuseReason.INVALID, "sampling.seed is missing and temperature is above 0"
+    if spec.answer_schema is not None and not options.can_hold_to_schema:
+        return RefuseReason.INVALID, "this model's tokenizer cannot hold answers to a schema"
     message = refuse_reason(
         sequence_of(start, sequence_id=""),
         context_tokens_max=options.engine.context_tokens_max,

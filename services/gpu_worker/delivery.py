@@ -143,5 +143,6 @@ def _logprobs_bytes_at_most(logprobs: Iterable[TokenLogprobs]) -> int:
     return sum(
         SCORES_BYTES
         + sum(SCORE_BYTES + CHARACTER_BYTES * len(s.text) for s in (item.chosen, *item.best))
+        + _logprobs_bytes_at_most(item.prompt)
         for item in logprobs
     )

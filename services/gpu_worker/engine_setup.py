@@ -74,6 +74,7 @@ def worker_options(
     process_id: int,
     vocabulary_size: int,
     engine: SchedulerOptions,
+    can_hold_to_schema: bool,
 ) -> WorkerOptions:
     """Say to the core who it is and what its engine can do."""
     return WorkerOptions(
@@ -82,6 +83,7 @@ def worker_options(
         process_id=process_id,
         vocabulary_size=vocabulary_size,
         engine=engine,
+        can_hold_to_schema=can_hold_to_schema,
         is_planned=config.is_planned,
         node_id=config.node_id,
         zone=config.zone,

@@ -19,6 +19,8 @@ class WorkerOptions:
     engine: SchedulerOptions
     """Of a worker that serves the whole model; of a planned one, what every position has in common:
     its KV has as many blocks as fit there."""
+    can_hold_to_schema: bool = True
+    """Whether a session may have an answer_schema."""
     is_planned: bool = False
     """Computes what the placement says, instead of the whole model from the start."""
     node_id: str | None = None

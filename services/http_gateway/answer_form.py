@@ -11,6 +11,7 @@ from libs.client.token_stream import Usage
 from libs.contracts.online import (
     ChatMessage,
     FinishReason,
+    ResponseFormat,
     SamplingParameters,
     SubmitRequest,
 )
@@ -36,6 +37,8 @@ class Shown:
 
     logprobs: bool = False
     token_ids: bool = False
+    answer: bool = True
+    """False: of the answer nothing is shown, only what belongs to the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,9 @@ class Prompt:
     """What an answer repeats of one prompt, if anything."""
 
     echo: str = ""
+    is_scored: bool = False
+    """Whether the first token brings log probabilities of the prompt, which stand beside the
+    echo."""
     token_ids: tuple[int, ...] = ()
 
 
@@ -54,6 +60,11 @@ class Piece:
     tokens: Sequence[Token]
     characters_before: int
     """Length of the choice's text so far."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the choice's first token is among these."""
+        return bool(self.tokens) and self.tokens[0].index == 0
 
     @property
     def text(self) -> str:
@@ -109,10 +120,12 @@ def submission_of(
     expires_after_ms: int,
     max_tokens: int | None,
     logprobs: int | None,
+    prompt_logprobs: bool = False,
     prompt: str | None = None,
     messages: tuple[ChatMessage, ...] | None = None,
     prompt_token_ids: tuple[int, ...] | None = None,
     tools: tuple[dict[str, JsonValue], ...] = (),
+    response_format: ResponseFormat | None = None,
 ) -> SubmitRequest:
     """Return the message that asks for this. Raises: ApiError for what the contract refuses."""
     stop = request.stop
@@ -129,6 +142,7 @@ def submission_of(
         "min_tokens": request.min_tokens,
         "stop_token_ids": request.stop_token_ids,
         "logprobs": logprobs,
+        "prompt_logprobs": prompt_logprobs,
     }
     given = {name: value for name, value in sampling.items() if value is not None}
     try:
@@ -142,6 +156,7 @@ def submission_of(
             sampling=SamplingParameters(**given),
             stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
             ignore_eos=bool(request.ignore_eos),
+            response_format=response_format,
             priority=request.priority or 0,
             expires_after_ms=expires_after_ms,
         )

@@ -50,6 +50,7 @@ class Order:
     prompt_parameter: str
     is_streaming: bool
     stream_options: StreamOptions
+    shows_answer: bool = True
 
 
 class Answering:
@@ -187,7 +188,7 @@ class _Answer:
         prompts = self._choices[:: self._order.answers_per_prompt]
         return Usage(
             prompt_tokens=sum(choice.stream.prompt_tokens or 0 for choice in prompts),
-            completion_tokens=self._completion_tokens,
+            completion_tokens=self._completion_tokens if self._order.shows_answer else 0,
         )
 
     def _with_usage(self, content: JsonObject) -> JsonObject:

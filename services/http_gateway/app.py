@@ -30,6 +30,7 @@ from services.http_gateway.errors import (
     model_not_found,
 )
 from services.http_gateway.fleet_view import FleetView, ServedModel
+from services.http_gateway.forced_tools import forced_tools
 from services.http_gateway.measures import Measures
 from services.http_gateway.openapi import openapi_document
 from services.http_gateway.request_ids import RequestIds, request_id_of, shown_id_of
@@ -88,6 +89,7 @@ class Routes:
             choices=asked.n or 1,
             shown=Shown(logprobs=bool(asked.logprobs), token_ids=bool(asked.return_token_ids)),
             prompt=Prompt(token_ids=submission.prompt_token_ids or ()),
+            tools=forced_tools(asked.tools, asked.tool_choice),
         )
         return await self._answer(
             asked, [submission], form, request, prompt_parameter=chat.PROMPT_PARAMETER
@@ -107,7 +109,11 @@ class Routes:
             submissions[number], prompt = await self._shown_prompt(asked, submission)
             prompts += [prompt] * (asked.n or 1)
         head = self._head(asked, completions.ANSWER_ID_PREFIX + request_id_of(request))
-        shown = Shown(logprobs=asked.logprobs is not None, token_ids=bool(asked.return_token_ids))
+        shown = Shown(
+            logprobs=asked.logprobs is not None,
+            token_ids=bool(asked.return_token_ids),
+            answer=asked.max_tokens != 0,
+        )
         form = completions.CompletionForm(head, prompts=prompts, shown=shown)
         return await self._answer(
             asked, submissions, form, request, prompt_parameter=completions.PROMPT_PARAMETER
@@ -227,7 +233,11 @@ class Routes:
             submission = await self._text.with_token_ids(
                 submission, model=asked.model, prompt_parameter=parameter
             )
-        return submission, Prompt(echo=echo, token_ids=submission.prompt_token_ids or ())
+        return submission, Prompt(
+            echo=echo,
+            is_scored=completions.is_scored(asked),
+            token_ids=submission.prompt_token_ids or (),
+        )
 
     async def _answer(
         self,
@@ -249,6 +259,7 @@ class Routes:
             prompt_parameter=prompt_parameter,
             is_streaming=bool(asked.stream),
             stream_options=asked.stream_options or StreamOptions(),
+            shows_answer=asked.max_tokens != 0,
         )
         return await self._answering.answer(order, request)
 

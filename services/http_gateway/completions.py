@@ -6,7 +6,7 @@ from typing import Final
 from pydantic import JsonValue
 
 from libs.client.token_stream import Usage
-from libs.contracts.online import SubmitRequest
+from libs.contracts.online import FinishReason, SubmitRequest
 from services.http_gateway.answer_form import (
     AnswerHead,
     Ended,
@@ -37,19 +37,29 @@ def completion_submissions(
     if len(prompts) * (request.n or 1) > CHOICES_MAX:
         message = f"prompt: at most {CHOICES_MAX} answers per request, prompts times n"
         raise invalid(message, parameter="prompt")
-    max_tokens = request.max_tokens or max(DEFAULT_MAX_TOKENS, request.min_tokens or 0)
+    max_tokens = request.max_tokens
+    if max_tokens is None:
+        max_tokens = max(DEFAULT_MAX_TOKENS, request.min_tokens or 0)
     return [
         submission_of(
             request,
             request_id=request_id,
             expires_after_ms=expires_after_ms,
-            max_tokens=max_tokens,
+            # The prompt's scores come with the first token, which is not shown if none is wanted.
+            max_tokens=max(1, max_tokens),
             logprobs=request.logprobs,
+            prompt_logprobs=is_scored(request),
+            response_format=request.response_format,
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_token_ids=None if isinstance(prompt, str) else tuple(prompt),
         )
         for prompt in prompts
     ]
+
+
+def is_scored(request: CompletionRequest) -> bool:
+    """Whether the prompt's log probabilities are wanted."""
+    return bool(request.echo) and request.logprobs is not None
 
 
 def _prompts(request: CompletionRequest) -> Sequence[str | list[int]]:
@@ -75,11 +85,15 @@ class CompletionForm:
         return [
             self._object([self._choice(Piece(choice_index=index, tokens=(), characters_before=0))])
             for index, prompt in enumerate(self._prompts)
-            if prompt.echo or self._shown.token_ids
+            if (prompt.echo or self._shown.token_ids) and not prompt.is_scored
         ]
 
     def piece(self, piece: Piece) -> JsonObject | None:
-        """See AnswerForm.piece."""
+        """See AnswerForm.piece: a prompt that is scored comes with the first one."""
+        if self._prompts[piece.choice_index].is_scored and piece.is_first:
+            return self._object([self._choice(piece)])
+        if not self._shown.answer:
+            return None
         text = piece.text
         if not text and not self._shown.logprobs and not self._shown.token_ids:
             return None
@@ -98,7 +112,7 @@ class CompletionForm:
             "index": ended.choice_index,
             "text": "",
             "logprobs": None,
-            "finish_reason": str(ended.finish_reason),
+            "finish_reason": self._finish_reason(ended),
         }
         return self._object([choice])
 
@@ -109,7 +123,7 @@ class CompletionForm:
     def whole(self, choices: Sequence[tuple[Piece, Ended]], *, usage: Usage) -> JsonObject:
         """See AnswerForm.whole."""
         shown: list[JsonValue] = [
-            {**self._choice(piece), "finish_reason": str(ended.finish_reason)}
+            {**self._choice(piece), "finish_reason": self._finish_reason(ended)}
             for piece, ended in choices
         ]
         return {**self._object(shown), "usage": dict(usage_object(usage))}
@@ -119,7 +133,7 @@ class CompletionForm:
         prompt = self._prompts[piece.choice_index]
         choice: dict[str, JsonValue] = {
             "index": piece.choice_index,
-            "text": prompt.echo + piece.text,
+            "text": prompt.echo + (piece.text if self._shown.answer else ""),
             "finish_reason": None,
             **self._beside(piece, text_offset=len(prompt.echo)),
         }
@@ -130,10 +144,16 @@ class CompletionForm:
     def _beside(self, piece: Piece, *, text_offset: int) -> dict[str, JsonValue]:
         beside: dict[str, JsonValue] = {"logprobs": None}
         if self._shown.logprobs and piece.tokens:
-            beside["logprobs"] = completion_logprobs(piece.tokens, text_offset=text_offset)
+            beside["logprobs"] = completion_logprobs(
+                piece.tokens, text_offset=text_offset, shows_answer=self._shown.answer
+            )
         if self._shown.token_ids:
-            beside["token_ids"] = [token.token_id for token in piece.tokens]
+            shown = piece.tokens if self._shown.answer else ()
+            beside["token_ids"] = [token.token_id for token in shown]
         return beside
+
+    def _finish_reason(self, ended: Ended) -> str:
+        return str(ended.finish_reason if self._shown.answer else FinishReason.LENGTH)
 
     def _object(self, choices: list[JsonValue]) -> JsonObject:
         return {

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 import uvicorn
@@ -27,6 +28,10 @@ from services.http_gateway.config import GatewayConfig
 from services.http_gateway.fleet_view import FleetView
 from services.http_gateway.http_protocol import bounded_protocol
 from services.http_gateway.measures import Measures
+
+KEEP_ALIVE_S: Final = 75
+"""An idle connection is closed after this long: well after clients stop to use it. httpx, and with
+it OpenAI's client, gives one up after 5 s; to close it at that very moment would break requests."""
 
 _log = structlog.get_logger(__name__)
 
@@ -127,6 +132,7 @@ def _server_config(app: object, config: GatewayConfig) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=config.shutdown_wait_s,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
 
 

@@ -19,6 +19,7 @@ from libs.contracts.online import (
     TOOLS_MAX,
     TOP_K_MAX,
     TOP_LOGPROBS_MAX,
+    ResponseFormat,
     TokenId,
 )
 from services.http_gateway.errors import ApiError, from_validation, invalid
@@ -68,6 +69,8 @@ class GenerationRequest(RequestPart):
     )
     min_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS_LIMIT)
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=STOP_TOKEN_IDS_MAX)
+    response_format: ResponseFormat | None = None
+    """Served for completions as well."""
     return_token_ids: bool | None = None
     """Our own: show the token ids of prompt and answer."""
     priority: int | None = Field(default=None, ge=-100, le=100)
@@ -86,6 +89,10 @@ class Message(RequestPart):
 
     role: str = Field(min_length=1, max_length=64)
     content: str | list[ContentPart] | None = None
+    name: str | None = Field(default=None, max_length=64)
+    tool_calls: list[dict[str, JsonValue]] | None = Field(default=None, max_length=TOOLS_MAX)
+    """Of an earlier answer; the model's template shows them."""
+    tool_call_id: str | None = Field(default=None, max_length=256)
 
 
 class ChatRequest(GenerationRequest):
@@ -96,7 +103,8 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS_MAX)
     tools: list[dict[str, JsonValue]] | None = Field(default=None, max_length=TOOLS_MAX)
-    """Shown to the model by its template; the answer stays text."""
+    """Shown to the model by its template; the answer calls one where `tool_choice` forces it, and
+    stays text otherwise."""
     tool_choice: JsonValue = None
 
 
@@ -104,6 +112,8 @@ class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS_LIMIT)
+    """0 only with echo: the prompt is scored and nothing answered."""
     logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS_MAX)
     echo: bool | None = None
     best_of: int | None = None
@@ -137,7 +147,6 @@ _UNSERVED: Final[Mapping[str, tuple[JsonValue, ...]]] = {
     "allowed_token_ids": (),
     "bad_words": ([],),
     "prompt_logprobs": (),
-    "response_format": ({"type": "text"},),
     "structured_outputs": ({},),
     "guided_json": (),
     "guided_regex": (),
@@ -168,7 +177,6 @@ _UNSERVED_BY_COMPLETIONS: Final[Mapping[str, tuple[JsonValue, ...]]] = {
     "suffix": ("",),
 }
 _UNSERVED_IN_MESSAGES: Final[Mapping[str, tuple[JsonValue, ...]]] = {
-    "tool_calls": ([],),
     "function_call": (),
     "audio": (),
 }
@@ -212,8 +220,6 @@ def _require_chat(request: ChatRequest) -> None:
         _require_neutral(message, _UNSERVED_IN_MESSAGES, prefix=f"messages[{index}].")
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs may be given only with logprobs", parameter="top_logprobs")
-    if request.tool_choice not in (None, "none", "auto"):
-        raise _unsupported("tool_choice")
     _require_min_tokens(request.min_tokens, request.max_completion_tokens or request.max_tokens)
 
 
@@ -221,9 +227,8 @@ def _require_completion(request: CompletionRequest) -> None:
     _require_neutral(request, _UNSERVED_BY_COMPLETIONS)
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise _unsupported("best_of")
-    if request.echo and request.logprobs is not None:
-        message = "echo with logprobs is not supported: prompts are not scored"
-        raise invalid(message, parameter="echo", code=UNSUPPORTED)
+    if request.max_tokens == 0 and not request.echo:
+        raise invalid("max_tokens may be 0 only with echo", parameter="max_tokens")
     _require_min_tokens(request.min_tokens, request.max_tokens)
 
 

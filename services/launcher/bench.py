@@ -8,6 +8,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from libs.kernel.errors import ConfigError
+from services.launcher.state_file import DEFAULT_DATA_FOLDER, FleetState, find_nats_url
 
 JsonFile: TypeAlias = Annotated[
     Path | None, typer.Option("--json", help="Write rows and how they came about to this file.")
@@ -22,21 +23,32 @@ def bench() -> None:
 
 
 @app.command()
-def engine(json_file: JsonFile = None) -> None:
+def engine(
+    json_file: JsonFile = None,
+    has_peers: Annotated[
+        bool, typer.Option("--peers", help="Add vLLM's CPU build, at 32 requests at once.")
+    ] = False,
+    peers_python: Annotated[
+        Path | None, typer.Option(help="Interpreter of the environment that has vLLM.")
+    ] = None,
+) -> None:
     """Compare this engine with transformers' generate and generate_batch, interleaved."""
-    _measure("engine", json_file)
+    if has_peers and peers_python is None:
+        raise ConfigError("--peers: needs --peers-python; `make peers` makes such an environment")
+    peers = ["--batch", "32", "--peers-python", str(peers_python)] if has_peers else []
+    _measure("engine", *peers, json_file=json_file)
 
 
 @app.command()
 def planner(json_file: JsonFile = None) -> None:
     """Time one plan (shape, mapping, order of layers) for fleets of 8 to 1024 GPUs."""
-    _measure("planner", json_file)
+    _measure("planner", json_file=json_file)
 
 
 @app.command()
 def transfer(json_file: JsonFile = None) -> None:
     """Measure KV transfers between two processes, beside what bounds them."""
-    _measure("transfer", json_file)
+    _measure("transfer", json_file=json_file)
 
 
 @app.command("live-spot")
@@ -46,10 +58,42 @@ def live_spot(
     seed: Annotated[int, typer.Option(help="Of arrivals and prompts.")] = 7,
 ) -> None:
     """Compare the policies on real processes: same arrivals, same notices; about 20 minutes."""
-    _measure("live_spot", json_file, "--pairs", str(pairs), "--seed", str(seed))
+    _measure("live_spot", "--pairs", str(pairs), "--seed", str(seed), json_file=json_file)
 
 
-def _measure(name: str, json_file: Path | None, *arguments: str) -> None:
+@app.command()
+def soak(
+    json_file: JsonFile = None,
+    requests: Annotated[int, typer.Option(help="Short requests through a whole fleet.")] = 10_000,
+    rate: Annotated[float, typer.Option(help="Requests per second.")] = 40.0,
+    streams: Annotated[int, typer.Option(help="Held open at once at the end.")] = 1_000,
+) -> None:
+    """Watch the memory of router, gateway and worker; exit code 1 if it grows or is too much."""
+    given = (f"--requests={requests}", f"--rate={rate}", f"--streams={streams}")
+    _measure("soak", *given, json_file=json_file)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def load(
+    context: typer.Context,
+    data_folder: Annotated[
+        Path, typer.Option("--data-dir", help="Of the running fleet, if no --nats and no --http.")
+    ] = DEFAULT_DATA_FOLDER,
+) -> None:
+    """Send load to the running fleet and check every answer; options of `python -m loadgen run`."""
+    arguments = list(context.args)
+    if not any(name in given for given in arguments for name in ("--nats", "--http", "--help")):
+        arguments += ["--nats", find_nats_url(None, data_folder)]
+        state = FleetState.read(data_folder)
+        if state is not None and "--model" not in arguments:
+            arguments += ["--model", state.alias]
+    _measure("load", *arguments)
+
+
+def _measure(name: str, *arguments: str, json_file: Path | None = None) -> None:
     try:
         # Imported when asked for: some bring torch and transformers, which take seconds.
         module = import_module(f"benchmarks.{name}")

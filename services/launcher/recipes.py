@@ -1,7 +1,8 @@
 """What each process of a fleet on this machine is told: names, settings, folders."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from libs.contracts.placement import Policy
@@ -55,6 +56,8 @@ class FleetOptions:
     """An existing broker; None starts one of our own."""
     is_restarting: bool = True
     """Whether a child that ends is started anew."""
+    worker_settings: Mapping[str, str] = field(default_factory=dict)
+    """Further fields of every worker's config, such as kv_bytes."""
     planned: PlannedOptions | None = None
 
     def __post_init__(self) -> None:
@@ -140,6 +143,7 @@ class Recipes:
             "alias": model.alias,
             "device": self.options.device,
             "threads": str(threads),
+            **self.options.worker_settings,
         }
         return self._child(name or worker_id, service="gpu_worker", settings={**shared, **settings})
 

@@ -21,6 +21,7 @@ from services.online_router.options import RouterOptions
 from services.online_router.shell import RouterShell, open_router
 from services.online_router.state import RouterCounters
 from services.online_router.tokenization import load_tokenization
+from services.online_router.torch_free import keep_torch_out
 
 
 async def serve(stopping: asyncio.Event) -> None:
@@ -35,6 +36,7 @@ async def serve(stopping: asyncio.Event) -> None:
         level=config.log_level,
         router_id=router_id,
     )
+    keep_torch_out()
     tokenization = load_tokenization(config.models)
     try:
         bus = await NatsBus.connect(config.nats_url, name=router_id)

@@ -86,10 +86,16 @@ class Admission:
         self._claim(session)
 
     def prompt_refused(self, event: PromptRefused) -> None:
-        """The prompt itself is wrong."""
+        """The prompt or the schema itself is wrong, or too many schemas wait to be looked at."""
         session = self._session_of(event.op_id, Phase.TOKENIZING)
         if session is not None:
-            self._drop(session, self._rejection(session, event.reason, event.message))
+            rejection = self._rejection(
+                session,
+                event.reason,
+                event.message,
+                is_transient=event.reason in (RejectReason.OVERLOADED, RejectReason.UNAVAILABLE),
+            )
+            self._drop(session, rejection.model_copy(update={"parameter": event.parameter}))
 
     def claim_made(self, event: ClaimMade) -> None:
         """The request id is ours: open the session in the journal."""
@@ -136,6 +142,23 @@ class Admission:
         session = self._session_of(event.op_id, Phase.CLAIMING)
         if session is not None:
             self._drop(session, self._unavailable(session))
+
+    def refuse_openings(self) -> frozenset[str]:
+        """The journal is full: refuse the sessions that wait to be opened in it; return them."""
+        state = self._state
+        opening = [
+            session
+            for session in state.sessions.values()
+            if session.phase is Phase.OPENING and not session.is_adopted
+        ]
+        for session in opening:
+            state.unassign(session)
+            message = "the journal is full"
+            self._drop(
+                session,
+                self._rejection(session, RejectReason.UNAVAILABLE, message, is_transient=True),
+            )
+        return frozenset(session.request_id for session in opening)
 
     def claim_check_read(self, event: JournalTailRead) -> bool:
         """A dead owner's journal: if it is closed and we do not have the session, it never had.
@@ -273,6 +296,9 @@ class Admission:
             message = f"token ids must lie below the vocabulary size of {vocabulary_size}"
             rejection = self._rejection(session, RejectReason.INVALID, message)
             return rejection.model_copy(update={"parameter": parameter})
+        scores_refusal = self._scores_refusal(session, prompt_tokens=len(prompt_token_ids))
+        if scores_refusal is not None:
+            return scores_refusal
         session.spec = _spec_of(
             session, submission, prompt_token_ids, capacity_tokens=view.capacity_tokens
         )
@@ -281,6 +307,19 @@ class Admission:
             message = f"the prompt takes {record_bytes} bytes in the journal, which is too large"
             return self._rejection(session, RejectReason.TOO_LARGE, message)
         return None
+
+    def _scores_refusal(self, session: Session, *, prompt_tokens: int) -> RequestRejected | None:
+        """Refuse to score a prompt whose scores would not fit into one message."""
+        sampling = self._submission(session).sampling
+        tokens_max = self._state.options.scored_places_max(sampling.logprobs or 0)
+        if not sampling.prompt_logprobs or prompt_tokens <= tokens_max:
+            return None
+        message = (
+            f"the prompt has {prompt_tokens} tokens; with {sampling.logprobs} log probabilities "
+            f"for each at most {tokens_max} can be scored"
+        )
+        rejection = self._rejection(session, RejectReason.TOO_LARGE, message)
+        return rejection.model_copy(update={"parameter": "logprobs"})
 
     def _claim(self, session: Session, *, revision: int | None = None) -> None:
         state = self._state
@@ -411,4 +450,5 @@ def _spec_of(
         stop=submission.stop,
         ignore_eos=submission.ignore_eos,
         priority=submission.priority,
+        answer_schema=submission.answer_schema,
     )

@@ -25,7 +25,8 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenize:
-    """Render and tokenise the prompt off the loop -> PromptTokenized | PromptRefused."""
+    """Render and tokenise the prompt, and try the answer's schema, off the loop
+    -> PromptTokenized | PromptRefused."""
 
     op_id: str
     alias: str

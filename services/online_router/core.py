@@ -254,6 +254,9 @@ class RouterCore:
             case JournalAppendFailed():
                 if self._recovery.append_failed(op_id=event.op_id):
                     return
+                if event.is_full:
+                    self._found_full(event.op_id)
+                    return
                 command = writer.append_failed(op_id=event.op_id, cause_id=event.cause_id)
                 if command is not None:
                     self._state.emit(command)
@@ -281,6 +284,12 @@ class RouterCore:
                 self._set_timer(APPEND_TIMER, self._options.append_retry_ns)
             case WriterState.IDLE | WriterState.APPENDING:
                 pass
+
+    def _found_full(self, op_id: str) -> None:
+        """Refuse what is not promised yet; tokens of sessions that are wait for room."""
+        if self._state.writer.found_full(op_id=op_id):
+            self._state.writer.withdraw_openings(self._admission.refuse_openings())
+            self._after_verification()
 
     def _committed(self, committed: Committed | None) -> None:
         if committed is None:

@@ -53,12 +53,15 @@ class PromptTokenized:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRefused:
-    """Outcome of Tokenize: the prompt cannot be rendered or tokenised."""
+    """Outcome of Tokenize: the prompt cannot be rendered or tokenised, or no answer be held to the
+    schema."""
 
     op_id: str
     reason: RejectReason
     message: str
     cause_id: str
+    parameter: str | None = None
+    """The field at fault, where it is not the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +101,12 @@ class JournalAppended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalAppendFailed:
-    """Outcome of AppendJournal: conflict, time-out or a full stream; reading the tail decides."""
+    """Outcome of AppendJournal: conflict or time-out, and reading the tail decides; or the stream
+    is full, and nothing was stored."""
 
     op_id: str
     cause_id: str
+    is_full: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

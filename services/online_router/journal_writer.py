@@ -8,6 +8,9 @@
                           v
                       FENCED: somebody else wrote; every session here belongs to them
 
+A full stream stores nothing for certain: what nobody was promised yet is withdrawn, and the rest of
+the batch is appended again after a pause.
+
 One batch is in flight at a time, so a batch is all that happened during the one before. The batch
 is appended with the sequence of the last one: after a take-over that can never succeed. An append
 whose answer was lost is resolved by reading the journal's last message, whose id tells whose it
@@ -15,10 +18,11 @@ is; no time-out is trusted.
 """
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-from libs.contracts.journal import JournalRecord, record_bytes_estimate
+from libs.contracts.journal import JournalRecord, SessionOpened, record_bytes_estimate
 from libs.kernel.core import require
 from services.online_router.commands import AppendJournal, ReadJournalTail
 
@@ -94,6 +98,25 @@ class JournalWriter:
             return None
         self.state = WriterState.VERIFYING
         return self._read_tail(cause_id)
+
+    def found_full(self, *, op_id: str) -> bool:
+        """Nothing of the batch was stored; say whether it was the one in flight."""
+        if op_id != self._op_id or self.state is not WriterState.APPENDING:
+            return False
+        self.state = WriterState.PAUSING
+        return True
+
+    def withdraw_openings(self, request_ids: Collection[str]) -> None:
+        """Do not write that these sessions are opened; the stream has just been found full."""
+        require(self.state is WriterState.PAUSING, "an opening may be stored already")
+
+        def is_kept(record: JournalRecord) -> bool:
+            return not (isinstance(record, SessionOpened) and record.spec.request_id in request_ids)
+
+        self._batch = tuple(record for record in self._batch if is_kept(record))
+        self._pending = deque(record for record in self._pending if is_kept(record))
+        if not self._batch:
+            self.state = WriterState.IDLE
 
     def tail_read(self, *, op_id: str, sequence: int, message_id: str | None) -> Committed | None:
         """Decide what the failed append came to: committed, to be repeated, or fenced."""

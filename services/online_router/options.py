@@ -1,9 +1,13 @@
 """What the router's core may be told; the process's own config maps onto it."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from libs.kernel.units import KIB, MIB, NS_PER_MS, NS_PER_S
 from libs.policy.liveness import LivenessOptions
+
+SCORED_TOKEN_JSON_BYTES: Final = 96
+"""Of one ScoredToken in a message to a client, in the larger encoding; its text is short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,9 @@ class RouterOptions:
     """Estimated size of one journal append; must stay below the broker's max_payload."""
     record_bytes_max: int = 768 * KIB
     """A submission whose own record would exceed this is rejected as too large."""
+    scores_bytes_max: int = 768 * KIB
+    """Estimated log probabilities in one message to a client; must stay below the broker's
+    max_payload. More of an answer's go into several messages; a prompt with more is rejected."""
     journal_bytes_max: int = 16 * MIB
     """Journal bytes behind the oldest open session before that session is written anew."""
     journals_list_interval_ns: int = 1 * NS_PER_S
@@ -50,6 +57,10 @@ class RouterOptions:
     """Tokens in one TokensGenerated message."""
     liveness: LivenessOptions = field(default_factory=LivenessOptions)
     """When a silent worker or router counts as dead."""
+
+    def scored_places_max(self, best: int) -> int:
+        """How many tokens, each with so many best ones, one message to a client can score."""
+        return max(1, self.scores_bytes_max // (SCORED_TOKEN_JSON_BYTES * (1 + best)))
 
     def __post_init__(self) -> None:
         assert self.batch_bytes_max <= self.record_bytes_max

@@ -80,7 +80,9 @@ class JournalPort:
                 expected_last_subject_sequence=command.expected_sequence,
                 timeout_ns=CALL_TIMEOUT_NS,
             )
-        except (WrongLastSequence, StreamFull, PayloadTooLarge, Unavailable):
+        except StreamFull:
+            return JournalAppendFailed(op_id=command.op_id, is_full=True, cause_id=command.cause_id)
+        except (WrongLastSequence, PayloadTooLarge, Unavailable):
             return JournalAppendFailed(op_id=command.op_id, cause_id=command.cause_id)
         return JournalAppended(
             op_id=command.op_id, sequence=appended.sequence, cause_id=command.cause_id

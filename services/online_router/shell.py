@@ -51,6 +51,7 @@ from services.online_router.events import (
 )
 from services.online_router.options import RouterOptions
 from services.online_router.ports import JournalPort, open_journal_port
+from services.online_router.schema_desk import SchemaDesk
 from services.online_router.text_desk import TextDesk
 from services.online_router.tokenization import Tokenization
 from services.online_router.wire import Sending, event_of, listening, outgoing
@@ -83,6 +84,7 @@ class RouterShell:
         self._router_id = options.router_id
         self._clock = clock
         self._tokenizer_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
+        self._schema_desk = SchemaDesk(tokenization.serialised)
         self._text_desk = TextDesk(
             bus=bus, tokenization=tokenization, thread=self._tokenizer_thread
         )
@@ -109,6 +111,7 @@ class RouterShell:
                 self._actor.stop()
         finally:
             self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)
+            await self._schema_desk.close()
 
     def _translate(self, message: BusMessage) -> RouterEvent | None:
         return event_of(
@@ -164,6 +167,17 @@ class RouterShell:
             self.messages_unsent += 1
 
     async def _tokenize(self, command: Tokenize) -> RouterEvent:
+        schema = command.submission.answer_schema
+        if schema is not None:
+            refusal = await self._schema_desk.refusal(command.alias, schema)
+            if refusal is not None:
+                return PromptRefused(
+                    op_id=command.op_id,
+                    reason=refusal[0],
+                    message=refusal[1],
+                    parameter="response_format",
+                    cause_id=command.cause_id,
+                )
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._tokenizer_thread, self._tokenization.run, command)
 

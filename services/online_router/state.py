@@ -136,9 +136,9 @@ class RouterState:
 
     def relay_from(self, session: Session, first_index: int) -> None:
         """Send the client the committed tokens from this index on, and the end if it is over."""
-        step = self.options.relay_tokens_max
-        for start in range(first_index, session.tokens_committed, step):
-            end = min(start + step, session.tokens_committed)
+        end = first_index
+        while end < session.tokens_committed:
+            start, end = end, self._relay_end(session, end)
             message = TokensGenerated(
                 request_id=session.request_id,
                 first_index=start,
@@ -150,6 +150,16 @@ class RouterState:
         session.tokens_relayed = session.tokens_committed
         if session.phase is Phase.ENDED:
             self.reply(session, self.end_message(session))
+
+    def _relay_end(self, session: Session, start: int) -> int:
+        """Where the message to the client that begins with this token ends."""
+        sampling = session.known_spec().sampling
+        tokens_max = self.options.relay_tokens_max
+        if sampling.logprobs is not None:
+            tokens_max = min(tokens_max, self.options.scored_places_max(sampling.logprobs))
+        if sampling.prompt_logprobs and start == 0:
+            tokens_max = 1  # The prompt's scores fill its message.
+        return min(start + tokens_max, session.tokens_committed)
 
     def end_message(self, session: Session) -> RequestFinished | RequestFailed:
         """How the session ended, for its client."""

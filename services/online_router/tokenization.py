@@ -4,12 +4,13 @@ Runs on one thread of its own, so that a long prompt delays no heartbeat. Chat t
 rendered by transformers in its sandbox; nothing of a client's message is executed.
 """
 
+import contextlib
+import json
 from collections.abc import Sequence
 from typing import Any, Final
 
 import jinja2
 from pydantic import JsonValue
-from transformers import AutoTokenizer
 
 from libs.contracts.online import ChatMessage, RejectReason
 from libs.contracts.subjects import alias_of
@@ -22,6 +23,7 @@ from libs.contracts.text import (
     TextTokenized,
     TokenizeText,
 )
+from libs.engine.grammar import serialised
 from libs.kernel.errors import ConfigError
 from services.online_router.commands import Tokenize
 from services.online_router.events import PromptRefused, PromptTokenized
@@ -49,6 +51,10 @@ class Tokenization:
     def aliases(self) -> tuple[str, ...]:
         """The models that can be tokenised, sorted."""
         return tuple(sorted(self._tokenizers))
+
+    def serialised(self, alias: str) -> str | None:
+        """Return the model's tokenizer as JSON; None where it has no such form."""
+        return serialised(self._tokenizers[alias])
 
     def run(self, command: Tokenize) -> PromptTokenized | PromptRefused:
         """Return the token ids of a submission's prompt, or why it has none."""
@@ -135,7 +141,7 @@ def _rendered(
     if not tokenizer.chat_template:
         raise ValueError(NO_TEMPLATE)
     text: str = tokenizer.apply_chat_template(
-        [{"role": message.role, "content": message.content} for message in messages],
+        [_for_template(message) for message in messages],
         tools=list(tools) or None,
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
@@ -143,11 +149,25 @@ def _rendered(
     return text
 
 
+def _for_template(message: ChatMessage) -> dict[str, Any]:
+    shown = message.model_dump(mode="json", exclude_defaults=True)
+    for call in shown.get("tool_calls", ()):
+        function = call.get("function")
+        # Templates want the arguments as an object; OpenAI's API has them as its text.
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            with contextlib.suppress(ValueError):
+                function["arguments"] = json.loads(function["arguments"])
+    return shown
+
+
 def load_tokenization(models: tuple[str, ...]) -> Tokenization:
     """Load one tokenizer per `alias=path` or `path`; a path may be a hub id.
 
     Raises: ConfigError naming the model that cannot be loaded.
     """
+    # Imported here: the process first decides what transformers may bring with it.
+    from transformers import AutoTokenizer
+
     tokenizers: dict[str, Any] = {}
     for model in models:
         name, separator, path = model.partition("=")

@@ -1,6 +1,7 @@
 """A router in the simulated world: the live core, its commands carried out on the virtual bus."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar, assert_never
 
 from libs.contracts import subjects
@@ -144,7 +145,9 @@ class RouterProcess(SimProcess):
                     expected_last_subject_sequence=command.expected_sequence,
                     now_ns=now_ns,
                 )
-            except (WrongLastSequence, StreamFull):
+            except StreamFull:
+                return replace(failed, is_full=True)
+            except WrongLastSequence:
                 return failed
             return JournalAppended(
                 op_id=command.op_id, sequence=appended.sequence, cause_id=command.cause_id

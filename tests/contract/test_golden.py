@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,29 @@ def test_the_estimate_of_a_record_is_never_below_its_packed_size(
 ) -> None:
     for record in batch:
         assert len(journal.pack_batch([record])) <= journal.record_bytes_estimate(record)
+
+
+SCORED = online.ScoredToken(token_id=131_071, text="\N{REPLACEMENT CHARACTER}", logprob=-12.345678)
+GIVEN = online.TokenLogprobs(chosen=SCORED)
+SCORES = online.TokenLogprobs(chosen=SCORED, best=(SCORED,) * 20)
+
+
+def test_what_only_some_requests_ask_for_survives_the_journal(
+    batch: tuple[journal.JournalRecord, ...],
+) -> None:
+    first = SCORES.model_copy(update={"prompt": (GIVEN, *[SCORES] * 40)})
+    opened = next(record for record in batch if isinstance(record, journal.SessionOpened))
+    schema = '{"title":"' + "\N{BLACK CHESS KING}" * 500 + '"}'
+    spec = opened.spec.model_copy(update={"answer_schema": schema})
+    tokens = next(record for record in batch if isinstance(record, token_step.SessionTokens))
+    records: list[journal.JournalRecord] = [
+        replace(opened, spec=spec, generated_logprobs=(first,)),
+        replace(tokens, logprobs=(first, SCORES)),
+    ]
+    for record in records:
+        packed = journal.pack_batch([record])
+        assert journal.unpack_batch(packed) == (record,)
+        assert len(packed) <= journal.record_bytes_estimate(record)
 
 
 def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:

@@ -1,5 +1,7 @@
 """Options of the HTTP API through a real fleet: what comes back belongs together."""
 
+import asyncio
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +9,29 @@ from typing import Any
 import httpx
 import pytest
 
+from libs.client.client import TideClient
+from libs.client.errors import RequestRefused
+from libs.contracts.online import RejectReason
+
+SHIP = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "draught": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["name", "draught"],
+    "additionalProperties": False,
+}
 QUESTION = [{"role": "user", "content": "What does str.split do?"}]
 
 
 @pytest.fixture(scope="module")
-def http(start_fleet: Callable[..., Any]) -> Any:
-    under_test = start_fleet(workers=1, routers=1)
+def under_test(start_fleet: Callable[..., Any]) -> Any:
+    return start_fleet(workers=1, routers=1)
+
+
+@pytest.fixture(scope="module")
+def http(under_test: Any) -> Any:
     with httpx.Client(base_url=under_test.fleet.http_url, timeout=60) as client:
         yield client
 
@@ -70,6 +89,24 @@ def test_echo_of_token_ids_is_their_text(http: httpx.Client) -> None:
     assert ask(http, "/detokenize", tokens=tokens)["prompt"] == prompt
 
 
+def test_a_prompt_scores_what_it_scored_as_an_answer(http: httpx.Client) -> None:
+    prompt = ask(http, "/tokenize", messages=QUESTION)["tokens"]
+    asked = {"temperature": 0, "ignore_eos": True, "logprobs": 1}
+    shown = {"return_token_ids": True}
+    answer = ask(http, "/v1/completions", prompt=prompt, **asked, **shown)["choices"][0]
+    whole = [*prompt, *answer["token_ids"]]
+    for max_tokens in (0, 1):
+        echoed = ask(
+            http, "/v1/completions", prompt=whole, echo=True, **asked | {"max_tokens": max_tokens}
+        )
+        assert echoed["usage"]["completion_tokens"] == max_tokens
+        scored = echoed["choices"][0]["logprobs"]
+        assert len(scored["tokens"]) == len(whole) + max_tokens
+        assert scored["token_logprobs"][0] is None
+        again = scored["token_logprobs"][len(prompt) : len(whole)]
+        assert again == pytest.approx(answer["logprobs"]["token_logprobs"], abs=1e-4)
+
+
 def test_a_forbidden_token_never_comes_and_a_forced_one_always_does(http: httpx.Client) -> None:
     asked = {"prompt": "The", "temperature": 0, "ignore_eos": True, "return_token_ids": True}
     first = ask(http, "/v1/completions", **asked)["choices"][0]["token_ids"][0]
@@ -78,3 +115,62 @@ def test_a_forbidden_token_never_comes_and_a_forced_one_always_does(http: httpx.
     assert first not in without
     forced = ask(http, "/v1/completions", **asked, logit_bias={"500": 100})
     assert forced["choices"][0]["token_ids"] == [500] * 12
+
+
+def assert_is_a_ship(text: str) -> None:
+    ship = json.loads(text)
+    assert list(ship) == ["name", "draught"]
+    assert len(ship["name"]) <= 8
+    assert 0 <= ship["draught"] <= 99
+
+
+def test_over_http_every_choice_is_held_to_the_schema(http: httpx.Client) -> None:
+    response_format = {"type": "json_schema", "json_schema": {"name": "ship", "schema": SHIP}}
+    asked = {"messages": QUESTION, "temperature": 1.2, "seed": 4, "max_tokens": 200}
+    answer = ask(http, "/v1/chat/completions", **asked, n=3, response_format=response_format)
+    for choice in answer["choices"]:
+        assert choice["finish_reason"] == "stop"
+        assert_is_a_ship(choice["message"]["content"])
+
+
+def test_over_nats_the_same_field_holds_the_answer_or_is_refused_by_name(under_test: Any) -> None:
+    async def complete(client: TideClient, schema: dict[str, Any]) -> str:
+        response_format = {"type": "json_schema", "json_schema": {"schema": schema}}
+        answer = await client.complete(
+            model="tide-tiny", prompt="The", max_tokens=200, response_format=response_format
+        )
+        return answer.text
+
+    async def work() -> None:
+        async with await TideClient.connect(under_test.fleet.nats_url) as client:
+            assert_is_a_ship(await complete(client, SHIP))
+            bombs: list[dict[str, Any]] = [
+                {"type": "nonsense"},
+                {"type": "integer", "multipleOf": 828_000_007},
+                {"allOf": [{"$ref": "#"}]},
+            ]
+            for bomb in bombs:
+                beside = asyncio.create_task(complete(client, SHIP))
+                with pytest.raises(RequestRefused) as refusal:
+                    await complete(client, bomb)
+                assert refusal.value.reason is RejectReason.INVALID
+                assert refusal.value.parameter == "response_format"
+                assert_is_a_ship(await beside)
+
+    under_test.runner.run(work())
+
+
+def test_a_forced_tool_is_called_with_arguments_that_fit_it(http: httpx.Client) -> None:
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": SHIP}}
+        for name in ("launch", "sink")
+    ]
+    asked = {"messages": QUESTION, "tools": tools, "temperature": 1.0, "seed": 3}
+    named = {"type": "function", "function": {"name": "sink"}}
+    for choice, names in (("required", {"launch", "sink"}), (named, {"sink"})):
+        answer = ask(http, "/v1/chat/completions", **asked, max_tokens=300, tool_choice=choice)
+        [shown] = answer["choices"]
+        assert shown["finish_reason"] == "tool_calls"
+        [call] = shown["message"]["tool_calls"]
+        assert call["function"]["name"] in names
+        assert_is_a_ship(call["function"]["arguments"])

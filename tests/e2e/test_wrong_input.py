@@ -136,6 +136,11 @@ def a_body(**fields: object) -> bytes:
     return json.dumps({"model": "tide-tiny", "messages": QUESTION, **fields}).encode()
 
 
+def a_schema(schema: dict[str, Any]) -> bytes:
+    response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return a_body(response_format=response_format)
+
+
 HTTP_CASES: list[tuple[bytes, int]] = [
     (a_body(n=17), 400),
     (a_body(logprobs=True, top_logprobs=21), 400),
@@ -148,6 +153,10 @@ HTTP_CASES: list[tuple[bytes, int]] = [
     (a_body(min_tokens=5, max_tokens=4), 400),
     (a_body(max_tokens=100_000), 400),
     (a_body(response_format={"type": "json_schema", "json_schema": {"schema": 5}}), 400),
+    (a_schema({"type": "nonsense"}), 400),
+    (a_schema({"$ref": "https://example.com/schema.json"}), 400),
+    (a_schema({"type": "integer", "multipleOf": 828_000_007}), 400),
+    (a_schema({"title": "x" * 70_000}), 400),
     (b"{not json", 400),
     (b"", 400),
     (b'"text"', 400),

@@ -9,12 +9,14 @@ from transformers import PreTrainedTokenizerBase
 
 from libs.engine.attention import KvShape, PagedAttention
 from libs.engine.decoder_builder import build_decoder
+from libs.engine.grammar import GrammarVocabulary
 from libs.engine.loading import (
     EngineOptions,
     blocks_useful,
     engine_device,
     engine_dtype,
     make_runner,
+    read_grammars,
     resolve_model_folder,
     scheduler_options_for,
 )
@@ -50,6 +52,8 @@ class ReplicaModel:
     dtype: torch.dtype
     device: torch.device
     tokenizer: PreTrainedTokenizerBase
+    grammars: GrammarVocabulary | None
+    """None if no request may have an answer_schema."""
 
     def new_store(self) -> WeightStore:
         """Return an empty store for this model's weights."""
@@ -100,13 +104,16 @@ def read_replica_model(model: str, *, options: EngineOptions) -> ReplicaModel:
     cannot be cut and is served whole by `load_engine`.
     """
     folder = resolve_model_folder(model)
+    config = read_model_config(folder)
+    tokenizer = load_tokenizer(folder)
     return ReplicaModel(
         folder=folder,
-        config=read_model_config(folder),
+        config=config,
         options=options,
         dtype=engine_dtype(options, folder),
         device=engine_device(options),
-        tokenizer=load_tokenizer(folder),
+        tokenizer=tokenizer,
+        grammars=read_grammars(tokenizer, config.shape),
     )
 
 
@@ -167,7 +174,7 @@ def build_member(
     forward = StagePass(decoder, attention, micro_batch_tokens_min=micro_batch_tokens_min)
     runner: StageRunner = MemberRunner(forward)
     if position.is_lead:
-        runner = make_runner(forward, model.config.shape, model.tokenizer)
+        runner = make_runner(forward, model.config.shape, model.tokenizer, grammars=model.grammars)
     blocks = attention.shape.blocks
     return ReplicaMember(
         position=position,

@@ -56,4 +56,5 @@ def _part(entry: PlanEntry, start: int, stop: int, *, block_tokens: int) -> Plan
         start_position=entry.start_position + start,
         block_table=entry.block_table[:blocks],
         is_sampling=entry.is_sampling and stop == len(entry.token_ids),
+        tokens_scored=max(0, min(entry.tokens_scored, stop) - start),
     )

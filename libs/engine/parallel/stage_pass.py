@@ -52,7 +52,7 @@ class StagePass:
             rows = self._enter(step, index=index)
             self._decoder.run_layers(rows, self._position.layers, attention=self._attention)
             if self._position.is_last_stage:
-                hidden.append(self._decoder.sampling_rows(rows))
+                hidden.append(self._decoder.logit_rows(rows))
             elif self.group is not None:
                 self.group.send_onward(rows.hidden_NC, index=index)
         if self.group is not None:

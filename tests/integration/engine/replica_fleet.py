@@ -145,12 +145,16 @@ class Replica:
         assert member.answer()["answer"] == "in sync"
 
     def run(self, requests: Sequence[SequenceRequest]) -> dict[str, list[int]]:
+        answers = self.answers(requests)
+        return {name: [token.token_id for token in tokens] for name, tokens in answers.items()}
+
+    def answers(self, requests: Sequence[SequenceRequest]) -> dict[str, list[TokenEmitted]]:
         for request in requests:
             self.scheduler.add(request)
-        tokens: dict[str, list[int]] = {request.sequence_id: [] for request in requests}
+        tokens: dict[str, list[TokenEmitted]] = {request.sequence_id: [] for request in requests}
         while self.scheduler.sequence_ids:
             for token in self.step():
-                tokens[token.sequence_id].append(token.token_id)
+                tokens[token.sequence_id].append(token)
         return tokens
 
 

@@ -16,6 +16,7 @@ def a_plan(step_id: int, *, sequences: int = 2) -> StepPlan:
                 block_table=(3, 5 + number),
                 is_sampling=True,
                 output_index=4,
+                tokens_scored=1,
             )
             for number in range(sequences)
         ),
@@ -41,6 +42,7 @@ def a_request() -> SequenceRequest:
             frequency_penalty=0.125,
             logit_bias=((5, -1.5), (9, 2.0)),
             logprobs=3,
+            prompt_logprobs=True,
         ),
         stop=StopOptions(
             max_tokens=64,
@@ -50,5 +52,6 @@ def a_request() -> SequenceRequest:
             min_tokens=2,
         ),
         priority=3,
+        answer_schema='{"type": "integer"}',
         cache_salt="tenant-a",
     )

@@ -23,7 +23,7 @@ from services.http_gateway.gateway import RunningGateway, running_gateway
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--api-cases", type=int, default=15, help="generated requests per endpoint")
+    parser.addoption("--api-cases", type=int, default=8, help="generated requests per endpoint")
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:

@@ -67,6 +67,8 @@ await check("tools accepted", async () =>
   (await chat({ tools: [{ type: "function", function: { name: "tide" } }] })).choices.length === 1);
 await check("text format accepted", async () =>
   (await chat({ response_format: { type: "text" } })).choices.length === 1);
+await check("json format accepted", async () =>
+  (await chat({ response_format: { type: "json_object" } })).choices.length === 1);
 const completion = await text({ logprobs: 1 });
 await check("completion text", () => completion.choices[0].text === WHOLE);
 await check("completion object", () => completion.object === "text_completion");
@@ -90,7 +92,7 @@ await check("unknown model", () => refused(OpenAI.NotFoundError, { model: "gpt-9
 const wrong = {
   n: 17, temperature: 3, top_p: 0, top_logprobs: 21, stop: ["a", "b", "c", "d", "e"],
   logit_bias: { five: 1 }, max_tokens: 0, presence_penalty: 3, messages: [],
-  response_format: { type: "json_object" }, tool_choice: "required",
+  response_format: { type: "json_schema" }, tool_choice: "required",
 };
 for (const [name, value] of Object.entries(wrong)) {
   await check(`wrong ${name}`, () => refused(OpenAI.BadRequestError, { [name]: value }));

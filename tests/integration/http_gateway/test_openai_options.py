@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from libs.client.scripted_router import Script
-from libs.contracts.online import FailReason, RejectReason
+from libs.contracts.online import FailReason, RejectReason, SubmitRequest
 from libs.kernel.units import NS_PER_MS
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -129,15 +129,9 @@ async def test_chat_log_probabilities_without_the_best_have_none(a_stack) -> Non
         assert [e.top_logprobs for e in answer.choices[0].logprobs.content] == [[]] * 5
 
 
-@pytest.mark.parametrize("echo", [False, True])
-async def test_completion_log_probabilities_have_offsets_into_the_text(a_stack, echo) -> None:
+async def test_completion_log_probabilities_have_offsets_into_the_text(a_stack) -> None:
     async with a_stack(PACED) as stack:
-        answer = await stack.openai.completions.create(
-            model="tide-tiny", prompt="go", logprobs=None if echo else 1, echo=echo
-        )
-        if echo:
-            assert answer.choices[0].text == "go" + WHOLE
-            return
+        answer = await stack.openai.completions.create(model="tide-tiny", prompt="go", logprobs=1)
         scored = answer.choices[0].logprobs
         assert scored.tokens == list(TEXTS)
         assert scored.token_logprobs == [HALF] * 5
@@ -243,3 +237,51 @@ async def test_a_wrong_question_about_text_is_one_clear_error(
         error = response.json()["error"]
         if parameter is not None:
             assert error["param"] == parameter
+
+
+async def test_echo_with_log_probabilities_scores_the_prompt_first(a_stack) -> None:
+    async with a_stack(PACED) as stack:
+        asked = {"model": "tide-tiny", "prompt": "go", "logprobs": 1, "echo": True}
+        answer = await stack.openai.completions.create(**asked)
+        [choice] = answer.choices
+        assert choice.text == "go" + WHOLE
+        scored = choice.logprobs
+        assert scored.tokens == ["g", "o", *TEXTS]
+        assert scored.token_logprobs == [None, HALF, *[HALF] * 5]
+        assert scored.top_logprobs[:2] == [None, {"o": HALF}]
+        assert scored.text_offset == [0, 1, 2, 5, 10, 10, 12]
+        texts, tokens, offsets = "", [], []
+        async for chunk in await stack.openai.completions.create(**asked, stream=True):
+            texts += chunk.choices[0].text
+            if chunk.choices[0].logprobs is not None:
+                tokens += chunk.choices[0].logprobs.tokens
+                offsets += chunk.choices[0].logprobs.text_offset
+        assert (texts, tokens, offsets) == (choice.text, scored.tokens, scored.text_offset)
+
+
+@pytest.mark.parametrize("logprobs", [None, 0, 1])
+async def test_with_echo_no_token_at_all_may_be_asked_for(a_stack, logprobs) -> None:
+    def script_of(submission: SubmitRequest) -> Script:
+        assert submission.max_tokens == 1
+        return Script(texts=("never shown",))
+
+    async with a_stack(script_of) as stack:
+        asked = {"model": "tide-tiny", "prompt": ["go", "on"], "echo": True, "max_tokens": 0}
+        answer = await stack.openai.completions.create(**asked, logprobs=logprobs)
+        assert [choice.text for choice in answer.choices] == ["go", "on"]
+        assert [choice.finish_reason for choice in answer.choices] == ["length"] * 2
+        assert answer.usage.completion_tokens == 0
+        if logprobs is not None:
+            assert answer.choices[0].logprobs.tokens == ["g", "o"]
+            assert answer.choices[1].logprobs.token_logprobs == [None, HALF]
+        streamed = {0: "", 1: ""}
+        stream = await stack.openai.completions.create(**asked, logprobs=logprobs, stream=True)
+        async for chunk in stream:
+            streamed[chunk.choices[0].index] += chunk.choices[0].text
+        assert streamed == {0: "go", 1: "on"}
+
+
+async def test_without_echo_no_token_at_all_is_refused(a_stack) -> None:
+    async with a_stack(SCRIPT) as stack:
+        with pytest.raises(openai.BadRequestError, match="max_tokens"):
+            await stack.openai.completions.create(model="tide-tiny", prompt="go", max_tokens=0)

@@ -7,8 +7,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import pytest
-
 from services.http_gateway.openapi import OPERATIONS
 
 CHECKS = (
@@ -26,14 +24,15 @@ def map_body(context, body):
             return {**body, "model": "tide-tiny"}
     return body
 """
-LIMIT_S = 280
+START_S = 60
+CASES_PER_S = 1
+"""Of each endpoint, on a slow machine."""
 
 
 def schemathesis() -> str:
     beside = Path(sys.executable).parent
     found = shutil.which("st", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
-    if found is None:
-        pytest.skip("schemathesis is not installed")
+    assert found is not None, "schemathesis is missing: make setup"
     return found
 
 
@@ -61,7 +60,7 @@ async def test_generated_requests_meet_no_server_error_and_nothing_undocumented(
 ) -> None:
     command = schemathesis()
     (tmp_path / "hooks.py").write_text(HOOKS)
-    cases = request.config.getoption("--api-cases", default=15)
+    cases = request.config.getoption("--api-cases", default=8)
     async with a_stack() as stack:
         process = await asyncio.create_subprocess_exec(
             command,
@@ -78,7 +77,8 @@ async def test_generated_requests_meet_no_server_error_and_nothing_undocumented(
             stderr=asyncio.subprocess.STDOUT,
         )
         try:
-            output, _ = await asyncio.wait_for(process.communicate(), LIMIT_S)
+            limit_s = START_S + cases / CASES_PER_S
+            output, _ = await asyncio.wait_for(process.communicate(), limit_s)
         finally:
             if process.returncode is None:
                 process.kill()

@@ -23,6 +23,7 @@ def test_every_sampling_parameter_lands_in_the_message() -> None:
             "min_tokens": 3,
             "stop_token_ids": [1, 2],
             "logprobs": 4,
+            "prompt_logprobs": True,
             "max_tokens": 8,
         }
     )
@@ -40,6 +41,7 @@ def test_every_sampling_parameter_lands_in_the_message() -> None:
         "min_tokens": 3,
         "stop_token_ids": (1, 2),
         "logprobs": 4,
+        "prompt_logprobs": True,
     }
 
 

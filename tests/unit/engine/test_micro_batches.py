@@ -1,5 +1,7 @@
 """Micro-batches hold every row of a step once and in order, whatever the step is."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,6 +56,13 @@ def test_one_long_prefill_goes_on_in_the_next_part() -> None:
     assert second[0].start_position == 10
     assert second[0].block_table == (100, 101, 102, 103)
     assert second[0].is_sampling
+
+
+def test_each_part_of_a_prefill_scores_its_share_of_the_prompt() -> None:
+    whole = replace(an_entry("a", 12), tokens_scored=11)
+    assert [part.tokens_scored for [part] in cut(whole)] == [6, 5]
+    few = replace(an_entry("a", 12), tokens_scored=3)
+    assert [part.tokens_scored for [part] in cut(few)] == [3, 0]
 
 
 @given(

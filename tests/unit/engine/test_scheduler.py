@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from libs.engine.requests import SequenceRequest, StopOptions
+from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
 from libs.engine.scheduler import Scheduler, SchedulerOptions
 from libs.engine.steps import SampledToken, StepPlan, StepResult, TokenEmitted
 from libs.kernel.errors import InvariantViolation
@@ -78,6 +78,38 @@ def test_a_long_prompt_is_chunked_beside_the_decodes(a_request: RequestBuilder) 
     assert [entry.is_sampling for entry in plan.entries] == [True, False]
     emitted = scheduler.account(result_of(plan))
     assert [token.sequence_id for token in emitted] == ["short"]
+
+
+def test_a_scored_prompt_is_scored_once_and_up_to_its_last_token(
+    a_request: RequestBuilder,
+) -> None:
+    scheduler = a_scheduler(step_tokens_max=6)
+    scored = SamplingOptions(logprobs=0, prompt_logprobs=True)
+    scheduler.add(a_request("s", tuple(range(20, 32)), sampling=scored))
+    entries = []
+    for _ in range(4):
+        plan = planned(scheduler)
+        entries += plan.entries
+        scheduler.account(result_of(plan))
+    assert [list(entry.scored_positions) for entry in entries] == [
+        [1, 2, 3, 4, 5, 6],
+        [7, 8, 9, 10, 11],
+        [],
+        [],
+    ]
+    assert [entry.logit_rows for entry in entries] == [6, 6, 1, 1]
+
+
+def test_a_scored_prompt_takes_no_cached_prefix(a_request: RequestBuilder) -> None:
+    scheduler = a_scheduler()
+    prompt = tuple(range(20, 32))
+    scored = SamplingOptions(logprobs=0, prompt_logprobs=True)
+    scheduler.add(a_request("first", prompt, max_tokens=1))
+    step(scheduler)
+    scheduler.add(a_request("plain", prompt, max_tokens=1))
+    scheduler.add(a_request("scored", prompt, max_tokens=1, sampling=scored))
+    entries = planned(scheduler).entries
+    assert [(e.start_position, e.tokens_scored) for e in entries] == [(8, 0), (0, 11)]
 
 
 @pytest.mark.parametrize(

@@ -130,13 +130,13 @@ def test_a_damaged_plan_is_read_or_refused(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        ["a", [1.5], 0, [0], True, 0],
-        ["a", [True], 0, [0], True, 0],
-        ["a", [1], 0, [0], 1, 0],
-        ["a", [1], None, [0], True, 0],
-        [b"a", [1], 0, [0], True, 0],
-        ["a", [1], 0, [0], True],
-        ["a", [1], 0, [0], True, 0, 0],
+        ["a", [1.5], 0, [0], True, 0, 0],
+        ["a", [True], 0, [0], True, 0, 0],
+        ["a", [1], 0, [0], 1, 0, 0],
+        ["a", [1], None, [0], True, 0, 0],
+        [b"a", [1], 0, [0], True, 0, 0],
+        ["a", [1], 0, [0], True, 0],
+        ["a", [1], 0, [0], True, 0, 0, 0],
     ],
     ids=str,
 )

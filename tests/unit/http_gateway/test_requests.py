@@ -17,6 +17,7 @@ from services.http_gateway.schemas import (
     parse,
 )
 
+A_TOOL = {"type": "function", "function": {"name": "a"}}
 CHAT = "chat"
 COMPLETIONS = "completions"
 GOOD = {"model": "tide-tiny", "prompt": "go"}
@@ -64,7 +65,6 @@ def submit(path: str, change: dict[str, object]):
         (COMPLETIONS, {"n": 1.5}, "n"),
         (COMPLETIONS, {"best_of": 2}, "best_of"),
         (COMPLETIONS, {"best_of": 2, "n": 3}, "best_of"),
-        (COMPLETIONS, {"echo": True, "logprobs": 0}, "echo"),
         (COMPLETIONS, {"suffix": "x"}, "suffix"),
         (COMPLETIONS, {"logprobs": -1}, "logprobs"),
         (COMPLETIONS, {"logprobs": 21}, "logprobs"),
@@ -91,10 +91,23 @@ def submit(path: str, change: dict[str, object]):
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages[0].content[0].type",
         ),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": "x"}]}, "messages[0].tool_calls"),
+        (CHAT, {"messages": [{"role": "user", "function_call": {}}]}, "messages[0].function_call"),
+        (CHAT, {"tool_choice": {"type": "function"}, "tools": [A_TOOL]}, "tool_choice"),
         (
             CHAT,
-            {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
-            "messages[0].tool_calls",
+            {"tool_choice": {"type": "function", "function": {"name": "b"}}, "tools": [A_TOOL]},
+            "tool_choice",
+        ),
+        (CHAT, {"tool_choice": "required", "tools": [{"type": "function"}]}, "tools[0]"),
+        (
+            CHAT,
+            {
+                "tool_choice": "required",
+                "tools": [A_TOOL],
+                "response_format": {"type": "json_object"},
+            },
+            "tool_choice",
         ),
         (CHAT, {"logprobs": 5}, "logprobs"),
         (CHAT, {"top_logprobs": 5}, "top_logprobs"),
@@ -104,7 +117,19 @@ def submit(path: str, change: dict[str, object]):
         (CHAT, {"tools": ["a"]}, "tools[0]"),
         (CHAT, {"min_tokens": 6, "max_completion_tokens": 5}, "min_tokens"),
         (CHAT, {"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
-        (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
+        (CHAT, {"response_format": {"type": "json_schema"}}, "response_format"),
+        (CHAT, {"response_format": {"type": "xml"}}, "response_format.type"),
+        (CHAT, {"response_format": "json"}, "response_format"),
+        (
+            CHAT,
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"title": "x" * 70_000}},
+                }
+            },
+            "response_format",
+        ),
         (CHAT, {"frequency_penalty": -2.1}, "frequency_penalty"),
         (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens"),
         (CHAT, {"tool_choice": "required"}, "tool_choice"),

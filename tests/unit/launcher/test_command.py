@@ -64,6 +64,10 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ["kill", "worker-1", "--data-dir", "no-such-folder"],
         ["status", "--data-dir", "no-such-folder"],
         ["complete", "x", "--data-dir", "no-such-folder"],
+        ["bench", "load", "--rate", "5", "--data-dir", "no-such-folder"],
+        ["bench", "load", "--http", "http://127.0.0.1:1", "--users", "0"],
+        ["bench", "engine", "--peers"],
+        ["bench", "soak", "--requests", "3"],
     ],
 )
 def test_a_wrong_argument_is_told_and_exits_64(

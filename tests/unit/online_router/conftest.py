@@ -7,7 +7,7 @@ from typing import TypeVar
 import pytest
 
 from libs.contracts.journal import JournalRecord
-from libs.contracts.online import FinishReason, SamplingParameters, SubmitRequest
+from libs.contracts.online import FinishReason, SamplingParameters, SubmitRequest, TokenLogprobs
 from libs.contracts.reports import RouterReport, WorkerReport
 from libs.contracts.token_step import SessionTokens, TokenStep
 from libs.contracts.wire import Encoding
@@ -146,6 +146,7 @@ class Desk:
         session_epoch: int = 1,
         worker_id: str = "w1",
         finish_reason: FinishReason | None = None,
+        logprobs: tuple[TokenLogprobs, ...] = (),
     ) -> None:
         indices = range(first_index, first_index + count)
         entry = SessionTokens(
@@ -155,6 +156,7 @@ class Desk:
             token_ids=tuple(100 + index for index in indices),
             texts=tuple(f"t{index}" for index in indices),
             finish_reason=finish_reason,
+            logprobs=logprobs,
         )
         step = TokenStep(worker_id=worker_id, step_id=1, entries=(entry,))
         self.tell(TokensReceived(step=step, cause_id="t"))

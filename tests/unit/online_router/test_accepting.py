@@ -11,9 +11,12 @@ from libs.contracts.online import (
     RequestAccepted,
     RequestFailed,
     RequestRejected,
+    SamplingParameters,
+    TokensGenerated,
 )
 from libs.contracts.sessions import EndSession, StartSession
 from libs.contracts.wire import Encoding
+from libs.kernel.core import TimerFired
 from libs.kernel.units import NS_PER_S
 from services.online_router.commands import (
     AppendJournal,
@@ -134,6 +137,55 @@ def test_a_record_over_its_bound_is_too_large(a_desk: ADesk) -> None:
     desk.submit(prompt_token_ids=tuple(range(100)))
     desk.tokenize()
     assert rejection(desk).reason is RejectReason.TOO_LARGE
+
+
+def test_a_prompt_whose_scores_fill_more_than_a_message_is_too_large(a_desk: ADesk) -> None:
+    fits = 3 * 96 * 10
+    sampling = SamplingParameters(logprobs=2, prompt_logprobs=True)
+    for prompt_tokens, is_refused in ((10, False), (11, True)):
+        desk = a_desk("w1", scores_bytes_max=fits)
+        desk.submit(prompt_token_ids=tuple(range(prompt_tokens)), sampling=sampling)
+        desk.tokenize()
+        assert bool(desk.replies()) == is_refused
+    assert rejection(desk).reason is RejectReason.TOO_LARGE
+    assert rejection(desk).parameter == "logprobs"
+
+
+def test_a_full_journal_refuses_who_has_no_promise_and_keeps_the_rest(a_desk: ADesk) -> None:
+    desk = a_desk("w1")
+    desk.accept("r1")
+    desk.tokens(0, 2)
+    tokens = desk.only(AppendJournal)
+    desk.submit("r2")
+    desk.tokenize()
+    desk.make_claim()
+    desk.tell(JournalAppendFailed(op_id=tokens.op_id, is_full=True, cause_id="t"))
+    assert rejection(desk).request_id == "r2"
+    assert rejection(desk).reason is RejectReason.UNAVAILABLE
+    assert rejection(desk).retry_after_ms
+    assert sorted(desk.core.state.sessions) == ["r1"]
+    desk.tell(TimerFired(key="append", cause_id="t"))
+    again = desk.only(AppendJournal)
+    assert again.records == tokens.records
+    desk.commit()
+    assert any(isinstance(message, TokensGenerated) for message in desk.replies())
+
+
+def test_a_full_journal_with_nothing_else_to_write_is_tried_by_the_next_request(
+    a_desk: ADesk,
+) -> None:
+    desk = a_desk("w1")
+    for name in ("r1", "r2"):
+        desk.submit(name)
+        desk.tokenize()
+        desk.make_claim()
+        full = desk.only(AppendJournal)
+        desk.tell(JournalAppendFailed(op_id=full.op_id, is_full=True, cause_id="t"))
+        assert rejection(desk).request_id == name
+    assert not desk.core.state.sessions
+    assert not any(desk.core.state.placed.values())
+    desk.accept("r3")
+    assert "r3" in desk.core.state.sessions
 
 
 def test_without_a_worker_a_client_is_told_to_come_back(a_desk: ADesk) -> None:

@@ -9,6 +9,9 @@ from libs.contracts.online import (
     FinishReason,
     RequestAccepted,
     RequestFinished,
+    SamplingParameters,
+    ScoredToken,
+    TokenLogprobs,
     TokensGenerated,
 )
 from libs.contracts.sessions import (
@@ -281,3 +284,18 @@ def test_a_draining_worker_gets_nothing_new(a_desk: ADesk) -> None:
     desk.worker_reports("w2", sessions_running=9)
     desk.accept()
     assert {command.worker_id for command in desk.all(SendToWorker)} == {"w2"}
+
+
+def test_scores_go_to_a_client_in_messages_of_bounded_size(a_desk: ADesk) -> None:
+    scored = ScoredToken(token_id=1, text="a", logprob=-1.0)
+    plain = TokenLogprobs(chosen=scored, best=(scored,))
+    first = TokenLogprobs(chosen=scored, best=(scored,), prompt=(plain,) * 3)
+    desk = a_desk("w1", scores_bytes_max=2 * 96 * 4)
+    sampling = SamplingParameters(logprobs=1, prompt_logprobs=True)
+    desk.accept(sampling=sampling)
+    desk.tokens(0, 10, logprobs=(first, *[plain] * 9))
+    desk.commit()
+    sent = [message for message in desk.replies() if isinstance(message, TokensGenerated)]
+    assert [message.first_index for message in sent] == [0, 1, 5, 9]
+    assert [len(message.logprobs) for message in sent] == [1, 4, 4, 1]
+    assert sent[0].logprobs[0].prompt == (plain,) * 3

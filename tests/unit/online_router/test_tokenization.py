@@ -113,3 +113,21 @@ def test_ids_beyond_the_vocabulary_and_unknown_models_are_refused(
     answer = tokenization.answer("gpt-9", DetokenizeIds(token_ids=(5,)))
     assert isinstance(answer, TextRejected)
     assert answer.reason is RejectReason.MODEL_NOT_FOUND
+
+
+def test_a_template_sees_earlier_calls_with_their_arguments_as_an_object() -> None:
+    loaded = load_tokenization((str(MODEL),))
+    tokenizer = loaded._tokenizers["tide-tiny"]
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.arguments.port }}{% endfor %}"
+        "{{ m.tool_call_id or '' }};{% endfor %}"
+    )
+    called = {"function": {"name": "tide_table", "arguments": '{"port": "Brest"}'}}
+    broken = {"function": {"name": "tide_table", "arguments": "{"}}
+    messages = (
+        ChatMessage(role="assistant", content="", tool_calls=(called, broken)),
+        ChatMessage(role="tool", content="noon", tool_call_id="1"),
+    )
+    token_ids = ids_of(loaded, TokenizeText(messages=messages))
+    assert tokenizer.decode(token_ids) == "Brest;noon1;"

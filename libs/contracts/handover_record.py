@@ -8,6 +8,7 @@ A worker that moves takes about 280 bytes in it: of a fleet of 3,500 all may mov
 before a record exceeds the 1 MiB that a broker takes by default.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 from itertools import pairwise
 from typing import Literal
@@ -162,8 +163,27 @@ class Handover(Message):
     @property
     def worker_ids(self) -> frozenset[str]:
         """Everybody who takes part."""
-        replicas = [s.replica for s in self.sources] + [t.replica for t in self.targets]
-        return frozenset(worker.worker_id for replica in replicas for worker in replica.workers)
+        return self.changing_worker_ids | _workers_of(
+            target.replica for target in self.targets if target.is_in_place
+        )
+
+    @property
+    def changing_worker_ids(self) -> frozenset[str]:
+        """Everybody but those who only take sessions in: to them nothing is done."""
+        sources = (source.replica for source in self.sources)
+        begun = (target.replica for target in self.targets if not target.is_in_place)
+        return _workers_of((*sources, *begun))
+
+    @property
+    def is_futile(self) -> bool:
+        """Whether a replica that was to begin is lost, or everyone who was to take sessions in."""
+        lost = [target for target in self.targets if target.is_lost]
+        is_beginner_lost = any(not target.is_in_place for target in lost)
+        return is_beginner_lost or (bool(lost) and len(lost) == len(self.targets))
+
+
+def _workers_of(replicas: Iterable[ReplicaRoster]) -> frozenset[str]:
+    return frozenset(worker.worker_id for replica in replicas for worker in replica.workers)
 
 
 class HandoverRecord(Message):

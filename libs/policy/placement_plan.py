@@ -8,6 +8,7 @@
 
 Whatever the policy, a replica whose workers all stay and whose shape is the chosen one stays as it
 is, under its own id and epoch: it need not even notice (see device_mapping for why that is best).
+Sessions of a replica that ends go to new ones; where none is new, replicas that stay take them in.
 """
 
 from collections.abc import Sequence
@@ -64,6 +65,8 @@ class CurrentReplica:
     is_broken: bool = False
     has_lead: bool = True
     """Its lead lives, if only for a while: sessions can be handed over."""
+    is_whole: bool = True
+    """All its workers live, if only for a while: its KV can be copied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +150,7 @@ def plan_placement(
     placed = busy | {worker_id for replica in new for worker_id in replica.worker_ids}
     return PlacementPlan(
         candidate=candidate,
-        replicas=(*(_unchanged(replica) for replica in kept), *new),
+        replicas=(*_staying(kept, view, ending=() if new else ending, policy=options.policy), *new),
         spare_worker_ids=tuple(
             sorted(w.worker_id for w in view.workers if w.worker_id not in placed)
         ),
@@ -222,13 +225,36 @@ def _kept(view: ClusterView, *, shape: ReplicaShape, count: int) -> list[Current
     return sorted(whole[:count], key=lambda replica: (replica.replica_epoch, replica.replica_id))
 
 
-def _unchanged(replica: CurrentReplica) -> PlannedReplica:
-    return PlannedReplica(
-        kept=replica,
-        shape=replica.shape,
-        worker_ids=replica.worker_ids,
-        inherits=replica.inherits,
-    )
+def _staying(
+    kept: Sequence[CurrentReplica],
+    view: ClusterView,
+    *,
+    ending: Sequence[CurrentReplica],
+    policy: Policy,
+) -> list[PlannedReplica]:
+    """Share out those that end, too: the heaviest goes to whoever has least KV so far."""
+    heirs = _heirs([r for r in ending if r.is_whole], pipelines=len(kept), policy=policy)
+    lightest_first = sorted(kept, key=lambda replica: (replica.kv_tokens, replica.replica_id))
+    gained = {
+        replica.replica_id: inherited
+        for replica, inherited in zip(lightest_first, heirs, strict=True)
+    }
+    present = {replica.replica_id for replica in view.replicas}
+    return [
+        PlannedReplica(
+            kept=replica,
+            shape=replica.shape,
+            worker_ids=replica.worker_ids,
+            inherits=_lineage(
+                [
+                    *(older for older in replica.inherits if older in present),
+                    *gained[replica.replica_id],
+                ],
+                view.replicas,
+            ),
+        )
+        for replica in kept
+    ]
 
 
 def _heirs(

@@ -2,15 +2,17 @@
 
 Sources are replicas that somebody holds and the placement does not want; targets are those that it
 wants and that do not serve yet. Sources and targets that share a worker, or sessions, change
-together: they are one hand-over. All others go their own way, and what is in place already is not
-touched. A hand-over begins once all of its targets' workers live and nothing else is done to them;
-a newcomer that is late delays its own replica and no other.
+together: they are one hand-over. All others go their own way. What is in place already is not
+touched, but takes sessions in, of several hand-overs at once if need be. A hand-over begins once
+all of its targets' workers live and nothing else is done to them; a newcomer that is late delays
+its own replica and no other.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from libs.contracts.handover_record import HandoverSource, HandoverTarget
+from libs.contracts.handover import ReplicaRoster
+from libs.contracts.handover_record import Handover, HandoverSource, HandoverTarget
 from libs.contracts.placement import Placement, ReplicaPlacement
 from services.migrator.fleet_view import FleetView, HeldReplica
 from services.migrator.transitions import is_from_disk
@@ -49,9 +51,9 @@ class _Group:
 
 
 def changes_between(
-    placement: Placement, view: FleetView, *, busy_worker_ids: Collection[str]
+    placement: Placement, view: FleetView, *, under_way: Sequence[Handover]
 ) -> Changes:
-    """Compare the placement with the fleet, leaving alone whom a running hand-over occupies."""
+    """Compare the placement with the fleet, leaving alone whom a hand-over under way occupies."""
     held = {replica.name: replica for replica in view.replicas()}
     placed = {(r.replica_id, r.replica_epoch): r for r in placement.replicas}
     in_place = {
@@ -79,13 +81,14 @@ def changes_between(
         placed[name] for name in sorted(placed.keys() - in_place - {r.name for r in remnants})
     ]
     heirs = [placed[name] for name in sorted(in_place)]
+    still = {replica.name for replica in standing}
     for group in _groups(sources, targets, heirs):
-        change_or_none = _change(group, placement, view, in_place=in_place)
+        change_or_none = _change(group, placement, view, in_place=in_place, still=still)
         if change_or_none is None or _ends_the_last(change_or_none, placement, in_place=in_place):
             blocked += 1
         else:
             ready.append(change_or_none)
-    free = [c for c in ready if _is_free(c, view, busy_worker_ids)]
+    free = [c for c in ready if _is_free(c, view, under_way)]
     return Changes(ready=tuple(free), blocked=blocked + len(ready) - len(free))
 
 
@@ -100,7 +103,10 @@ def _groups(
     targets: Sequence[ReplicaPlacement],
     heirs: Sequence[ReplicaPlacement],
 ) -> list[_Group]:
-    """Collect what shares workers or sessions; an heir that is in place joins its sources."""
+    """Collect what shares workers or sessions; an heir in place joins every group it inherits from.
+
+    It binds none of them together: to take sessions in, it need not change.
+    """
     parent: dict[str, str] = {}
 
     def root_of(node: str) -> str:
@@ -114,11 +120,10 @@ def _groups(
         parent[max(root_of(one), root_of(other))] = min(root_of(one), root_of(other))
 
     source_ids = {source.roster.replica_id for source in sources}
-    used_heirs = [heir for heir in heirs if source_ids.intersection(heir.inherits)]
     for source in sources:
         for worker in source.roster.workers:
             join(_source_node(source.roster.replica_id), f"worker {worker.worker_id}")
-    for target in (*targets, *used_heirs):
+    for target in targets:
         for worker_id in target.worker_ids:
             join(_target_node(target), f"worker {worker_id}")
         for replica_id in target.inherits:
@@ -128,8 +133,11 @@ def _groups(
     for source in sources:
         root = root_of(_source_node(source.roster.replica_id))
         groups.setdefault(root, _Group()).sources.append(source)
-    for target in (*targets, *used_heirs):
+    for target in targets:
         groups.setdefault(root_of(_target_node(target)), _Group()).targets.append(target)
+    for group in groups.values():
+        ending = {source.roster.replica_id for source in group.sources}
+        group.targets += [heir for heir in heirs if ending.intersection(heir.inherits)]
     return [groups[root] for root in sorted(groups)]
 
 
@@ -147,12 +155,13 @@ def _change(
     view: FleetView,
     *,
     in_place: Collection[tuple[str, int]],
+    still: Collection[tuple[str, int]],
 ) -> Change | None:
-    """Return the group as a change; None while a target lacks a worker."""
+    """Return the group as a change; None while a target lacks a worker or stands still."""
     targets = []
     for replica in group.targets:
         roster = view.roster_of(replica)
-        if not roster.is_whole:
+        if not roster.is_whole or (replica.replica_id, replica.replica_epoch) in still:
             return None
         targets.append(
             HandoverTarget(
@@ -177,17 +186,18 @@ def _source(replica: HeldReplica, *, is_broken: bool) -> HandoverSource:
     return HandoverSource(replica=replica.roster, is_lost=is_broken or replica.roster.lead is None)
 
 
-def _is_free(change: Change, view: FleetView, busy_worker_ids: Collection[str]) -> bool:
-    return all(
-        view.is_settled(worker_id) and worker_id not in busy_worker_ids
-        for worker_id in _workers_of(change)
+def _is_free(change: Change, view: FleetView, under_way: Sequence[Handover]) -> bool:
+    begun = (target.replica for target in change.targets if not target.is_in_place)
+    changing = _workers_of((*(source.replica for source in change.sources), *begun))
+    in_place = _workers_of(target.replica for target in change.targets if target.is_in_place)
+    return all(view.is_settled(worker_id) for worker_id in changing | in_place) and not any(
+        changing & handover.worker_ids or in_place & handover.changing_worker_ids
+        for handover in under_way
     )
 
 
-def _workers_of(change: Change) -> Iterator[str]:
-    for roster in (*(s.replica for s in change.sources), *(t.replica for t in change.targets)):
-        for worker in roster.workers:
-            yield worker.worker_id
+def _workers_of(replicas: Iterable[ReplicaRoster]) -> frozenset[str]:
+    return frozenset(worker.worker_id for replica in replicas for worker in replica.workers)
 
 
 def is_wanted(

@@ -370,7 +370,10 @@ class Conduct:
         self.handover = self.handover.model_copy(update={"sources": sources})
 
     def _lose_target(self, replica_id: str, why: str) -> None:
-        """A target that fails costs the hand-over; past the point of no return only itself."""
+        """A target that fails costs the hand-over; past the point of no return only itself.
+
+        So does one that serves already, while others are left to take the sessions in.
+        """
         targets = tuple(
             target.model_copy(update={"is_lost": True})
             if target.replica.replica_id == replica_id
@@ -381,7 +384,8 @@ class Conduct:
         for entry in self._pending.values():
             if entry.order.replica_id == replica_id and entry.order.line > 0:
                 entry.is_settled = True  # a lead whose members failed is not activated
-        self.give_up(why)
+        if self.handover.is_futile:
+            self.give_up(why)
 
     def _count(self, order: Order, answer: ShapeDone) -> None:
         self.totals = add_answer(self.totals, order.message, answer)

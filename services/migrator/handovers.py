@@ -6,6 +6,7 @@ the ownership's business, and no order of a state is given before that.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 
 from libs.contracts.handover import ReplicaRoster, ToMigrator
 from libs.contracts.handover_record import (
@@ -56,12 +57,10 @@ class Handovers:
         return list(self._conducts.values())
 
     def check_invariants(self) -> None:
-        """Raise InvariantViolation if two hand-overs do something to the same worker."""
-        busy: set[str] = set()
-        for conduct in self._conducts.values():
-            worker_ids = conduct.handover.worker_ids
-            require(not busy & worker_ids, "two hand-overs share a worker")
-            busy |= worker_ids
+        """Raise InvariantViolation if a hand-over changes a worker of another one."""
+        for conduct, other in permutations(self._conducts.values(), 2):
+            changed = conduct.handover.changing_worker_ids & other.handover.worker_ids
+            require(not changed, "two hand-overs share a worker")
 
     # ------------------------------------------------------------------ what is told
 
@@ -72,7 +71,7 @@ class Handovers:
             for handover in record.under_way
         }
         for conduct in self._conducts.values():
-            if any(target.is_lost for target in conduct.handover.targets):
+            if conduct.handover.is_futile:
                 conduct.give_up("a target is lost")
 
     def forget(self) -> None:
@@ -178,12 +177,12 @@ class Handovers:
         if state in ENDS:
             self._end(conduct, progress, timing)
         else:
-            self._view.disturb(sorted(handover.worker_ids))
+            self._view.disturb(sorted(handover.changing_worker_ids))
 
     def _end(self, conduct: Conduct, progress: Progress, timing: Timing) -> None:
         handover = conduct.handover
         del self._conducts[handover.handover_id]
-        self._view.disturb(sorted(handover.worker_ids))
+        self._view.disturb(sorted(handover.changing_worker_ids))
         if conduct.is_failure:
             self._patience.failed(_key(handover), now_ns=timing.now_ns)
         record, totals = progress.record, handover.story.totals
@@ -201,8 +200,9 @@ class Handovers:
     def _begin_new(
         self, placement: Placement, timing: Timing, progress: Progress, *, cause_id: str
     ) -> None:
-        busy = {w for conduct in self._conducts.values() for w in conduct.handover.worker_ids}
-        changes = changes_between(placement, self._view, busy_worker_ids=busy)
+        changes = changes_between(
+            placement, self._view, under_way=[conduct.handover for conduct in self.conducts]
+        )
         for change in changes.ready:
             record = progress.record
             handover = self._first_state(change, placement, timing, record)
@@ -323,5 +323,6 @@ def _decision(handover: Handover, reason: str, *, cause_id: str) -> Decision:
 
 def _key(handover: Handover) -> str:
     """What stays the same when the same change is tried again."""
-    story = handover.story
-    return min((*story.target_replica_ids, *story.source_replica_ids))
+    begun = [target.replica for target in handover.targets if not target.is_in_place]
+    replicas = [*begun, *(source.replica for source in handover.sources)]
+    return min(replica.replica_id for replica in replicas)

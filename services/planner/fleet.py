@@ -234,6 +234,7 @@ class Fleet:
                     kv_tokens=_kv_tokens(lead, placed.replica_id),
                     is_broken=_is_broken(members, placed.replica_id),
                     has_lead=lead is not None,
+                    is_whole=len(members) == len(placed.worker_ids),
                 )
             )
         return replicas
@@ -332,4 +333,5 @@ def _running(replica_id: str, members: Sequence[_Worker]) -> CurrentReplica:
         is_placed=False,
         is_broken=_is_broken(members, replica_id),
         has_lead=lead is not None,
+        is_whole=len(positions) == first.stages * first.shards,
     )

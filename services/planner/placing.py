@@ -123,7 +123,8 @@ def _replicas(
     replicas = []
     for number, planned in enumerate(plan.replicas, start=1):
         if planned.kept is not None:
-            replicas.append(by_id[planned.kept.replica_id])
+            stays = by_id[planned.kept.replica_id]
+            replicas.append(stays.model_copy(update={"inherits": planned.inherits}))
         else:
             replicas.append(_new_replica(planned, plan_revision=plan_revision, number=number))
     return tuple(replicas)

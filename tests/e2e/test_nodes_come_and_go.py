@@ -5,8 +5,8 @@ Every answer of the run is compared, token for token, with what the same fleet a
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from libs.client.client import TideClient
+from libs.contracts import subjects
+from libs.contracts.handover_record import HANDOVER_RECORDS, HandoverRecord
 from libs.contracts.local_cloud import AddNode, CloudDone, KillNode, PreemptNode
-from libs.contracts.placement import PinnedShape, PinShape
+from libs.contracts.placement import PinnedShape, PinShape, Policy
 from libs.contracts.reports import MigratorReport, PlannerReport
 from libs.runtime.nats_bus import NatsBus
 from services.launcher.demo_timeline import shape_of
@@ -24,11 +26,14 @@ from services.launcher.local_cloud import LocalCloud
 from services.launcher.model_source import bundled_model
 from services.launcher.recipes import FleetOptions, PlannedOptions
 from services.launcher.shape import pin_shape
+from services.migrator.ports import BUCKET_BYTES_MAX
 
 NODES = 4
 STREAMS = 8
 QUESTIONS = 12
 MAX_TOKENS = 160
+BLOCK_TOKENS = 16
+"""Of a worker that is told nothing else."""
 SHAPE_DEADLINE_S = 90.0
 RUN_DEADLINE_S = 480.0
 
@@ -67,6 +72,8 @@ class ConstantLoad:
 
     client: TideClient
     alias: str
+    questions: int | None = QUESTIONS
+    """None: none is asked twice, so that no replica has cached the answer."""
     answers: list[tuple[int, Answer]] = field(default_factory=list)
     is_stopping: bool = False
 
@@ -77,8 +84,9 @@ class ConstantLoad:
 
     async def _one_after_another(self, number: int) -> None:
         while not self.is_stopping:
-            answer = await ask(self.client, self.alias, number % QUESTIONS)
-            self.answers.append((number % QUESTIONS, answer))
+            question = number if self.questions is None else number % self.questions
+            answer = await ask(self.client, self.alias, question)
+            self.answers.append((question, answer))
             number += STREAMS + 1
 
 
@@ -89,6 +97,7 @@ class Theatre:
     fleet: Fleet
     cloud: LocalCloud
     bus: NatsBus
+    client: TideClient
     operations: int = 0
     leaving: set[str] = field(default_factory=set)
 
@@ -132,6 +141,12 @@ class Theatre:
         request = kind(operation_id=f"operation-{self.operations}", **fields)
         assert isinstance(await self.cloud.carry_out(request), CloudDone)
 
+    async def ask(self, number: int) -> Answer:
+        return await ask(self.client, self.fleet.alias, number)
+
+    def recomputed(self) -> int:
+        return sum(report.tokens_recomputed for report in self.fleet.view.workers())
+
     def _oldest_node(self) -> str:
         return next(node for node in self.fleet.node_ids if node not in self.leaving)
 
@@ -158,21 +173,34 @@ class Theatre:
     def owning_migrator(self) -> MigratorReport:
         return next(report for report in self.fleet.view.migrators() if report.is_owner)
 
+    async def computes(self, *, kv_tokens: int) -> None:
+        """Wait until every lead holds that much KV."""
+        while any(r.is_serving and r.kv_tokens < kv_tokens for r in self.fleet.view.workers()):
+            await self.fleet.view.wait_for_change()
+
+    async def handovers(self) -> HandoverRecord:
+        bucket = await self.bus.ensure_bucket(subjects.HANDOVER_BUCKET, bytes_max=BUCKET_BYTES_MAX)
+        entry = await bucket.get(subjects.handover_key(self.fleet.alias))
+        assert entry is not None
+        return HANDOVER_RECORDS.decode(entry.value)
+
 
 Script = Callable[[Theatre], Awaitable[None]]
 
 
-async def play(folder: Path, script: Script, *, transport: str, actors: int = 1) -> int:
-    """Play the script under constant load; every answer equals its undisturbed twin.
-
-    Returns how many answers were compared.
-    """
+@asynccontextmanager
+async def a_theatre(
+    folder: Path, *, transport: str, actors: int = 1, policy: Policy = Policy.TIDESERVE
+) -> AsyncIterator[Theatre]:
+    """A fleet that is up, and gone afterwards."""
     options = FleetOptions(
         model=bundled_model(),
         data_folder=folder,
         gateways=0,
         routers=2,
-        planned=PlannedOptions(nodes=NODES, transport=transport, planners=actors, migrators=actors),
+        planned=PlannedOptions(
+            nodes=NODES, transport=transport, policy=policy, planners=actors, migrators=actors
+        ),
     )
     fleet = Fleet(options, say=print)
     cloud = LocalCloud(fleet, say=print)
@@ -181,20 +209,27 @@ async def play(folder: Path, script: Script, *, transport: str, actors: int = 1)
         await cloud.start()
         bus = await NatsBus.connect(fleet.nats_url, name="test")
         async with asyncio.timeout(RUN_DEADLINE_S), TideClient(bus) as client:
-            undisturbed = await asyncio.gather(
-                *(ask(client, fleet.alias, number) for number in range(QUESTIONS))
-            )
-            load = ConstantLoad(client, fleet.alias)
-            running = asyncio.create_task(load.run())
-            playing = asyncio.create_task(script(Theatre(fleet, cloud, bus)))
-            await asyncio.wait([running, playing], return_when=asyncio.FIRST_COMPLETED)
-            load.is_stopping = True
-            await playing
-            await running
+            yield Theatre(fleet, cloud, bus, client)
         await bus.close()
     finally:
         await cloud.close()
         await fleet.stop()
+
+
+async def play(folder: Path, script: Script, *, transport: str, actors: int = 1) -> int:
+    """Play the script under constant load; every answer equals its undisturbed twin.
+
+    Returns how many answers were compared.
+    """
+    async with a_theatre(folder, transport=transport, actors=actors) as theatre:
+        undisturbed = await asyncio.gather(*(theatre.ask(number) for number in range(QUESTIONS)))
+        load = ConstantLoad(theatre.client, theatre.fleet.alias)
+        running = asyncio.create_task(load.run())
+        playing = asyncio.create_task(script(theatre))
+        await asyncio.wait([running, playing], return_when=asyncio.FIRST_COMPLETED)
+        load.is_stopping = True
+        await playing
+        await running
     for number, answer in load.answers:
         assert answer == undisturbed[number], f"the answer to question {number} has changed"
         assert len(answer[0]) == MAX_TOKENS
@@ -281,3 +316,34 @@ def test_frozen_actors_that_wake_after_their_successors_took_over_change_nothing
 ) -> None:
     compared = asyncio.run(play(tmp_path, with_frozen_actors, transport="tcp", actors=2))
     assert compared >= STREAMS
+
+
+async def sessions_move_to_the_replica_that_stays(folder: Path, policy: Policy) -> None:
+    async with a_theatre(folder, transport="tcp", policy=policy) as theatre:
+        await theatre.pin(2, 1)
+        await theatre.becomes(2, 2, 1)
+        begun = (await theatre.handovers()).handovers_begun
+        load = ConstantLoad(theatre.client, theatre.fleet.alias, questions=None)
+        running = asyncio.create_task(load.run())
+        await theatre.computes(kv_tokens=STREAMS * BLOCK_TOKENS)
+        await theatre.preempt(grace_ms=8_000)
+        await theatre.becomes(1, 2, 1)
+        load.is_stopping = True
+        await running
+        recomputed = theatre.recomputed()
+        stories = (await theatre.handovers()).ended[begun:]
+        moved = sum(story.totals.sessions_released for story in stories)
+        blocks = sum(story.totals.kv_blocks_moved for story in stories)
+        print(f"{policy}: {moved} sessions and {blocks} blocks moved, {recomputed} tokens again")
+        assert moved > 0
+        assert blocks > 0
+        assert recomputed <= moved * (BLOCK_TOKENS + 1)
+        again = await asyncio.gather(*(theatre.ask(question) for question, _ in load.answers))
+        assert [answer for _, answer in load.answers] == again
+
+
+@pytest.mark.parametrize("policy", [Policy.TIDESERVE, Policy.SPOTSERVE])
+def test_sessions_move_with_their_kv_to_a_replica_that_stays(
+    tmp_path: Path, policy: Policy
+) -> None:
+    asyncio.run(sessions_move_to_the_replica_that_stays(tmp_path, policy))

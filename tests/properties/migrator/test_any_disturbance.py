@@ -51,6 +51,7 @@ class Planner:
         stages, shards = self.rng.choice(SHAPES)
         ending = sorted(self._held() - {replica.replica_id for replica in kept})
         inherited = ending if fleet.policy in (Policy.SPOTSERVE, Policy.TIDESERVE) else []
+        kept = [r.model_copy(update={"inherits": self._some(inherited)}) for r in kept]
         new = []
         while len(free) >= stages * shards:
             members, free = free[: stages * shards], free[stages * shards :]
@@ -61,11 +62,14 @@ class Planner:
                     stages=stages,
                     shards=shards,
                     worker_ids=tuple(members),
-                    inherits=tuple(e for e in inherited if self.rng.random() < 0.5),
+                    inherits=self._some(inherited),
                 )
             )
         if kept or new:
             fleet.place(*kept, *new)
+
+    def _some(self, replica_ids: list[str]) -> tuple[str, ...]:
+        return tuple(e for e in replica_ids if self.rng.random() < 0.5)
 
     def is_outdated(self) -> bool:
         placement = self.fleet.placement

@@ -106,10 +106,15 @@ def check_history(history: list[Placement]) -> None:
     assert revisions == sorted(revisions)
     for before, after in pairwise(history):
         epochs = {r.replica_id: r for r in before.replicas}
+        placed = {r.replica_id for r in after.replicas}
         for replica in after.replicas:
             known = epochs.get(replica.replica_id)
-            assert known is None or known == replica, "a replica changed under its own id"
-            assert known is not None or replica.replica_epoch > before.plan_revision
+            if known is None:
+                assert replica.replica_epoch > before.plan_revision
+                continue
+            heir = known.model_copy(update={"inherits": replica.inherits})
+            assert heir == replica, "a replica changed under its own id"
+            assert not set(replica.inherits) & placed, "what is placed is inherited by another"
 
 
 @settings(max_examples=60, deadline=None)

@@ -81,6 +81,17 @@ def test_a_notice_moves_the_replica_off_its_node_and_leaves_the_others_untouched
     assert new.replica_epoch == world.placement.plan_revision
 
 
+def test_without_a_new_replica_the_one_that_stays_inherits_once_and_is_not_disturbed() -> None:
+    world = a_world_with("a", "b", "c", "d")
+    leaving, staying = world.placement.replicas
+    committed = len(world.history)
+    world.notice(f"node-{leaving.worker_ids[0]}", grace_s=GRACE_S)
+    settled(world, seconds=20)
+    assert len(world.history) == committed + 1
+    (after,) = world.placement.replicas
+    assert after == staying.model_copy(update={"inherits": (leaving.replica_id,)})
+
+
 def test_the_node_that_leaves_is_named_with_its_deadline() -> None:
     world = a_world_with("a", "b", "c", "d")
     world.notice("node-a", grace_s=GRACE_S)

@@ -162,6 +162,56 @@ def test_what_a_kept_replica_inherits_is_not_promised_twice() -> None:
     assert plan.replicas[1].inherits == ()
 
 
+def test_a_replica_that_stays_takes_in_the_sessions_of_one_that_ends() -> None:
+    ends, stays = a_replica("ends", "a", "b", tokens=70), a_replica("stays", "c", "d", tokens=9)
+    plan = planned(view("bcd", ends, stays), options())
+    assert [(r.kept, r.inherits) for r in plan.replicas] == [(stays, ("ends",))]
+    assert plan.spare_worker_ids == ("b",)
+    assert plan.bytes_moved == 0
+
+
+@pytest.mark.parametrize("policy", [Policy.REPARALLELIZE, Policy.REROUTE])
+def test_under_the_baselines_a_replica_that_stays_takes_nothing_in(policy: Policy) -> None:
+    ends, stays = a_replica("ends", "a", "b", tokens=70), a_replica("stays", "c", "d")
+    plan = planned(view("bcd", ends, stays), options(policy))
+    assert [(r.kept, r.inherits) for r in plan.replicas] == [(stays, ())]
+
+
+def test_one_replica_that_ends_is_shared_by_all_that_stay() -> None:
+    stay = [a_replica(f"stays-{i}", i, i.upper(), tokens=5) for i in "cde"]
+    plan = planned(view("bcCdDeE", a_replica("ends", "a", "b", tokens=90), *stay), options())
+    assert [r.inherits for r in plan.replicas] == [("ends",)] * 3
+
+
+def test_of_those_that_stay_the_lightest_inherits_the_heaviest() -> None:
+    light, heavy = a_replica("light", "e", "f", tokens=1), a_replica("heavy", "g", "h", tokens=8)
+    ending = [a_replica("much", "a", "b", tokens=50), a_replica("little", "c", "d", tokens=20)]
+    plan = planned(view("efgh", *ending, light, heavy), options())
+    assert {r.kept: r.inherits for r in plan.replicas} == {light: ("much",), heavy: ("little",)}
+
+
+def test_where_a_replica_is_new_it_inherits_and_those_that_stay_do_not() -> None:
+    ends, stays = a_replica("ends", "a", "b", tokens=70), a_replica("stays", "c", "d")
+    plan = planned(view("bcdz", ends, stays), options())
+    assert [r.inherits for r in plan.replicas] == [(), ("ends",)]
+
+
+@pytest.mark.parametrize("fault", ["is_broken", "has_lead", "is_whole"])
+def test_a_replica_whose_kv_cannot_be_copied_is_inherited_by_nobody_that_stays(
+    fault: str,
+) -> None:
+    ends = replace(a_replica("ends", "a", "b", tokens=70), **{fault: fault == "is_broken"})
+    plan = planned(view("bcd", ends, a_replica("stays", "c", "d")), options())
+    assert [r.inherits for r in plan.replicas] == [()]
+
+
+def test_a_replica_that_stays_forgets_whom_it_inherited_once_they_are_gone() -> None:
+    moving = replace(a_replica("moving", "a", "b", tokens=7), is_placed=False)
+    stays = replace(a_replica("stays", "c", "d"), inherits=("gone", "moving"))
+    plan = planned(view("cd", moving, stays), options())
+    assert [r.inherits for r in plan.replicas] == [("moving",)]
+
+
 def test_the_workers_left_over_are_spare() -> None:
     plan = planned(view("abc"), options())
     assert len(plan.replicas) == 1

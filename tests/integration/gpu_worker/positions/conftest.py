@@ -223,6 +223,16 @@ class Migrator:
     ) -> "HandedOver":
         """Go from some replicas to others as the policy tideserve does."""
         loads = await self.prepare(*targets, holders=sources)
+        copies, stops = await self.copy_and_stop(sources, targets, rounds=rounds)
+        for target in targets:
+            await self.all_done(target, ActivateReplica, replica_id=target.replica_id)
+        await self.release_and_drop(sources, targets)
+        return HandedOver(loads=loads, copies=copies, stops=stops)
+
+    async def copy_and_stop(
+        self, sources: Sequence[ReplicaRoster], targets: Sequence[ReplicaRoster], *, rounds: int = 2
+    ) -> tuple[list[ShapeDone], list[ShapeDone]]:
+        """Copy the sources' KV while they decode, then the rest; return both rounds' answers."""
         copies = []
         for _ in range(rounds):
             copies += [
@@ -233,8 +243,12 @@ class Migrator:
             await self.done(lead_of(s), StopReplica, source=s, targets=tuple(targets))
             for s in sources
         ]
-        for target in targets:
-            await self.all_done(target, ActivateReplica, replica_id=target.replica_id)
+        return copies, stops
+
+    async def release_and_drop(
+        self, sources: Sequence[ReplicaRoster], targets: Sequence[ReplicaRoster]
+    ) -> None:
+        """Send the sources' sessions to the targets' leads, and free the sources."""
         leads = tuple(lead_of(target) for target in targets)
         for source in sources:
             await self.done(
@@ -245,7 +259,6 @@ class Migrator:
             )
         for source in sources:
             await self.all_done(source, DropReplica, replica_id=source.replica_id)
-        return HandedOver(loads=loads, copies=copies, stops=stops)
 
     def tokens_recomputed(self) -> int:
         """Count what all workers computed again since the test began."""

@@ -46,6 +46,27 @@ async def test_streams_go_on_unchanged_and_only_their_last_block_is_computed_aga
         assert migrator.tokens_recomputed() <= STREAMS * BLOCK_TOKENS
 
 
+async def test_sessions_move_to_a_replica_that_goes_on_computing_its_own(fleet: Any) -> None:
+    async with fleet.running(3):
+        migrator = fleet.migrator
+        ids = await migrator.workers(3)
+        ends, stays = rosters(migrator, "before", [(1, 1), (1, 2)], ids)
+        await migrator.serve(ends)
+        undisturbed = await fleet.undisturbed(STREAMS)
+        await migrator.serve(stays)
+        answers = fleet.start_answers(STREAMS)
+        await fleet.until_tokens(answers, STRIKE_AFTER_TOKENS)
+        copies, stops = await migrator.copy_and_stop([ends], [stays])
+        await migrator.release_and_drop([ends], [stays])
+        assert 0 < sum(stop.sessions for stop in stops) < STREAMS, "both had sessions"
+        assert await fleet.finished(answers) == undisturbed
+        assert sum(copy.blocks_moved for copy in copies) > 0
+        assert sum(stop.blocks_left for stop in stops) == 0
+        lead = stays.workers[0].worker_id
+        await migrator.until_report(lead, lambda report: report.sessions_running == 0)
+        assert migrator.tokens_recomputed() <= stops[0].sessions * BLOCK_TOKENS
+
+
 def rosters(migrator: Any, name: str, shapes: list[tuple[int, int]], ids: list[str]) -> list[Any]:
     """Give the workers, in their order, to replicas of these shapes."""
     found, start = [], 0

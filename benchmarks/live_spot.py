@@ -3,7 +3,7 @@
     python -m benchmarks.live_spot --json FILE
 
 Real processes: broker, router, planner, migrator, and one worker a node, with a random llama of
-100M parameters that needs two workers. In each pair every policy gets a fresh fleet and the same
+100M parameters in replicas of two stages. In each pair every policy gets a fresh fleet and the same
 minute: requests of a Poisson process, and at fixed times one node under notice, one more node, one
 node killed without any. The order of the policies rotates from pair to pair. Latency counts from
 sending to the last token; what failed counts as failed and not as fast.
@@ -23,7 +23,7 @@ from typing import Final
 from benchmarks.engine import VOCABULARY, save_random_llama
 from benchmarks.provenance import provenance
 from libs.contracts.local_cloud import AddNode, KillNode, PreemptNode, ToCloud
-from libs.contracts.placement import Policy
+from libs.contracts.placement import PinnedShape, PinShape, Policy
 from libs.kernel.rng import Rng
 from libs.kernel.units import MIB, NS_PER_S, milliseconds, seconds
 from libs.runtime.clock import SystemClock
@@ -34,15 +34,17 @@ from loadgen.records import Outcome, RunResult
 from loadgen.report import Slo, summarise
 from loadgen.run import LoadRun, RunLimits
 from loadgen.workload import LoadRequest
-from services.launcher.demo_timeline import HandoverSeen, Timeline
+from services.launcher.demo_timeline import HandoverSeen, Timeline, shape_of
 from services.launcher.fleet import Fleet
 from services.launcher.local_cloud import LocalCloud
 from services.launcher.model_source import ModelSource
 from services.launcher.recipes import FleetOptions, PlannedOptions
+from services.launcher.shape import pin_shape
 
 ALIAS: Final = "random-llama-100m"
-WORKER_MEMORY_BYTES: Final = 420 * MIB
-"""Less than the 440 MiB of weights and some KV: a replica needs two workers."""
+SHAPE: Final = PinnedShape(stages=2, shards=1)
+"""Pinned, so that every policy has the same replicas: of two workers, as of a larger model."""
+READY_NS: Final = 120 * NS_PER_S
 REQUEST_TIMEOUT_NS: Final = 180 * NS_PER_S
 
 
@@ -54,10 +56,10 @@ class LiveSpotOptions:
     pairs: int = 5
     seed: int = 7
     nodes: int = 4
-    requests_per_s: float = 0.5
+    requests_per_s: float = 0.4
     duration_s: float = 45.0
-    prompt_tokens: int = 256
-    output_tokens: int = 48
+    prompt_tokens: int = 768
+    output_tokens: int = 64
     grace_ms: int = 8_000
     preempt_at_s: float = 8.0
     add_at_s: float = 20.0
@@ -167,6 +169,7 @@ class _OneRun:
         try:
             await fleet.start()
             await cloud.start()
+            await self._take_shape(fleet)
             timeline.start()
             watching = asyncio.create_task(recomputed.watch(fleet))
             result = await self._load(fleet, cloud)
@@ -178,9 +181,7 @@ class _OneRun:
         return self._run(result, timeline, recomputed)
 
     def _fleet_options(self, model_folder: Path, data_folder: Path) -> FleetOptions:
-        planned = PlannedOptions(
-            nodes=self._options.nodes, policy=self._policy, memory_bytes=WORKER_MEMORY_BYTES
-        )
+        planned = PlannedOptions(nodes=self._options.nodes, policy=self._policy)
         return FleetOptions(
             model=ModelSource(folder=model_folder, alias=ALIAS),
             data_folder=data_folder,
@@ -189,6 +190,13 @@ class _OneRun:
             is_restarting=False,
             planned=planned,
         )
+
+    async def _take_shape(self, fleet: Fleet) -> None:
+        await pin_shape(fleet.bus, PinShape(shape=SHAPE), alias=ALIAS)
+        wanted = f"{self._options.nodes // SHAPE.stages} x (P{SHAPE.stages} M{SHAPE.shards})"
+        async with asyncio.timeout(seconds(READY_NS)):
+            while shape_of(fleet.view.workers()) != wanted:
+                await fleet.view.wait_for_change()
 
     async def _load(self, fleet: Fleet, cloud: LocalCloud) -> RunResult:
         sender = await NatsSender.connect(

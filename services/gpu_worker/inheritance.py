@@ -1,7 +1,8 @@
 """Which replica inherits each session of a source that is shared out among several.
 
 An assignment is kept for as long as its target is among the targets, so that what was copied in one
-round is of use in the next. New sessions go, longest first, where the fewest tokens are so far.
+round is of use in the next. New sessions go where the fewest tokens are so far: of higher priority
+first, so that what a deadline cuts off is the KV of offline work, and then the longest first.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from services.gpu_worker.state import WorkerState
 def assign_targets(
     position: WorkerPosition, sessions: Sequence[HeldSession], targets: Sequence[ReplicaRoster]
 ) -> dict[str, list[HeldSession]]:
-    """Share the sessions out; return those of each target replica, most tokens first.
+    """Share the sessions out; return those of each target replica, first to leave first.
 
     What was noted of targets that are no longer among them is forgotten; without any, nothing is:
     what was copied before stays of use.
@@ -28,23 +29,20 @@ def assign_targets(
         target.replica_id: target.lead.worker_id for target in targets if target.lead is not None
     }
     before = outgoing.target_by_sequence
-    longest_first = sorted(sessions, key=lambda s: (-s.tokens_known, s.sequence_id))
+    first_to_leave = sorted(sessions, key=HeldSession.leaving_order)
     shares: dict[str, list[HeldSession]] = {target.replica_id: [] for target in targets}
     outgoing.hashes_held = {name: outgoing.hashes_held.get(name, set()) for name in shares}
-    for session in longest_first:
+    for session in first_to_leave:
         if before.get(session.sequence_id, "") in shares:
             shares[before[session.sequence_id]].append(session)
-    for session in longest_first:
+    for session in first_to_leave:
         if before.get(session.sequence_id, "") not in shares:
             lightest = min(shares, key=lambda name: (_tokens(shares[name]), name))
             shares[lightest].append(session)
     outgoing.target_by_sequence = {
         session.sequence_id: name for name, share in shares.items() for session in share
     }
-    return {
-        name: sorted(share, key=lambda s: (-s.tokens_known, s.sequence_id))
-        for name, share in shares.items()
-    }
+    return {name: sorted(share, key=HeldSession.leaving_order) for name, share in shares.items()}
 
 
 def release_sessions(

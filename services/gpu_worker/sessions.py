@@ -68,6 +68,10 @@ class HeldSession:
         """Prompt and generated tokens."""
         return len(self.spec.prompt_token_ids) + len(self.token_ids)
 
+    def leaving_order(self) -> tuple[int, int, str]:
+        """Sort key of whose KV leaves first: by priority, then who has most of it to lose."""
+        return (-self.spec.priority, -self.tokens_known, self.sequence_id)
+
     @property
     def is_unacknowledged(self) -> bool:
         """Whether the router lacks tokens or the end. Once it lacks nothing of a finished session,

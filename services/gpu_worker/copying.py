@@ -1,9 +1,9 @@
 """Sends the KV of a replica's sessions to those that inherit them, while decoding and at the stop.
 
 Only full blocks of running sessions go, in the order of their prefixes: online sessions before
-offline ones, among equals the longest first.
-What a target is known to hold is not offered again. The blocks under way are pinned: a session that
-ends meanwhile frees none that is about to be gathered.
+offline ones, among equals the longest first. What a target is known to hold is not offered again.
+The blocks under way are pinned: a session that ends meanwhile frees none that is about to be
+gathered.
 
     CopyKv       blocks --> targets            (decoding goes on)
     StopReplica  last step, copies under way --> blocks filled since --> targets --> answer

@@ -32,6 +32,7 @@ NODES = 4
 STREAMS = 8
 QUESTIONS = 12
 MAX_TOKENS = 160
+OFFLINE_PRIORITY = -10
 BLOCK_TOKENS = 16
 """Of a worker that is told nothing else."""
 SHAPE_DEADLINE_S = 90.0
@@ -43,7 +44,8 @@ Answer = tuple[tuple[int, ...], str | None]
 
 
 def parameters_of(number: int) -> dict[str, Any]:
-    """Half greedy, half seeded; the number alone decides the answer."""
+    """Half greedy, half seeded, a third of them offline work at low priority; the number alone
+    decides the answer."""
     sampling: dict[str, Any] = {"temperature": 0.0}
     if number % 2:
         sampling = {"temperature": 0.9, "top_p": 0.95, "seed": 1000 + number}
@@ -52,6 +54,7 @@ def parameters_of(number: int) -> dict[str, Any]:
         "messages": [{"role": "user", "content": question}],
         "max_tokens": MAX_TOKENS,
         "ignore_eos": True,
+        "priority": OFFLINE_PRIORITY if number % 3 == 0 else 0,
         **sampling,
     }
 

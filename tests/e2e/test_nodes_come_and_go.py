@@ -176,6 +176,14 @@ class Theatre:
     def owning_migrator(self) -> MigratorReport:
         return next(report for report in self.fleet.view.migrators() if report.is_owner)
 
+    def is_led_by_another_than(self, planner_id: str) -> bool:
+        reports = self.fleet.view.planners()
+        return any(report.is_leader and report.planner_id != planner_id for report in reports)
+
+    def is_owned_by_another_than(self, migrator_id: str) -> bool:
+        reports = self.fleet.view.migrators()
+        return any(report.is_owner and report.migrator_id != migrator_id for report in reports)
+
     async def computes(self, *, kv_tokens: int) -> None:
         """Wait until every lead holds that much KV."""
         while any(r.is_serving and r.kv_tokens < kv_tokens for r in self.fleet.view.workers()):
@@ -292,7 +300,7 @@ async def with_frozen_actors(theatre: Theatre) -> None:
 
     planner = theatre.leading_planner()
     with theatre.frozen(planner.process_id):
-        await theatre.until(lambda: theatre.leading_planner().planner_id != planner.planner_id)
+        await theatre.until(lambda: theatre.is_led_by_another_than(planner.planner_id))
         await theatre.kill()
         await theatre.becomes(3, 1, 1)
     revision = theatre.leading_planner().plan_revision
@@ -301,7 +309,7 @@ async def with_frozen_actors(theatre: Theatre) -> None:
 
     migrator = theatre.owning_migrator()
     with theatre.frozen(migrator.process_id):
-        await theatre.until(lambda: theatre.owning_migrator().migrator_id != migrator.migrator_id)
+        await theatre.until(lambda: theatre.is_owned_by_another_than(migrator.migrator_id))
         await theatre.kill()
         await theatre.becomes(2, 1, 1)
     await theatre.becomes(2, 1, 1)

@@ -20,7 +20,6 @@ is not. A step of 32 costs at least 62 ms in the linears (28 of reading, 34 of m
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -42,7 +41,7 @@ from transformers import (
 )
 
 from benchmarks.peer import VllmPeer
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, write_record
 from libs.engine.batch_run import run_to_completion
 from libs.engine.loading import EngineOptions, load_engine
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
@@ -335,11 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     result = measure(options, report=lambda line: print(line, file=sys.stderr, flush=True))
     result["record"] = _record(options)
-    text = json.dumps(result, indent=2) + "\n"
-    if given.json is None:
-        print(text, end="")
-    else:
-        given.json.write_text(text, encoding="utf-8")
+    write_record(result, given.json)
     return 0
 
 

@@ -11,7 +11,6 @@ sending to the last token; what failed counts as failed and not as fast.
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.engine import VOCABULARY, save_random_llama
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, write_record
 from libs.contracts.local_cloud import AddNode, KillNode, PreemptNode, ToCloud
 from libs.contracts.placement import PinnedShape, PinShape, Policy
 from libs.kernel.rng import Rng
@@ -325,11 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         duration_s=given.duration,
     )
     record = measure(options, report=lambda line: print(line, file=sys.stderr, flush=True))
-    text = json.dumps(record, indent=2) + "\n"
-    if given.json is None:
-        print(text, end="")
-    else:
-        given.json.write_text(text, encoding="utf-8")
+    write_record(record, given.json)
     return 0
 
 

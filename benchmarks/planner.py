@@ -13,7 +13,6 @@ groups on 256 slots.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ from typing import Final
 import numpy
 import scipy
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, write_record
 from libs.contracts.placement import Policy
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.policy.device_mapping import HeldPosition, Holder, MappingTask, map_flat, map_in_order
@@ -236,11 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         turns=given.turns,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    text = json.dumps(record, indent=2) + "\n"
-    if given.json is None:
-        print(text, end="")
-    else:
-        given.json.write_text(text, encoding="utf-8")
+    write_record(record, given.json)
     return 0
 
 

@@ -1,9 +1,11 @@
 """Where a figure comes from: without this no result is worth keeping."""
 
 import datetime
+import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -19,6 +21,15 @@ def provenance(module: str) -> dict[str, object]:
         "python": platform.python_version(),
         "cpu": _cpu_name(),
     }
+
+
+def write_record(record: Mapping[str, object], path: Path | None) -> None:
+    """Write what a benchmark found as JSON: to the file, or to stdout without one."""
+    text = json.dumps(record, indent=2) + "\n"
+    if path is None:
+        print(text, end="")
+    else:
+        path.write_text(text, encoding="utf-8")
 
 
 def _git_commit() -> str:

@@ -14,7 +14,6 @@ steps are kept small, and each number comes once before anything is counted.
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, write_record
 from libs.client.client import TideClient
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import KIB, MIB
@@ -286,11 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     result = asyncio.run(measure(options, say=lambda line: print(line, file=sys.stderr)))
     result["record"] = {**provenance("benchmarks.soak"), "options": asdict(options)}
-    text = json.dumps(result, indent=2) + "\n"
-    if given.json is None:
-        print(text, end="")
-    else:
-        given.json.write_text(text, encoding="utf-8")
+    write_record(result, given.json)
     return 0 if result["is_ok"] else 1
 
 

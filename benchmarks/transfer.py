@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 import xxhash
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, write_record
 from benchmarks.transfer_peer import ReceivingPeer
 from benchmarks.transfer_pool import REFERENCE_DONE, BlockPool, pack_reference, pieces_of
 from benchmarks.ucx_tool import measure_ucx_tool
@@ -238,11 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         turns=given.turns,
     )
     record = measure(options, report=lambda line: print(line, file=sys.stderr, flush=True))
-    text = json.dumps(record, indent=2) + "\n"
-    if given.json is None:
-        print(text, end="")
-    else:
-        given.json.write_text(text, encoding="utf-8")
+    write_record(record, given.json)
     return 0
 
 

@@ -16,6 +16,7 @@ migrator sends commands to `worker_shape(worker_id)` and repeats them until they
     DropReplica     free a position that no longer serves, or a staged one that is not wanted
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -58,6 +59,11 @@ class ReplicaRoster(Message):
             if worker.stage == self.stages - 1 and worker.shard == 0:
                 return worker
         return None
+
+
+def worker_ids_of(replicas: Iterable[ReplicaRoster]) -> frozenset[str]:
+    """Return the workers of these replicas."""
+    return frozenset(worker.worker_id for replica in replicas for worker in replica.workers)
 
 
 class WeightsFrom(StrEnum):

@@ -8,14 +8,13 @@ A worker that moves takes about 280 bytes in it: of a fleet of 3,500 all may mov
 before a record exceeds the 1 MiB that a broker takes by default.
 """
 
-from collections.abc import Iterable
 from enum import StrEnum
 from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field
 
-from libs.contracts.handover import ReplicaRoster
+from libs.contracts.handover import ReplicaRoster, worker_ids_of
 from libs.contracts.placement import Policy
 from libs.contracts.wire import Codec, Message, SubjectToken
 
@@ -163,7 +162,7 @@ class Handover(Message):
     @property
     def worker_ids(self) -> frozenset[str]:
         """Everybody who takes part."""
-        return self.changing_worker_ids | _workers_of(
+        return self.changing_worker_ids | worker_ids_of(
             target.replica for target in self.targets if target.is_in_place
         )
 
@@ -172,7 +171,7 @@ class Handover(Message):
         """Everybody but those who only take sessions in: to them nothing is done."""
         sources = (source.replica for source in self.sources)
         begun = (target.replica for target in self.targets if not target.is_in_place)
-        return _workers_of((*sources, *begun))
+        return worker_ids_of((*sources, *begun))
 
     @property
     def is_futile(self) -> bool:
@@ -180,10 +179,6 @@ class Handover(Message):
         lost = [target for target in self.targets if target.is_lost]
         is_beginner_lost = any(not target.is_in_place for target in lost)
         return is_beginner_lost or (bool(lost) and len(lost) == len(self.targets))
-
-
-def _workers_of(replicas: Iterable[ReplicaRoster]) -> frozenset[str]:
-    return frozenset(worker.worker_id for replica in replicas for worker in replica.workers)
 
 
 class HandoverRecord(Message):

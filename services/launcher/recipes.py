@@ -27,8 +27,6 @@ class PlannedOptions:
     migrators: int = 1
     transport: str = "auto"
     """Between workers: auto, tcp or ucx."""
-    memory_bytes: int | None = None
-    """Of each worker, for weights and KV; None: what the worker finds."""
 
     def __post_init__(self) -> None:
         for name in ("nodes", "gpus_per_node", "planners", "migrators"):
@@ -110,7 +108,6 @@ class Recipes:
             },
             is_reporting=False,
         )
-        memory = {} if planned.memory_bytes is None else {"memory_bytes": str(planned.memory_bytes)}
         workers = [
             self._worker(
                 f"{node_id}-w{number}",
@@ -121,7 +118,6 @@ class Recipes:
                     "market": market.value,
                     "transport": planned.transport,
                     "node_socket": str(socket),
-                    **memory,
                 },
                 threads=threads_per_worker(planned.nodes * planned.gpus_per_node),
             )

@@ -8,10 +8,10 @@ all of its targets' workers live and nothing else is done to them; a newcomer th
 its own replica and no other.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from libs.contracts.handover import ReplicaRoster
+from libs.contracts.handover import worker_ids_of
 from libs.contracts.handover_record import Handover, HandoverSource, HandoverTarget
 from libs.contracts.placement import Placement, ReplicaPlacement
 from services.migrator.fleet_view import FleetView, HeldReplica
@@ -188,16 +188,12 @@ def _source(replica: HeldReplica, *, is_broken: bool) -> HandoverSource:
 
 def _is_free(change: Change, view: FleetView, under_way: Sequence[Handover]) -> bool:
     begun = (target.replica for target in change.targets if not target.is_in_place)
-    changing = _workers_of((*(source.replica for source in change.sources), *begun))
-    in_place = _workers_of(target.replica for target in change.targets if target.is_in_place)
+    changing = worker_ids_of((*(source.replica for source in change.sources), *begun))
+    in_place = worker_ids_of(target.replica for target in change.targets if target.is_in_place)
     return all(view.is_settled(worker_id) for worker_id in changing | in_place) and not any(
         changing & handover.worker_ids or in_place & handover.changing_worker_ids
         for handover in under_way
     )
-
-
-def _workers_of(replicas: Iterable[ReplicaRoster]) -> frozenset[str]:
-    return frozenset(worker.worker_id for replica in replicas for worker in replica.workers)
 
 
 def is_wanted(

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from libs.contracts import (
+    batches,
     handover,
     handover_record,
     journal,
@@ -35,6 +36,7 @@ from libs.contracts.wire import Message
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "MESSAGES.md"
 FAMILIES: tuple[tuple[str, ModuleType], ...] = (
     ("Online requests", online),
+    ("Offline work", batches),
     ("Questions about text", text),
     ("Sessions", sessions),
     ("Preemption", preemption),

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from libs.contracts.wire import Codec, Message, RequestId
+from libs.contracts.wire import Codec, Message, RequestId, Tenant
 
 INT64_MAX = 2**63 - 1
 STOP_STRINGS_MAX = 4
@@ -170,7 +170,13 @@ class SubmitRequest(Message):
     response_format: ResponseFormat | None = Field(
         default=None, description="holds the answer to JSON; the prompt had better ask for it too"
     )
-    priority: int = Field(default=0, ge=-100, le=100, description="higher is served first")
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="higher is served first; below 0 is offline work, which yields to all else",
+    )
+    tenant: Tenant = Field(default="", description="on whose behalf")
     expires_after_ms: int | None = Field(
         default=None, ge=1, le=86_400_000, description="fails as expired after this long"
     )

@@ -179,5 +179,39 @@ class MigratorReport(Message):
     stall_ms_recent: float = Field(default=0.0, ge=0.0, description="from stop to release")
 
 
-Report = WorkerReport | RouterReport | GatewayReport | PlannerReport | MigratorReport
+class OfflineQueueReport(Message):
+    """Load and liveness of one offline queue.
+
+    Sent by a queue to `offline_queue_report(queue_id)` every report interval. Handled by the
+    planner, whose demand it is, and by whoever watches. Lost: the next one replaces it.
+    """
+
+    type: Literal["offline_queue_report.v1"] = "offline_queue_report.v1"
+    queue_id: SubjectToken
+    beat: int = Field(ge=0)
+    process_id: int = Field(ge=0)
+    batches_open: int = Field(default=0, ge=0, description="of all queues: not final")
+    lines_waiting: int = Field(default=0, ge=0, description="of all queues: accepted, not taken up")
+    lines_running: int = Field(default=0, ge=0, description="submitted by this queue, not ended")
+    lines_running_max: int = Field(default=0, ge=0, description="what harvesting allows it now")
+    lines_completed: int = Field(default=0, ge=0, description="since the start of this process")
+    lines_failed: int = Field(default=0, ge=0)
+    lines_expired: int = Field(default=0, ge=0)
+    tokens_harvested: int = Field(default=0, ge=0, description="prompt and answer, of ended lines")
+    tokens_due: int = Field(
+        default=0, ge=0, description="of all queues: predicted tokens of all lines not ended"
+    )
+    laxity_s_min: float | None = Field(
+        default=None, description="least time to spare of any batch; negative: it will be late"
+    )
+
+
+Report = (
+    WorkerReport
+    | RouterReport
+    | GatewayReport
+    | PlannerReport
+    | MigratorReport
+    | OfflineQueueReport
+)
 REPORTS: Codec[Report] = Codec(Annotated[Report, Field(discriminator="type")])

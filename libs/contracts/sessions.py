@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from libs.contracts.online import SamplingParameters, TokenId
-from libs.contracts.wire import Codec, Message, RequestId
+from libs.contracts.wire import Codec, Message, RequestId, Tenant
 
 
 class SessionSpec(Message):
@@ -24,6 +24,7 @@ class SessionSpec(Message):
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     priority: int = 0
+    tenant: Tenant = ""
     answer_schema: str | None = Field(
         default=None, description="the JSON schema, as text, that the answer is held to"
     )

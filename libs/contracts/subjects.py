@@ -17,6 +17,15 @@ PLACEMENT_BUCKET: Final = "tide_placements"
 HANDOVER_BUCKET: Final = "tide_handovers"
 """Hand-overs under way, and who owns each."""
 ROUTER_QUEUE_GROUP: Final = "online-router"
+OFFLINE_QUEUE_GROUP: Final = "offline-queue"
+FILE_BUCKET: Final = "tide_files"
+"""FileRecords, by file id."""
+BATCH_BUCKET: Final = "tide_batches"
+"""BatchRecords, by batch id."""
+JOB_STREAM: Final = "TIDE_JOBS"
+"""Offline work that is accepted and not ended: jobs, and parts of batches."""
+RESULT_STREAM: Final = "TIDE_RESULTS"
+"""How offline work ended."""
 
 
 def _token(value: str) -> str:
@@ -37,6 +46,42 @@ def online(alias: str) -> str:
 
 
 ONLINE_ALL: Final = f"{ROOT}.online.*"
+
+
+def offline(alias: str) -> str:
+    """Where anybody publishes SubmitJob; JOB_STREAM captures it and answers."""
+    return f"{ROOT}.offline.job.{_token(alias)}"
+
+
+OFFLINE_ALL: Final = f"{ROOT}.offline.job.*"
+
+
+def batch_part(batch_id: str) -> str:
+    """Where the queue puts the parts of a batch, to be leased by any queue."""
+    return f"{ROOT}.offline.part.{_token(batch_id)}"
+
+
+BATCH_PARTS_ALL: Final = f"{ROOT}.offline.part.*"
+
+
+def offline_result(alias: str, request_id: str) -> str:
+    """Where the queue publishes the JobEnded of one job; RESULT_STREAM captures it."""
+    return f"{ROOT}.offline.result.{_token(alias)}.{_token(request_id)}"
+
+
+OFFLINE_RESULTS_ALL: Final = f"{ROOT}.offline.result.*.*"
+
+
+def batch_lines(batch_id: str) -> str:
+    """Where the queue stores how each line of a batch ended; RESULT_STREAM captures it."""
+    return f"{ROOT}.offline.lines.{_token(batch_id)}"
+
+
+BATCH_LINES_ALL: Final = f"{ROOT}.offline.lines.*"
+
+
+BATCH_CONTROL: Final = f"{ROOT}.offline.control"
+"""Where questions about batches go, such as SubmitBatch; one queue of the group answers."""
 
 
 def text(alias: str) -> str:
@@ -169,10 +214,16 @@ def gateway_report(gateway_id: str) -> str:
     return f"{ROOT}.report.gateway.{_token(gateway_id)}"
 
 
+def offline_queue_report(queue_id: str) -> str:
+    """Where an offline queue publishes its OfflineQueueReport, and hears its own echo."""
+    return f"{ROOT}.report.offline_queue.{_token(queue_id)}"
+
+
 WORKER_REPORTS: Final = f"{ROOT}.report.worker.*"
 ROUTER_REPORTS: Final = f"{ROOT}.report.router.*"
 PLANNER_REPORTS: Final = f"{ROOT}.report.planner.*"
 MIGRATOR_REPORTS: Final = f"{ROOT}.report.migrator.*"
+OFFLINE_QUEUE_REPORTS: Final = f"{ROOT}.report.offline_queue.*"
 GATEWAY_REPORTS: Final = f"{ROOT}.report.gateway.*"
 
 

@@ -23,6 +23,9 @@ SubjectToken = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{1,64}$")]
 RequestId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """Chosen by the client; repeating it repeats the same request, never a second one."""
 
+Tenant = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{0,64}$")]
+"""On whose behalf; tenants share fairly what is harvested. Empty: nobody in particular."""
+
 
 class Encoding(StrEnum):
     """The two encodings of a control message."""

@@ -74,7 +74,10 @@ class SequenceRequest:
     sampling: SamplingOptions
     stop: StopOptions
     priority: int = 0
-    """The higher value is admitted first and preempted last; equal ones go by arrival."""
+    """The higher value is admitted first and preempted last; equal ones go by arrival. Below 0 is
+    offline work: it has no SLO and yields to what has one."""
+    tenant: str = ""
+    """On whose behalf; tenants share fairly what offline work gets."""
     answer_schema: str | None = None
     """The JSON schema, as text, that the answer is held to; one that `grammar` does not refuse."""
     cache_salt: str = ""
@@ -84,6 +87,11 @@ class SequenceRequest:
     def needs_prompt_scores(self) -> bool:
         """Whether the whole prompt must be computed here, for its log probabilities."""
         return self.sampling.prompt_logprobs and not self.generated_token_ids
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether it yields to all that is not."""
+        return self.priority < 0
 
     @property
     def tokens_known(self) -> int:

@@ -60,6 +60,9 @@ class StepPlan:
     closed: tuple[str, ...]
     """Sequences opened by earlier plans that ended since. To be applied before `opened`: an
     id may come back as another sequence."""
+    layers_between_safepoints: int | None = None
+    """The step may be given up before every so many layers, if its yield signal is set by then;
+    None: it runs to its end. Only a step of offline sequences alone has safepoints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +87,15 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What one step brought forth: one token per sampling entry, in the order of the plan."""
+    """What one step brought forth: one token per sampling entry, in the order of the plan.
+
+    A step that yielded brought forth nothing: no token, and no KV that may be relied upon. What it
+    wrote is written again when its entries are planned anew.
+    """
 
     step_id: int
     sampled: tuple[SampledToken, ...]
+    is_yielded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

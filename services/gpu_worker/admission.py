@@ -33,6 +33,7 @@ def sequence_of(start: StartSession, *, sequence_id: str) -> SequenceRequest:
             min_tokens=spec.sampling.min_tokens,
         ),
         priority=spec.priority,
+        tenant=spec.tenant,
         answer_schema=spec.answer_schema,
     )
 

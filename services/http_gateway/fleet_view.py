@@ -7,6 +7,7 @@ from typing import Final, assert_never
 from libs.contracts.reports import (
     GatewayReport,
     MigratorReport,
+    OfflineQueueReport,
     PlannerReport,
     Report,
     RouterReport,
@@ -101,7 +102,7 @@ class FleetView:
                 if report.gateway_id == self._gateway_id:
                     self._liveness.observe_echo(now_ns=now_ns)
                     self._forget_silent()
-            case PlannerReport() | MigratorReport():
+            case PlannerReport() | MigratorReport() | OfflineQueueReport():
                 pass  # they serve no request
             case _:
                 assert_never(report)

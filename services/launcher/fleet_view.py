@@ -9,6 +9,7 @@ from libs.contracts.reports import (
     REPORTS,
     GatewayReport,
     MigratorReport,
+    OfflineQueueReport,
     PlannerReport,
     Report,
     RouterReport,
@@ -27,7 +28,13 @@ LISTEN_NS: Final = 1300 * NS_PER_MS
 """A little more than the longest report interval: every living process is heard once."""
 
 ReportT = TypeVar(
-    "ReportT", WorkerReport, RouterReport, GatewayReport, PlannerReport, MigratorReport
+    "ReportT",
+    WorkerReport,
+    RouterReport,
+    GatewayReport,
+    PlannerReport,
+    MigratorReport,
+    OfflineQueueReport,
 )
 
 
@@ -49,6 +56,7 @@ class FleetView:
             subjects.GATEWAY_REPORTS,
             subjects.PLANNER_REPORTS,
             subjects.MIGRATOR_REPORTS,
+            subjects.OFFLINE_QUEUE_REPORTS,
         ):
             subscription = await bus.subscribe(pattern)
             self._subscriptions.append(subscription)
@@ -81,6 +89,10 @@ class FleetView:
     def migrators(self) -> list[MigratorReport]:
         """Migrators heard recently, by id."""
         return self._recent(MigratorReport, key=lambda report: report.migrator_id)
+
+    def offline_queues(self) -> list[OfflineQueueReport]:
+        """Offline queues heard recently, by id."""
+        return self._recent(OfflineQueueReport, key=lambda report: report.queue_id)
 
     def aliases(self) -> list[str]:
         """Models that some worker serves."""
@@ -135,6 +147,8 @@ def _id_of(report: Report) -> str:
             return report.planner_id
         case MigratorReport():
             return report.migrator_id
+        case OfflineQueueReport():
+            return report.queue_id
 
 
 async def listen_once(bus: CoreBus, *, duration_ns: int = LISTEN_NS) -> FleetView:

@@ -450,5 +450,6 @@ def _spec_of(
         stop=submission.stop,
         ignore_eos=submission.ignore_eos,
         priority=submission.priority,
+        tenant=submission.tenant,
         answer_schema=submission.answer_schema,
     )

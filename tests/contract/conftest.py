@@ -6,6 +6,7 @@ import pytest
 
 from libs.contracts.token_step import TokenStep
 from libs.contracts.wire import Message
+from tests.contract.examples_of_batches import BATCHES
 from tests.contract.examples_of_fleets import (
     HANDOVER,
     LOCAL_CLOUD,
@@ -44,6 +45,7 @@ def messages() -> tuple[Message, ...]:
         *LOCAL_CLOUD,
         *TRANSFERS,
         *PEERS,
+        *BATCHES,
     )
 
 

@@ -114,7 +114,7 @@ def with_unknown_fields(value: Any) -> Any:
     if isinstance(value, dict):
         # A table of the client's own keys has no fields to be unknown.
         grown = {
-            key: item if key == "logit_bias" else with_unknown_fields(item)
+            key: item if key in ("logit_bias", "metadata") else with_unknown_fields(item)
             for key, item in value.items()
         }
         return grown | {"field_of_the_future": {"a": [1]}}

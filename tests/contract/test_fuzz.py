@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from libs.contracts import (
+    batches,
     handover_record,
     journal,
     online,
@@ -38,6 +39,9 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "step link": peers.STEP_LINK.decode,
     "peer questions": peers.PEER_QUESTIONS.decode,
     "peer answers": peers.PEER_ANSWERS.decode,
+    "batch questions": batches.BATCH_QUESTIONS.decode,
+    "batch records": batches.BATCH_RECORDS.decode,
+    "jobs": batches.JOBS.decode,
     "token step": token_step.unpack_step,
     "journal batch": journal.unpack_batch,
 }

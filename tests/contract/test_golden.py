@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from libs.contracts import (
+    batches,
     handover,
     handover_record,
     journal,
@@ -53,6 +54,12 @@ CODECS: tuple[Codec[Any], ...] = (
     peers.STEP_LINK,
     peers.PEER_QUESTIONS,
     peers.PEER_ANSWERS,
+    batches.BATCH_QUESTIONS,
+    batches.BATCH_ANSWERS,
+    batches.BATCH_RECORDS,
+    batches.FILE_RECORDS,
+    batches.JOBS,
+    batches.JOB_RESULTS,
 )
 TAGS = sorted(
     tag for _, module in FAMILIES for message in messages_of(module) if (tag := tag_of(message))
@@ -182,6 +189,12 @@ def codecs_by_message() -> dict[str, Callable[[bytes], Any]]:
         "notice requests": preemption.NOTICE_REQUESTS.decode,
         "notice answers": preemption.NOTICE_ANSWERS.decode,
         "reports": reports.REPORTS.decode,
+        "batch questions": batches.BATCH_QUESTIONS.decode,
+        "batch answers": batches.BATCH_ANSWERS.decode,
+        "batch records": batches.BATCH_RECORDS.decode,
+        "file records": batches.FILE_RECORDS.decode,
+        "jobs": batches.JOBS.decode,
+        "job results": batches.JOB_RESULTS.decode,
         "placements": placement.PLACEMENTS.decode,
         "pin requests": placement.PIN_REQUESTS.decode,
         "pin answers": placement.PIN_ANSWERS.decode,

@@ -16,10 +16,10 @@ that the broker's own answer to the publication is the promise.
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, StringConstraints
+from pydantic import Field, StringConstraints
 
 from libs.contracts.online import FailReason, FinishReason, RejectReason, SubmitRequest
-from libs.contracts.wire import Codec, Message, RequestId, SubjectToken, Tenant
+from libs.contracts.wire import Codec, Message, RequestId, SubjectToken, Tenant, WireJson
 
 BATCH_LINES_MAX = 50_000
 BATCH_FILE_BYTES_MAX = 200 * 1000 * 1000
@@ -246,7 +246,7 @@ class SubmitJob(Message):
     submitted_at_unix_s: int | None = Field(
         default=None, ge=0, description="the window begins here; None: when the broker stored it"
     )
-    metadata: dict[str, JsonValue] = Field(default_factory=dict, max_length=METADATA_ENTRIES_MAX)
+    metadata: dict[str, WireJson] = Field(default_factory=dict, max_length=METADATA_ENTRIES_MAX)
 
 
 class JobEnded(Message):

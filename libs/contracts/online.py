@@ -12,9 +12,9 @@ import json
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
-from libs.contracts.wire import Codec, Message, RequestId, Tenant
+from libs.contracts.wire import Codec, Message, RequestId, Tenant, WireJson
 
 INT64_MAX = 2**63 - 1
 STOP_STRINGS_MAX = 4
@@ -69,7 +69,7 @@ class ChatMessage(Message):
     role: str = Field(min_length=1, max_length=64)
     content: str
     name: str | None = Field(default=None, max_length=64)
-    tool_calls: tuple[dict[str, JsonValue], ...] = Field(
+    tool_calls: tuple[dict[str, WireJson], ...] = Field(
         default=(), max_length=TOOLS_MAX, description="of an earlier answer, as OpenAI writes them"
     )
     tool_call_id: str | None = Field(default=None, max_length=256)
@@ -117,7 +117,7 @@ class ResponseFormat(Message):
     """What the answer must be, as OpenAI writes it: any text, an object, or what fits a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, JsonValue] | None = Field(
+    json_schema: dict[str, WireJson] | None = Field(
         default=None, description="its member `schema` is the JSON schema"
     )
 
@@ -154,7 +154,7 @@ class SubmitRequest(Message):
     prompt: str | None = None
     messages: tuple[ChatMessage, ...] | None = Field(default=None, max_length=MESSAGES_MAX)
     prompt_token_ids: tuple[TokenId, ...] | None = None
-    tools: tuple[dict[str, JsonValue], ...] = Field(
+    tools: tuple[dict[str, WireJson], ...] = Field(
         default=(),
         max_length=TOOLS_MAX,
         description="definitions for the chat template, as OpenAI writes them; with messages only",

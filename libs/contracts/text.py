@@ -6,10 +6,10 @@ client asks again, which is always safe.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
 from libs.contracts.online import MESSAGES_MAX, TOOLS_MAX, ChatMessage, RejectReason, TokenId
-from libs.contracts.wire import Codec, Message
+from libs.contracts.wire import Codec, Message, WireJson
 
 
 class TokenizeText(Message):
@@ -22,7 +22,7 @@ class TokenizeText(Message):
     type: Literal["tokenize_text.v1"] = "tokenize_text.v1"
     prompt: str | None = None
     messages: tuple[ChatMessage, ...] | None = Field(default=None, max_length=MESSAGES_MAX)
-    tools: tuple[dict[str, JsonValue], ...] = Field(default=(), max_length=TOOLS_MAX)
+    tools: tuple[dict[str, WireJson], ...] = Field(default=(), max_length=TOOLS_MAX)
     add_special_tokens: bool | None = Field(
         default=None, description="None: as in a submission, with a prompt but not with messages"
     )

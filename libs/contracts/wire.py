@@ -10,7 +10,15 @@ from enum import StrEnum
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 from libs.kernel.errors import ContractViolation
 
@@ -25,6 +33,28 @@ RequestId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 Tenant = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{0,64}$")]
 """On whose behalf; tenants share fairly what is harvested. Empty: nobody in particular."""
+
+WIRE_INTEGER_MIN = -(2**63)
+WIRE_INTEGER_MAX = 2**64 - 1
+"""The integers that msgpack has."""
+
+
+def _require_wire_integers(value: JsonValue) -> JsonValue:
+    """Refuse integers that JSON can write and msgpack cannot."""
+    unseen: list[JsonValue] = [value]
+    while unseen:
+        item = unseen.pop()
+        if isinstance(item, dict):
+            unseen.extend(item.values())
+        elif isinstance(item, list):
+            unseen.extend(item)
+        elif isinstance(item, int) and not WIRE_INTEGER_MIN <= item <= WIRE_INTEGER_MAX:
+            raise ValueError("an integer is outside -2**63 .. 2**64 - 1")
+    return value
+
+
+WireJson = Annotated[JsonValue, AfterValidator(_require_wire_integers)]
+"""What a client writes in its own form, such as a tool's definition."""
 
 
 class Encoding(StrEnum):

@@ -237,6 +237,13 @@ def test_tools_go_along_unless_none_may_be_chosen() -> None:
     assert submit(CHAT, {"tools": None}).tools == ()
 
 
+def test_an_integer_that_no_message_can_carry_is_the_clients_mistake() -> None:
+    tool = {"type": "function", "function": {"name": "tide", "parameters": {"maximum": 10**30}}}
+    with pytest.raises(ApiError) as caught:
+        submit(CHAT, {"tools": [tool]})
+    assert caught.value.answer.status == 400
+
+
 def test_more_tokens_at_least_than_the_default_allows_raise_the_default() -> None:
     assert submit(COMPLETIONS, {"min_tokens": 40}).max_tokens == 40
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.engine import VOCABULARY, save_random_llama
+from benchmarks.live_fleet import ALIAS, LiveFleet, live_fleet
 from benchmarks.provenance import provenance, write_record
-from libs.contracts.local_cloud import AddNode, KillNode, PreemptNode, ToCloud
-from libs.contracts.placement import PinnedShape, PinShape, Policy
+from libs.contracts.placement import PinnedShape, Policy
 from libs.kernel.rng import Rng
 from libs.kernel.units import MIB, NS_PER_S, milliseconds, seconds
 from libs.runtime.clock import SystemClock
@@ -33,17 +33,11 @@ from loadgen.records import Outcome, RunResult
 from loadgen.report import Slo, summarise
 from loadgen.run import LoadRun, RunLimits
 from loadgen.workload import LoadRequest
-from services.launcher.demo_timeline import HandoverSeen, Timeline, shape_of
+from services.launcher.demo_timeline import HandoverSeen, Timeline
 from services.launcher.fleet import Fleet
-from services.launcher.local_cloud import LocalCloud
-from services.launcher.model_source import ModelSource
-from services.launcher.recipes import FleetOptions, PlannedOptions
-from services.launcher.shape import pin_shape
 
-ALIAS: Final = "random-llama-100m"
 SHAPE: Final = PinnedShape(stages=2, shards=1)
 """Pinned, so that every policy has the same replicas: of two workers, as of a larger model."""
-READY_NS: Final = 120 * NS_PER_S
 REQUEST_TIMEOUT_NS: Final = 180 * NS_PER_S
 
 
@@ -161,45 +155,25 @@ class _OneRun:
         self._clock = SystemClock()
 
     async def measure(self, model_folder: Path, data_folder: Path) -> Run:
-        fleet = Fleet(self._fleet_options(model_folder, data_folder), say=lambda _: None)
-        cloud = LocalCloud(fleet, say=self._report)
-        timeline = Timeline(fleet.view, clock=self._clock)
         recomputed = _Recomputed()
-        try:
-            await fleet.start()
-            await cloud.start()
-            await self._take_shape(fleet)
+        async with live_fleet(
+            model_folder,
+            data_folder,
+            policy=self._policy,
+            nodes=self._options.nodes,
+            pinned=SHAPE,
+        ) as live:
+            timeline = Timeline(live.fleet.view, clock=self._clock)
             timeline.start()
-            watching = asyncio.create_task(recomputed.watch(fleet))
-            result = await self._load(fleet, cloud)
+            watching = asyncio.create_task(recomputed.watch(live.fleet))
+            result = await self._load(live)
             watching.cancel()
             await timeline.stop()
-        finally:
-            await cloud.close()
-            await fleet.stop()
         return self._run(result, timeline, recomputed)
 
-    def _fleet_options(self, model_folder: Path, data_folder: Path) -> FleetOptions:
-        planned = PlannedOptions(nodes=self._options.nodes, policy=self._policy)
-        return FleetOptions(
-            model=ModelSource(folder=model_folder, alias=ALIAS),
-            data_folder=data_folder,
-            gateways=0,
-            http_port=0,
-            is_restarting=False,
-            planned=planned,
-        )
-
-    async def _take_shape(self, fleet: Fleet) -> None:
-        await pin_shape(fleet.bus, PinShape(shape=SHAPE), alias=ALIAS)
-        wanted = f"{self._options.nodes // SHAPE.stages} x (P{SHAPE.stages} M{SHAPE.shards})"
-        async with asyncio.timeout(seconds(READY_NS)):
-            while shape_of(fleet.view.workers()) != wanted:
-                await fleet.view.wait_for_change()
-
-    async def _load(self, fleet: Fleet, cloud: LocalCloud) -> RunResult:
+    async def _load(self, live: LiveFleet) -> RunResult:
         sender = await NatsSender.connect(
-            fleet.nats_url,
+            live.fleet.nats_url,
             model=ALIAS,
             run_name=f"live-spot-{self._pair}-{self._policy.value}",
             sampling=Sampling(temperature=0.0),
@@ -209,23 +183,26 @@ class _OneRun:
         async with sender:
             limits = RunLimits(request_timeout_ns=REQUEST_TIMEOUT_NS)
             run = LoadRun(sender, limits=limits, clock=self._clock)
-            striking = asyncio.create_task(self._strike(fleet, cloud))
+            striking = asyncio.create_task(self._strike(live))
             result = await run.open_loop(_requests(self._options, pair=self._pair))
             await striking
         return result
 
-    async def _strike(self, fleet: Fleet, cloud: LocalCloud) -> None:
+    async def _strike(self, live: LiveFleet) -> None:
         """The same times and the same nodes whatever the policy: the oldest that is left."""
         options = self._options
         started_at_ns = self._clock.now_ns()
-        for at_s, name in (
-            (options.preempt_at_s, "preempt"),
-            (options.add_at_s, "add"),
-            (options.kill_at_s, "kill"),
-        ):
+
+        async def wait_until(at_s: float) -> None:
             left_ns = round(at_s * NS_PER_S) - (self._clock.now_ns() - started_at_ns)
             await asyncio.sleep(seconds(max(0, left_ns)))
-            await cloud.carry_out(_request(name, fleet.node_ids[0], grace_ms=options.grace_ms))
+
+        await wait_until(options.preempt_at_s)
+        await live.preempt_oldest(grace_ms=options.grace_ms)
+        await wait_until(options.add_at_s)
+        await live.add_node()
+        await wait_until(options.kill_at_s)
+        await live.kill_oldest()
 
     def _run(self, result: RunResult, timeline: Timeline, recomputed: _Recomputed) -> Run:
         report = summarise(result, slo=Slo())
@@ -268,17 +245,6 @@ def _requests(options: LiveSpotOptions, *, pair: int) -> list[LoadRequest]:
             )
         )
     return requests
-
-
-def _request(name: str, node_id: str, *, grace_ms: int) -> ToCloud:
-    operation_id = f"{name}-{node_id}"
-    match name:
-        case "preempt":
-            return PreemptNode(operation_id=operation_id, node_id=node_id, grace_ms=grace_ms)
-        case "kill":
-            return KillNode(operation_id=operation_id, node_id=node_id)
-        case _:
-            return AddNode(operation_id=operation_id)
 
 
 def _row(policy: Policy, runs: Sequence[Run]) -> Row:

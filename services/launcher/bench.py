@@ -61,6 +61,16 @@ def live_spot(
     _measure("live_spot", "--pairs", str(pairs), "--seed", str(seed), json_file=json_file)
 
 
+@app.command("moved-streams")
+def moved_streams(
+    json_file: JsonFile = None,
+    turns: Annotated[int, typer.Option(help="Runs of each policy.", min=1)] = 3,
+    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 7,
+) -> None:
+    """Measure the pause of streams whose node is taken away, beside a re-prefill; 15 minutes."""
+    _measure("moved_streams", "--turns", str(turns), "--seed", str(seed), json_file=json_file)
+
+
 @app.command()
 def soak(
     json_file: JsonFile = None,

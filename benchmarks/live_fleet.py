@@ -1,0 +1,81 @@
+"""A fleet of real processes for the benchmarks that compare policies live."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from libs.contracts.local_cloud import AddNode, KillNode, PreemptNode
+from libs.contracts.placement import PinnedShape, PinShape, Policy
+from libs.kernel.units import NS_PER_S, seconds
+from services.launcher.demo_timeline import shape_of
+from services.launcher.fleet import Fleet
+from services.launcher.local_cloud import LocalCloud
+from services.launcher.model_source import ModelSource
+from services.launcher.recipes import FleetOptions, PlannedOptions
+from services.launcher.shape import pin_shape
+
+ALIAS: Final = "random-llama-100m"
+READY_NS: Final = 120 * NS_PER_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveFleet:
+    """A fleet that serves in a pinned shape, and the cloud that gives and takes its nodes."""
+
+    fleet: Fleet
+    cloud: LocalCloud
+    pinned: PinnedShape
+
+    async def wait_for_replicas(self, replicas: int) -> None:
+        """Return once exactly so many replicas serve. Raises: TimeoutError."""
+        wanted = f"{replicas} x (P{self.pinned.stages} M{self.pinned.shards})"
+        async with asyncio.timeout(seconds(READY_NS)):
+            while shape_of(self.fleet.view.workers()) != wanted:
+                await self.fleet.view.wait_for_change()
+
+    async def add_node(self) -> None:
+        """Start one more node."""
+        await self.cloud.carry_out(AddNode(operation_id="add"))
+
+    async def preempt_oldest(self, *, grace_ms: int) -> None:
+        """Give notice to the node that has been there longest."""
+        node_id = self.fleet.node_ids[0]
+        operation_id = f"preempt-{node_id}"
+        await self.cloud.carry_out(
+            PreemptNode(operation_id=operation_id, node_id=node_id, grace_ms=grace_ms)
+        )
+
+    async def kill_oldest(self) -> None:
+        """Take away the node that has been there longest, without a word."""
+        node_id = self.fleet.node_ids[0]
+        await self.cloud.carry_out(KillNode(operation_id=f"kill-{node_id}", node_id=node_id))
+
+
+@asynccontextmanager
+async def live_fleet(
+    model_folder: Path, data_folder: Path, *, policy: Policy, nodes: int, pinned: PinnedShape
+) -> AsyncIterator[LiveFleet]:
+    """Start a fleet, pin its shape, wait until it serves, and end it afterwards."""
+    options = FleetOptions(
+        model=ModelSource(folder=model_folder, alias=ALIAS),
+        data_folder=data_folder,
+        gateways=0,
+        http_port=0,
+        is_restarting=False,
+        planned=PlannedOptions(nodes=nodes, policy=policy),
+    )
+    fleet = Fleet(options, say=lambda _: None)
+    cloud = LocalCloud(fleet, say=lambda _: None)
+    live = LiveFleet(fleet=fleet, cloud=cloud, pinned=pinned)
+    try:
+        await fleet.start()
+        await cloud.start()
+        await pin_shape(fleet.bus, PinShape(shape=pinned), alias=ALIAS)
+        await live.wait_for_replicas(nodes // (pinned.stages * pinned.shards))
+        yield live
+    finally:
+        await cloud.close()
+        await fleet.stop()

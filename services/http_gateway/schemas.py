@@ -22,6 +22,7 @@ from libs.contracts.online import (
     ResponseFormat,
     TokenId,
 )
+from libs.contracts.wire import WireJson
 from services.http_gateway.errors import ApiError, from_validation, invalid
 
 MODEL_NAME_CHARACTERS_MAX: Final = 256
@@ -90,7 +91,7 @@ class Message(RequestPart):
     role: str = Field(min_length=1, max_length=64)
     content: str | list[ContentPart] | None = None
     name: str | None = Field(default=None, max_length=64)
-    tool_calls: list[dict[str, JsonValue]] | None = Field(default=None, max_length=TOOLS_MAX)
+    tool_calls: list[dict[str, WireJson]] | None = Field(default=None, max_length=TOOLS_MAX)
     """Of an earlier answer; the model's template shows them."""
     tool_call_id: str | None = Field(default=None, max_length=256)
 
@@ -102,7 +103,7 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS_LIMIT)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS_MAX)
-    tools: list[dict[str, JsonValue]] | None = Field(default=None, max_length=TOOLS_MAX)
+    tools: list[dict[str, WireJson]] | None = Field(default=None, max_length=TOOLS_MAX)
     """Shown to the model by its template; the answer calls one where `tool_choice` forces it, and
     stays text otherwise."""
     tool_choice: JsonValue = None
@@ -125,7 +126,7 @@ class TokenizeRequest(RequestPart):
     model: str | None = Field(default=None, max_length=MODEL_NAME_CHARACTERS_MAX)
     prompt: str | None = None
     messages: list[Message] | None = None
-    tools: list[dict[str, JsonValue]] | None = Field(default=None, max_length=TOOLS_MAX)
+    tools: list[dict[str, WireJson]] | None = Field(default=None, max_length=TOOLS_MAX)
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None

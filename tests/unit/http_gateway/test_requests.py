@@ -238,10 +238,13 @@ def test_tools_go_along_unless_none_may_be_chosen() -> None:
 
 
 def test_an_integer_that_no_message_can_carry_is_the_clients_mistake() -> None:
-    tool = {"type": "function", "function": {"name": "tide", "parameters": {"maximum": 10**30}}}
-    with pytest.raises(ApiError) as caught:
-        submit(CHAT, {"tools": [tool]})
-    assert caught.value.answer.status == 400
+    huge = {"type": "function", "function": {"name": "tide", "parameters": {"maximum": 10**30}}}
+    said = {"role": "assistant", "content": "?", "tool_calls": [huge]}
+    schema = {"type": "json_schema", "json_schema": {"schema": huge}}
+    for change in ({"tools": [huge]}, {"messages": [said]}, {"response_format": schema}):
+        with pytest.raises(ApiError) as raised:
+            submit(CHAT, change)
+        assert raised.value.answer.status == 400
 
 
 def test_more_tokens_at_least_than_the_default_allows_raise_the_default() -> None:

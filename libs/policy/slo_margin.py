@@ -1,4 +1,4 @@
-"""How much shorter than its SLO a step is planned, so that the SLO holds for all but a stated share.
+"""How much shorter than its SLO a step is planned, so that it holds for all but a stated share.
 
     budget = slo / factor          factor = quantile of observed / predicted at `level`
     level += gain * (missed - share allowed)         at every step that the SLO judges

@@ -58,7 +58,7 @@ def samples_of(
 
 def test_work_grows_entry_by_entry() -> None:
     work = decodes(2, tokens_before=100).with_prefill(tokens=10, tokens_before=40)
-    assert work == StepWork(rows=12, pairs_prefilled=10 * 45, tokens_attended=200, sequences=3)
+    assert work == StepWork(rows=12, pairs_prefilled=10 * 45, tokens_attended=240, sequences=3)
 
 
 @pytest.mark.parametrize("true", [TRUE, WITH_KNEE], ids=["without a knee", "with a knee"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from libs.kernel.units import NS_PER_MS, NS_PER_S, NS_PER_US
+from libs.policy.latency_model import LatencyModel
 from libs.policy.model_profile import LayerTimes, ModelBytes, ModelProfile
 
 BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
@@ -106,4 +107,32 @@ def _layer_times(
             for batch in BATCHES
         ),
         decode_ns=tuple((batch, max(read_ns, compute_ns(batch)) + reduces_ns) for batch in BATCHES),
+    )
+
+
+def assumed_latency_model(
+    *, size: ModelBytes, bytes_per_parameter: int, roofline: Roofline
+) -> LatencyModel:
+    """Return the step times of a whole model on one such device, unmeasured.
+
+    A step reads all weights; rows are free until multiplying takes longer than that (the knee).
+    """
+    weight_bytes = size.layers * size.layer_bytes + size.head_bytes
+    layer_parameters = size.layers * size.layer_bytes / bytes_per_parameter
+    read_ns = weight_bytes * NS_PER_S / roofline.bytes_per_s
+    row_ns = 2 * layer_parameters * NS_PER_S / roofline.flops_per_s
+    # One query against one key: a product each for scores and values, in every layer and head.
+    head_elements = size.kv_bytes_per_token_layer / bytes_per_parameter / 2 / size.kv_heads
+    pair_flops = 4 * size.layers * size.heads * head_elements
+    return LatencyModel(
+        step_ns=read_ns,
+        row_ns=0.0,
+        pair_prefilled_ns=pair_flops * NS_PER_S / roofline.flops_per_s,
+        token_attended_ns=size.layers
+        * size.kv_bytes_per_token_layer
+        * NS_PER_S
+        / roofline.bytes_per_s,
+        sequence_ns=2 * size.head_bytes / bytes_per_parameter * NS_PER_S / roofline.flops_per_s,
+        row_past_knee_ns=row_ns,
+        knee_rows=round(read_ns / row_ns),
     )

@@ -29,6 +29,9 @@ class WorkerConfig:
     threads: int = 1
     """CPU threads of the engine. More than one only on a machine of the worker's own: with a
     neighbour on the cores every step waits for the slowest thread."""
+    profile: str | None = None
+    """How long steps take here: a file that `tideserve profile` wrote; auto looks for one of this
+    model and hardware in the user's cache; none assumes it from the model's size."""
     kv_bytes: int | None = None
     """Memory for KV at most; none takes the engine's default for the device."""
     blocks_total: int | None = None

@@ -47,6 +47,8 @@ class FleetOptions:
     routers: int = 1
     gateways: int = 1
     device: str = "cpu"
+    profile: str | None = None
+    """File with the model's measured profile, for all who predict; None: they assume."""
     http_host: str = "127.0.0.1"
     http_port: int = 8000
     """0 takes a free one."""
@@ -139,6 +141,7 @@ class Recipes:
             "alias": model.alias,
             "device": self.options.device,
             "threads": str(threads),
+            **self._profile(),
             **self.options.worker_settings,
         }
         return self._child(name or worker_id, service="gpu_worker", settings={**shared, **settings})
@@ -165,16 +168,25 @@ class Recipes:
             "planner_id": f"planner-{number}",
             "model": str(model.folder),
             "alias": model.alias,
+            "device": self.options.device,
             "policy": planned.policy.value,
+            **self._profile(),
         }
         return self._child(f"planner-{number}", service="planner", settings=settings)
 
     def _migrator(self, planned: PlannedOptions, number: int) -> ChildOptions:
+        model = self.options.model
         settings = {
             "migrator_id": f"migrator-{number}",
-            "alias": self.options.model.alias,
+            "model": str(model.folder),
+            "alias": model.alias,
+            "device": self.options.device,
+            **self._profile(),
         }
         return self._child(f"migrator-{number}", service="migrator", settings=settings)
+
+    def _profile(self) -> dict[str, str]:
+        return {} if self.options.profile is None else {"profile": self.options.profile}
 
     def _child(
         self, name: str, *, service: str, settings: dict[str, str], is_reporting: bool = True

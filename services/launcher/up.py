@@ -3,21 +3,28 @@
 import asyncio
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
 from libs.contracts.placement import Policy
 from libs.kernel.errors import ConfigError
+from libs.runtime.profile_cache import AUTO, profile_file, read_measured
 from services.launcher.console import say, show, show_json
 from services.launcher.fleet import Fleet
 from services.launcher.local_cloud import LocalCloud
-from services.launcher.model_source import find_model
+from services.launcher.model_source import ModelSource, find_model
 from services.launcher.paste import commands_to_paste
 from services.launcher.recipes import FleetOptions, PlannedOptions
 from services.launcher.state_file import DEFAULT_DATA_FOLDER
 
 WORKERS_DEFAULT = 2
+Profile: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="What `tideserve profile` measured: its file, none, or auto: if there is one."
+    ),
+]
 
 
 def up(
@@ -45,6 +52,7 @@ def up(
     ] = "auto",
     routers: Annotated[int, typer.Option(help="Router processes.", min=1)] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    profile: Profile = AUTO,
     http_port: Annotated[
         int, typer.Option(help="Port of the HTTP API; 0 takes a free one.")
     ] = 8000,
@@ -76,8 +84,10 @@ def up(
             migrators=migrators,
             transport=transport,
         )
+    source = find_model(model)
     options = FleetOptions(
-        model=find_model(model),
+        model=source,
+        profile=_profile(profile, source, device=device),
         data_folder=data_folder,
         workers=workers or WORKERS_DEFAULT,
         planned=planned,
@@ -87,6 +97,19 @@ def up(
         nats_url=nats_url,
     )
     asyncio.run(_run(options, is_json=is_json))
+
+
+def _profile(given: str, model: ModelSource, *, device: str) -> str | None:
+    """Return the file of the profile to run with, and say which it is."""
+    if given == "none":
+        return None
+    file = profile_file(given, model=model.folder, device="cpu" if device == "cpu" else "cuda")
+    if file is None:
+        say("step times are assumed; `tideserve profile` measures them")
+        return None
+    measured = read_measured(file)
+    say(f"step times as measured at {measured.measured_at} on {measured.hardware.name}")
+    return str(file.resolve())
 
 
 async def _run(options: FleetOptions, *, is_json: bool) -> None:

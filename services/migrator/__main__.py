@@ -4,12 +4,10 @@ import asyncio
 import os
 import secrets
 import sys
-from pathlib import Path
 
 from libs.contracts.subjects import alias_of
 from libs.kernel.errors import ConfigError, Unavailable
 from libs.kernel.units import MIB
-from libs.policy.model_profile import ModelBytes, profile_of_json
 from libs.runtime.clock import SystemClock
 from libs.runtime.config import read_config
 from libs.runtime.logs import set_up_logs
@@ -18,6 +16,7 @@ from libs.runtime.nats_bus import NatsBus
 from libs.runtime.process import run_service
 from libs.runtime.status_server import StatusServer
 from services.migrator.config import MigratorConfig
+from services.migrator.known_model import known_model
 from services.migrator.migrator_metrics import register_metrics
 from services.migrator.options import MigratorOptions
 from services.migrator.shell import MigratorShell, open_migrator
@@ -38,14 +37,15 @@ async def serve(stopping: asyncio.Event) -> None:
         level=config.log_level,
         migrator_id=migrator_id,
     )
+    model = known_model(config)
     options = MigratorOptions(
         migrator_id=migrator_id,
         alias=config.alias_served,
         process_id=os.getpid(),
         link_bytes_per_s=config.link_mib_per_s * MIB,
-        prefill_tokens_per_s=config.prefill_tokens_per_s,
+        prefill_tokens_per_s=model.prefill_tokens_per_s,
         load_buffer_bytes_max=config.load_buffer_mib * MIB,
-        model_bytes=_model_bytes(config),
+        model_bytes=model.size,
     )
     try:
         bus = await NatsBus.connect(config.nats_url, name=migrator_id)
@@ -59,15 +59,6 @@ async def serve(stopping: asyncio.Event) -> None:
         if status is not None:
             await status.stop()
         await bus.close()
-
-
-def _model_bytes(config: MigratorConfig) -> ModelBytes | None:
-    if not config.profile:
-        return None
-    try:
-        return profile_of_json(Path(config.profile).read_text(encoding="utf-8")).size
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"profile: {error}") from None
 
 
 async def _start_status(

@@ -17,15 +17,21 @@ class MigratorConfig:
     migrator_id: str = "migrator"
     """Prefix of this process's id; a random suffix makes it unique per start."""
     model: str = ""
-    """Folder of the model that the fleet serves; only its name is used, as the alias."""
+    """Folder of the model that the fleet serves. Its config says how many bytes there are to move;
+    where the folder is not on this machine, only its name is used, as the alias."""
     alias: str = ""
     """What clients call the model; empty takes the folder's name."""
-    profile: str = ""
-    """File with the model's measured profile, for the order of layers; empty: ascending order."""
+    profile: str | None = None
+    """File that `tideserve profile` wrote; auto looks for the latest of this model on such a device
+    in the user's cache; none takes sizes from the model's folder and speeds from the fields below.
+    """
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What the workers compute on, for a model without a measured profile."""
     link_mib_per_s: int = 1024
     """Assumed of a link that nobody has measured yet, in MiB/s."""
     prefill_tokens_per_s: int = 5_000
-    """Assumed speed of computing KV anew; under spotserve KV moves only where that is faster."""
+    """Assumed speed of computing KV anew, where no profile tells; under spotserve KV moves only
+    where that is faster."""
     load_buffer_mib: int = 64
     """Memory beyond its weights that a worker may use while it loads."""
     log_format: Literal["json", "console"] = "json"

@@ -68,7 +68,9 @@ class MigratorOptions:
     load_buffer_bytes_max: int = 64 * MIB
     """Memory beyond its weights that a worker may use while it loads."""
     model_bytes: ModelBytes | None = None
-    """The sizes of the model, from its profile; None: layers move in ascending order."""
+    """The sizes of the model; None, where neither profile nor folder tells: layers move in
+    ascending order, and KV counts as nothing when it is to be judged whether moving it is worth
+    it."""
     liveness: LivenessOptions = field(default_factory=LivenessOptions)
     """When a silent worker or migrator counts as dead."""
 

@@ -18,12 +18,12 @@ from libs.runtime.nats_bus import NatsBus
 from libs.runtime.process import run_service
 from libs.runtime.status_server import StatusServer
 from services.planner.config import PlannerConfig
-from services.planner.model_size import read_profile
 from services.planner.options import PlannerOptions
 from services.planner.planner_metrics import planner_metrics
 from services.planner.provisioners.kubernetes import KubernetesProvisioner
 from services.planner.provisioners.local import LocalProvisioner
 from services.planner.provisioners.port import NoProvisioner, Provisioner
+from services.planner.read_profile import read_profile
 from services.planner.settings import planner_options
 from services.planner.shell import PlannerShell
 from services.planner.store import open_placement_store
@@ -44,7 +44,7 @@ async def serve(stopping: asyncio.Event) -> None:
         planner_id=planner_id,
     )
     profile = read_profile(
-        Path(config.model).expanduser(), device=config.device, profile_file=config.profile
+        Path(config.model).expanduser(), device=config.device, profile=config.profile
     )
     options = planner_options(
         config, profile=profile, planner_id=planner_id, process_id=os.getpid()

@@ -46,8 +46,9 @@ class PlannerConfig:
     """tideserve; or spotserve, reparallelize, reroute, to compare with."""
     device: Literal["cpu", "cuda"] = "cpu"
     """What the workers compute on, for a model without a measured profile."""
-    profile: Path | None = None
-    """File that `tideserve profile` wrote; none assumes times from the model's size."""
+    profile: str | None = None
+    """File that `tideserve profile` wrote; auto looks for the latest of this model on such a device
+    in the user's cache; none assumes times from the model's size."""
     requests_per_s_min: float = 0.5
     """Planned for even when less arrives, so that a quiet night does not reshape the fleet."""
     workspace_bytes: int = 0

@@ -29,6 +29,7 @@ COMMANDS = [
     "preempt",
     "kill",
     "add-node",
+    "profile",
     "shape",
     "service",
     "bench",

@@ -10,7 +10,7 @@ from libs.policy.model_profile import json_of_profile
 from libs.policy.paper_profiles import GPT_20B
 from libs.runtime.config import read_config
 from services.planner.config import PlannerConfig
-from services.planner.model_size import read_profile
+from services.planner.read_profile import read_profile
 from services.planner.settings import planner_options
 
 MODEL = Path(__file__).parents[3] / "models" / "tide-tiny"
@@ -51,7 +51,7 @@ def test_a_wrong_setting_names_its_field(settings: dict[str, str], named: str) -
 
 @pytest.mark.parametrize("policy", list(Policy))
 def test_only_the_policy_of_our_own_looks_at_waiting(policy: Policy) -> None:
-    profile = read_profile(MODEL, device="cpu", profile_file=None)
+    profile = read_profile(MODEL, device="cpu", profile=None)
     options = planner_options(
         a_config(policy=policy.value), profile=profile, planner_id="p", process_id=1
     )
@@ -59,7 +59,7 @@ def test_only_the_policy_of_our_own_looks_at_waiting(policy: Policy) -> None:
 
 
 def test_the_bytes_of_the_bundled_model_are_those_of_its_file() -> None:
-    size = read_profile(MODEL, device="cuda", profile_file=None).size
+    size = read_profile(MODEL, device="cuda", profile=None).size
     # One embedding for both ends: the head counts again only where stages part them.
     tied_bytes = size.weight_bytes - size.head_bytes
     assert tied_bytes == pytest.approx((MODEL / "model.safetensors").stat().st_size, rel=0.01)
@@ -67,13 +67,13 @@ def test_the_bytes_of_the_bundled_model_are_those_of_its_file() -> None:
 
 def test_shards_divide_the_heads_and_the_width_of_the_mlp() -> None:
     # 12 heads would allow three shards, 448 units do not.
-    profile = read_profile(MODEL, device="cpu", profile_file=None)
+    profile = read_profile(MODEL, device="cpu", profile=None)
     assert sorted(profile.times_by_shards) == [1, 2, 4]
 
 
 def test_a_measured_profile_is_taken_instead_of_an_assumed_one(tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
     file.write_text(json_of_profile(GPT_20B))
-    assert read_profile(MODEL, device="cpu", profile_file=file) == GPT_20B
+    assert read_profile(MODEL, device="cpu", profile=str(file)) == GPT_20B
     with pytest.raises(ConfigError, match=r"missing\.json"):
-        read_profile(MODEL, device="cpu", profile_file=tmp_path / "missing.json")
+        read_profile(MODEL, device="cpu", profile=str(tmp_path / "missing.json"))

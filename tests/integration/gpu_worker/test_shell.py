@@ -271,9 +271,9 @@ async def test_the_metrics_show_what_the_worker_reports(router_end: Callable[...
         await fleet.router.until_finished()
         await fleet.router.until_report(lambda report: report.tokens_generated == 16)
         shown = worker_metrics(fleet.core, fleet.shell).exposition().decode()
-        assert "tideserve_worker_tokens_generated 16.0" in shown
-        assert "tideserve_worker_sessions_started 1.0" in shown
-        assert "tideserve_worker_messages_refused 0.0" in shown
+        assert "tideserve_worker_tokens_generated_total 16.0" in shown
+        assert "tideserve_worker_sessions_started_total 1.0" in shown
+        assert "tideserve_worker_messages_refused_total 0.0" in shown
 
 
 def a_notice(grace_ms: int) -> PreemptionNotice:

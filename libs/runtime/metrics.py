@@ -149,9 +149,7 @@ class Metrics(Collector):
         for name, family in self._shown.items():
             yield _collected(self._full(name), family)
 
-    def _family(
-        self, name: str, kind: Kind, help_text: str, labels: Mapping[str, str]
-    ) -> _Family:
+    def _family(self, name: str, kind: Kind, help_text: str, labels: Mapping[str, str]) -> _Family:
         family = self._shown.get(name)
         if family is None:
             self._describe(name, kind, help_text, tuple(labels))
@@ -197,6 +195,4 @@ def _collected(name: str, family: _Family) -> Metric:
 
 def _buckets(tally: DurationHistogram) -> list[tuple[str, float]]:
     bounds = [*(f"{seconds(bound):g}" for bound in tally.bounds_ns), "+Inf"]
-    return [
-        (bound, float(count)) for bound, count in zip(bounds, tally.cumulative(), strict=True)
-    ]
+    return [(bound, float(count)) for bound, count in zip(bounds, tally.cumulative(), strict=True)]

@@ -22,6 +22,7 @@ from libs.kernel.errors import (
 from libs.runtime.logs import set_up_logs
 from services.launcher import ask, bench, cloud, demo, service, shape, status, story, top, up
 from services.launcher.console import show_error
+from services.launcher.doctor.command import doctor
 
 EXIT_FAILED: Final = 1
 EXIT_UNAVAILABLE: Final = 69
@@ -32,7 +33,6 @@ app = typer.Typer(
     name="tideserve",
     help="Serve language models on capacity that comes and goes; lose no request and no token.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("up")(up.up)
@@ -46,6 +46,7 @@ app.command("preempt")(cloud.preempt)
 app.command("kill")(cloud.kill)
 app.command("add-node")(cloud.add_node)
 app.command("shape")(shape.shape)
+app.command("doctor")(doctor)
 app.command("service")(service.service)
 app.add_typer(bench.app, name="bench")
 

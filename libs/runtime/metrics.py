@@ -29,6 +29,8 @@ LATENCY_BUCKETS_S: Final = (
 NO_LABELS: Final[Mapping[str, str]] = {}
 
 Kind = Literal["counter", "gauge", "histogram"]
+Read = Callable[[], float]
+"""What a shown number is now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ class FamilyDescription:
 @dataclass(slots=True)
 class _Family:
     description: FamilyDescription
-    readers: list[tuple[Mapping[str, str], Callable[[], float]]] = field(default_factory=list)
+    readers: list[tuple[Mapping[str, str], Read]] = field(default_factory=list)
     tallies: list[tuple[Mapping[str, str], DurationHistogram]] = field(default_factory=list)
 
 
@@ -110,7 +112,7 @@ class Metrics(Collector):
         self,
         name: str,
         help_text: str,
-        read: Callable[[], float],
+        read: Read,
         labels: Mapping[str, str] = NO_LABELS,
     ) -> None:
         """Show a number that only grows while the process lives; its name gets `_total`."""
@@ -120,7 +122,7 @@ class Metrics(Collector):
         self,
         name: str,
         help_text: str,
-        read: Callable[[], float],
+        read: Read,
         labels: Mapping[str, str] = NO_LABELS,
     ) -> None:
         """Show a number that goes up and down."""

@@ -5,11 +5,10 @@ from functools import partial
 from typing import Final
 
 from libs.contracts.reports import WorkerReport
-from libs.kernel.units import NS_PER_MS, seconds
-from libs.runtime.metrics import Metrics
+from libs.runtime.metrics import Metrics, Read
 from services.gpu_worker.core import WorkerCore
-from services.gpu_worker.shell import WorkerShell
 
+MS_PER_S: Final = 1000
 _COUNTERS: Final = {
     "sessions_started": "sessions taken from routers",
     "sessions_rebound": "sessions that another router took over",
@@ -33,14 +32,14 @@ _REPORTED_GAUGES: Final[dict[str, tuple[str, Callable[[WorkerReport], float]]]] 
     "prompt_tokens_waiting": ("prompt tokens not yet computed", lambda r: r.tokens_waiting),
     "step_seconds_recent": (
         "an engine step, averaged over about the last ten",
-        lambda r: seconds(round(r.step_ms_recent * NS_PER_MS)),
+        lambda r: r.step_ms_recent / MS_PER_S,
     ),
     "weights_bytes": ("weights held", lambda r: r.weights_bytes),
     "is_serving": ("1: takes sessions", lambda r: r.is_serving),
 }
 
 
-def worker_metrics(core: WorkerCore, shell: WorkerShell) -> Metrics:
+def worker_metrics(core: WorkerCore, *, messages_dropped: Read, messages_refused: Read) -> Metrics:
     """Bind everything to what it shows; nothing is computed until somebody asks."""
     metrics = Metrics(service="worker")
     for name, help_text in _COUNTERS.items():
@@ -53,12 +52,8 @@ def worker_metrics(core: WorkerCore, shell: WorkerShell) -> Metrics:
     metrics.show_counter(
         "tokens_resent", "tokens that a router had not acknowledged", lambda: core.tokens_resent
     )
-    metrics.show_counter(
-        "messages_dropped", "messages that the broker did not take", lambda: shell.messages_dropped
-    )
-    metrics.show_counter(
-        "messages_refused", "messages that could not be read", lambda: shell.actor.events_refused
-    )
+    metrics.show_counter("messages_dropped", "that the broker did not take", messages_dropped)
+    metrics.show_counter("messages_refused", "that could not be read", messages_refused)
     return metrics
 
 

@@ -94,6 +94,7 @@ async def running_gateway(
         bus=bus, client=client, view=view, measures=measures, config=config, clock=clock
     )
     feed = _dashboard_feed(bus, config, clock)
+    measures.show_costs(feed.view.costs)
     listener = _listen(config)
     http_url = config.advertised_url or _url_of(listener)
     server = _Server(_server_config(create_app(routes, measures, DashboardRoutes(feed)), config))

@@ -5,9 +5,9 @@ from typing import Final
 
 from libs.contracts.handover_record import HandoverRecord
 from libs.kernel.units import seconds
-from libs.runtime.metrics import Metrics
+from libs.runtime.metrics import Metrics, Read
+from services.migrator.core import MigratorCore
 from services.migrator.ownership import Role
-from services.migrator.shell import MigratorShell
 
 _Read = Callable[[HandoverRecord], float]
 
@@ -28,26 +28,24 @@ _COUNTERS: Final[dict[str, tuple[str, _Read]]] = {
 }
 
 
-def register_metrics(metrics: Metrics, shell: MigratorShell) -> None:
+def migrator_metrics(core: MigratorCore, *, messages_unsent: Read) -> Metrics:
     """Bind everything to what it shows; nothing is computed until somebody asks."""
-    ownership = shell.core.ownership
+    metrics = Metrics(service="migrator")
+    ownership = core.ownership
     metrics.show_gauge(
         "is_owner", "1: conducts the hand-overs", lambda: ownership.role is Role.OWNER
     )
-    metrics.show_counter(
-        "messages_unsent",
-        "orders and reports that the broker did not take",
-        lambda: shell.messages_unsent,
-    )
+    metrics.show_counter("messages_unsent", "that the broker did not take", messages_unsent)
     for name, (help_text, read) in _GAUGES.items():
-        metrics.show_gauge(name, help_text, _reader(shell, read))
+        metrics.show_gauge(name, help_text, _reader(core, read))
     for name, (help_text, read) in _COUNTERS.items():
-        metrics.show_counter(name, help_text, _reader(shell, read))
+        metrics.show_counter(name, help_text, _reader(core, read))
+    return metrics
 
 
-def _reader(shell: MigratorShell, read: _Read) -> Callable[[], float]:
+def _reader(core: MigratorCore, read: _Read) -> Callable[[], float]:
     def value() -> float:
-        record = shell.core.ownership.record
+        record = core.ownership.record
         return 0.0 if record is None else float(read(record))
 
     return value

@@ -66,7 +66,8 @@ async def _start_status(
 ) -> StatusServer | None:
     if config.metrics_port is None:
         return None
-    status = StatusServer(metrics=router_metrics(shell), is_ready=lambda: bus.is_connected)
+    metrics = router_metrics(shell.core.state, messages_unsent=lambda: shell.messages_unsent)
+    status = StatusServer(metrics=metrics, is_ready=lambda: bus.is_connected)
     await status.start(host=config.metrics_host, port=config.metrics_port)
     return status
 

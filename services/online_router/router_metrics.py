@@ -3,8 +3,7 @@
 from functools import partial
 
 from libs.kernel.units import seconds
-from libs.runtime.metrics import Metrics
-from services.online_router.shell import RouterShell
+from libs.runtime.metrics import Metrics, Read
 from services.online_router.state import RouterCounters, RouterState
 
 _COUNTERS = {
@@ -19,18 +18,15 @@ _COUNTERS = {
 }
 
 
-def router_metrics(shell: RouterShell) -> Metrics:
+def router_metrics(state: RouterState, *, messages_unsent: Read) -> Metrics:
     """Bind everything to what it shows."""
     metrics = Metrics(service="router")
-    state = shell.core.state
     for field, (name, help_text) in _COUNTERS.items():
         metrics.show_counter(name, help_text, partial(getattr, state.counters, field))
     _show_refusals(metrics, state.counters)
     _show_latencies(metrics, state)
     metrics.show_gauge("sessions_open", "requests under way", lambda: len(state.sessions))
-    metrics.show_counter(
-        "messages_unsent", "messages that the broker did not take", lambda: shell.messages_unsent
-    )
+    metrics.show_counter("messages_unsent", "that the broker did not take", messages_unsent)
     return metrics
 
 

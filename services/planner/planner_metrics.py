@@ -5,10 +5,10 @@ from functools import partial
 from typing import Final
 
 from libs.contracts.placement import Placement
-from libs.kernel.units import NS_PER_MS, seconds
-from libs.runtime.metrics import Metrics
-from services.planner.shell import PlannerShell
+from libs.runtime.metrics import Metrics, Read
+from services.planner.core import PlannerCore
 
+MS_PER_S: Final = 1000
 _COUNTERS: Final = {
     "plans_made": "plans worked out, whether or not they changed anything",
     "placements_committed": "placements that replaced another",
@@ -21,10 +21,11 @@ _COUNTERS: Final = {
 }
 
 
-def planner_metrics(shell: PlannerShell) -> Metrics:
+def planner_metrics(
+    core: PlannerCore, *, plan_ms_recent: Read, messages_unsent: Read, messages_refused: Read
+) -> Metrics:
     """Bind everything to what it shows; nothing is computed until somebody asks."""
     metrics = Metrics(service="planner")
-    core = shell.core
     for name, help_text in _COUNTERS.items():
         metrics.show_counter(name, help_text, partial(getattr, core.counters, name))
 
@@ -46,12 +47,8 @@ def planner_metrics(shell: PlannerShell) -> Metrics:
     show(
         "plan_seconds_recent",
         "the plan worked out last",
-        lambda: seconds(round(shell.plan_ms_recent * NS_PER_MS)),
+        lambda: plan_ms_recent() / MS_PER_S,
     )
-    metrics.show_counter(
-        "messages_unsent", "messages that the broker did not take", lambda: shell.messages_unsent
-    )
-    metrics.show_counter(
-        "messages_refused", "messages that could not be read", lambda: shell.actor.events_refused
-    )
+    metrics.show_counter("messages_unsent", "that the broker did not take", messages_unsent)
+    metrics.show_counter("messages_refused", "that could not be read", messages_refused)
     return metrics

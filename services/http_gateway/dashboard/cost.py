@@ -32,6 +32,8 @@ class CostMeter:
         self.usd_per_hour = 0.0
         self.on_demand_usd_per_hour = 0.0
         self.elapsed_ns = 0
+        self.gpus: Mapping[Market, int] = {}
+        """Heard of at the last look."""
         self._prices = prices
         self._advanced_at_ns: int | None = None
 
@@ -44,6 +46,7 @@ class CostMeter:
             self.on_demand_usd += self.on_demand_usd_per_hour * hours
             self.elapsed_ns += passed_ns
         self._advanced_at_ns = now_ns
+        self.gpus = gpus
         self.usd_per_hour = self._prices.usd_per_hour(gpus)
         self.on_demand_usd_per_hour = sum(gpus.values()) * self._prices.on_demand_usd
 

@@ -17,7 +17,7 @@ from libs.contracts.handover_record import HANDOVER_RECORDS
 from libs.contracts.placement import PLACEMENTS, Placement
 from libs.contracts.preemption import NOTICES
 from libs.contracts.reports import REPORTS
-from libs.contracts.wire import Codec
+from libs.contracts.wire import Codec, Message
 from libs.kernel.errors import ContractViolation, Unavailable
 from libs.runtime.bus import Bus, StreamMissing, Subscription
 from libs.runtime.clock import Clock
@@ -38,7 +38,7 @@ WATCHERS_MAX: Final = 64
 """Open pages of one gateway; past it the next is answered 503."""
 ALIASES_READ_MAX: Final = 16
 
-RecordT = TypeVar("RecordT")
+RecordT = TypeVar("RecordT", bound=Message)
 
 
 class DashboardFeed:

@@ -116,6 +116,21 @@ class RouterReport(Message):
     workers_lost: int = Field(default=0, ge=0, description="workers declared dead")
     tokens_relayed: int = Field(default=0, ge=0)
     stale_dropped: int = Field(default=0, ge=0, description="messages of an older epoch or owner")
+    requests_rejected: int = Field(default=0, ge=0, description="since the start of this process")
+    requests_failed: int = Field(default=0, ge=0, description="accepted, ended without an answer")
+    tokens_offline: int = Field(default=0, ge=0, description="of those relayed, for offline work")
+    online_ended: int = Field(
+        default=0, ge=0, description="online requests, but for those that their client cancelled"
+    )
+    online_within_slo: int = Field(default=0, ge=0, description="of those, both objectives met")
+    slo_ttft_ms: float = Field(default=0.0, ge=0.0, description="0: this router counts none")
+    slo_tpot_ms: float = Field(default=0.0, ge=0.0)
+    ttft_ms_p50: float | None = Field(
+        default=None, ge=0.0, description="online, of the last minute; None: there was nothing"
+    )
+    ttft_ms_p99: float | None = Field(default=None, ge=0.0)
+    tpot_ms_p50: float | None = Field(default=None, ge=0.0)
+    tpot_ms_p99: float | None = Field(default=None, ge=0.0)
 
 
 class GatewayReport(Message):

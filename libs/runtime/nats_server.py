@@ -22,7 +22,7 @@ from typing import Final, Literal, TypeAlias
 import structlog
 
 from libs.kernel.errors import ConfigError
-from libs.kernel.units import MIB, NS_PER_S, seconds
+from libs.kernel.units import KIB, MIB, NS_PER_S, seconds
 from libs.runtime.nats_server_search import (
     DOCKER_IMAGE,
     ServerProgram,
@@ -38,6 +38,7 @@ START_TIMEOUT_NS: Final = 30 * NS_PER_S
 STOP_TIMEOUT_S: Final = 10
 POLL_S: Final = 0.005
 PORT_ATTEMPTS_MAX: Final = 5
+GREETING_BYTES_MAX: Final = 64 * KIB
 SYNC_ALWAYS_VERSION: Final = (2, 10, 0)
 LOG_TAIL_LINES: Final = 5
 STORE_BYTES_MAX: Final = 64 * 1024 * MIB
@@ -225,7 +226,7 @@ class NatsServer:
         assert self._process is not None
         deadline_ns = time.monotonic_ns() + START_TIMEOUT_NS
         while self._process.poll() is None:
-            greeting = _greeting(port)
+            greeting = greeting_of(HOST, port)
             if greeting is not None and greeting.get("server_name") == self._name:
                 return greeting
             if time.monotonic_ns() > deadline_ns:
@@ -267,14 +268,12 @@ def _free_port() -> int:
         return port
 
 
-def _greeting(port: int) -> dict[str, object] | None:
-    """Read the INFO line with which a nats-server greets; None if nobody greets."""
+def greeting_of(host: str, port: int) -> dict[str, object] | None:
+    """Read the INFO line with which a nats-server greets; None if nobody greets, or another."""
     try:
-        with socket.create_connection((HOST, port), timeout=1.0) as connection:
-            line = connection.makefile("rb").readline()
-    except OSError:
+        with socket.create_connection((host, port), timeout=1.0) as connection:
+            line = connection.makefile("rb").readline(GREETING_BYTES_MAX)
+        greeting = json.loads(line.removeprefix(b"INFO ")) if line.startswith(b"INFO ") else None
+    except (OSError, ValueError):
         return None
-    if not line.startswith(b"INFO "):
-        return None
-    greeting: dict[str, object] = json.loads(line[5:])
-    return greeting
+    return greeting if isinstance(greeting, dict) else None

@@ -71,11 +71,17 @@ def find_nats_server(
     ]
     if may_fetch:
         candidates += [lambda: _from_apt(folder, environment), lambda: _from_docker(environment)]
+    passed_over = []
     for candidate in candidates:
-        program = candidate()
+        try:
+            program = candidate()
+        except ConfigError as error:
+            _log.warning("nats_server_passed_over", reason=str(error))
+            passed_over.append(str(error))
+            continue
         if program is not None:
             return program
-    raise ConfigError(HOW_TO_GET_ONE)
+    raise ConfigError("; ".join([*passed_over, HOW_TO_GET_ONE]))
 
 
 def server_version(binary: Path) -> Version:
@@ -118,14 +124,10 @@ def _named(path: str) -> ServerProgram:
     return ServerProgram(source="environment", binary=binary, version=version)
 
 
-def _usable(source: SourceName, binary: Path) -> ServerProgram | None:
-    """Return the program unless it is broken or too old; then say so and search on."""
-    try:
-        version = server_version(binary)
-        require_version(version, where=str(binary))
-    except ConfigError as error:
-        _log.warning("nats_server_passed_over", reason=str(error))
-        return None
+def _usable(source: SourceName, binary: Path) -> ServerProgram:
+    """Return the program. Raises: ConfigError if it is broken or too old."""
+    version = server_version(binary)
+    require_version(version, where=str(binary))
     return ServerProgram(source=source, binary=binary, version=version)
 
 

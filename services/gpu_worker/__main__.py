@@ -152,7 +152,11 @@ class ServingProcess:
             notices=_notices(config),
         )
         status = StatusServer(
-            metrics=worker_metrics(core, shell),
+            metrics=worker_metrics(
+                core,
+                messages_dropped=lambda: shell.messages_dropped,
+                messages_refused=lambda: shell.actor.events_refused,
+            ),
             is_ready=lambda: self._bus.is_connected and not core.is_draining,
         )
         if config.metrics_port is not None:

@@ -1,47 +1,70 @@
 """What the worker shows on its metrics port: its counters, and its latest report."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 from typing import Final
 
 from libs.contracts.reports import WorkerReport
-from libs.runtime.metrics import Metrics
+from libs.runtime.metrics import Metrics, Read
 from services.gpu_worker.core import WorkerCore
-from services.gpu_worker.shell import WorkerShell
-from services.gpu_worker.state import WorkerCounters
 
-REPORTED: Final = (
-    "blocks_total",
-    "blocks_free",
-    "sessions_running",
-    "sessions_waiting",
-    "tokens_waiting",
-    "tokens_generated",
-    "steps",
-    "step_ms_recent",
-)
-"""Fields of WorkerReport that are numbers worth a line in a chart."""
+MS_PER_S: Final = 1000
+_COUNTERS: Final = {
+    "sessions_started": "sessions taken from routers",
+    "sessions_rebound": "sessions that another router took over",
+    "sessions_refused": "sessions not taken, or given back",
+    "sessions_abandoned": "finished, and never acknowledged in all the time allowed",
+    "sessions_released": "sent on to another replica, their KV perhaps before them",
+    "stale_dropped": "messages of an earlier epoch",
+    "replicas_broken": "positions that lost a peer",
+}
+_REPORTED_COUNTERS: Final = {
+    "tokens_generated": "tokens computed",
+    "tokens_recomputed": "tokens of moved sessions that no copy of KV spared",
+    "steps": "engine steps",
+}
+_REPORTED_GAUGES: Final[dict[str, tuple[str, Callable[[WorkerReport], float]]]] = {
+    "kv_blocks": ("KV blocks there are", lambda r: r.blocks_total),
+    "kv_blocks_free": ("KV blocks to be had without preempting", lambda r: r.blocks_free),
+    "kv_usage_ratio": ("share of the KV blocks in use", lambda r: _kv_usage(r)),
+    "sessions_running": ("sessions in the batch", lambda r: r.sessions_running),
+    "sessions_waiting": ("sessions that wait for the batch", lambda r: r.sessions_waiting),
+    "prompt_tokens_waiting": ("prompt tokens not yet computed", lambda r: r.tokens_waiting),
+    "step_seconds_recent": (
+        "an engine step, averaged over about the last ten",
+        lambda r: r.step_ms_recent / MS_PER_S,
+    ),
+    "weights_bytes": ("weights held", lambda r: r.weights_bytes),
+    "is_serving": ("1: takes sessions", lambda r: r.is_serving),
+}
 
 
-def worker_metrics(core: WorkerCore, shell: WorkerShell) -> Metrics:
-    """Bind every gauge to what it shows; nothing is computed until somebody asks."""
+def worker_metrics(core: WorkerCore, *, messages_dropped: Read, messages_refused: Read) -> Metrics:
+    """Bind everything to what it shows; nothing is computed until somebody asks."""
     metrics = Metrics(service="worker")
-
-    def show(name: str, read: Callable[[], float]) -> None:
-        metrics.gauge(name, name.replace("_", " ")).set_function(read)
-
-    for counter in fields(WorkerCounters):
-        show(counter.name, partial(getattr, core.counters, counter.name))
-    for name in REPORTED:
-        show(name, partial(_reported, core, name))
-    show("sessions_held", lambda: core.sessions_held)
-    show("tokens_resent", lambda: core.tokens_resent)
-    show("messages_dropped", lambda: shell.messages_dropped)
-    show("messages_refused", lambda: shell.actor.events_refused)
+    for name, help_text in _COUNTERS.items():
+        metrics.show_counter(name, help_text, partial(getattr, core.counters, name))
+    for name, help_text in _REPORTED_COUNTERS.items():
+        metrics.show_counter(name, help_text, partial(_reported, core, _field(name)))
+    for name, (help_text, read) in _REPORTED_GAUGES.items():
+        metrics.show_gauge(name, help_text, partial(_reported, core, read))
+    metrics.show_gauge("sessions_held", "not yet forgotten", lambda: core.sessions_held)
+    metrics.show_counter(
+        "tokens_resent", "tokens that a router had not acknowledged", lambda: core.tokens_resent
+    )
+    metrics.show_counter("messages_dropped", "that the broker did not take", messages_dropped)
+    metrics.show_counter("messages_refused", "that could not be read", messages_refused)
     return metrics
 
 
-def _reported(core: WorkerCore, name: str) -> float:
+def _field(name: str) -> Callable[[WorkerReport], float]:
+    return lambda report: float(getattr(report, name))
+
+
+def _reported(core: WorkerCore, read: Callable[[WorkerReport], float]) -> float:
     report: WorkerReport | None = core.report_latest
-    return 0.0 if report is None else float(getattr(report, name))
+    return 0.0 if report is None else float(read(report))
+
+
+def _kv_usage(report: WorkerReport) -> float:
+    return (report.blocks_total - report.blocks_free) / max(1, report.blocks_total)

@@ -20,6 +20,7 @@ from services.http_gateway.answer_form import AnswerForm, AnswerHead, Prompt, Sh
 from services.http_gateway.answering import Answering, Order
 from services.http_gateway.choices import choices_of
 from services.http_gateway.config import GatewayConfig
+from services.http_gateway.dashboard.routes import DashboardRoutes
 from services.http_gateway.error_responses import answer_errors
 from services.http_gateway.errors import (
     RETRY_AFTER_NS,
@@ -271,7 +272,7 @@ class Routes:
         )
 
 
-def create_app(routes: Routes, measures: Measures) -> FastAPI:
+def create_app(routes: Routes, measures: Measures, dashboard: DashboardRoutes) -> FastAPI:
     """Return the ASGI application."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     post, get = ["POST"], ["GET"]
@@ -285,6 +286,7 @@ def create_app(routes: Routes, measures: Measures) -> FastAPI:
     app.add_api_route("/health", routes.health, methods=get)
     app.add_api_route("/live", routes.live, methods=get)
     app.add_api_route("/metrics", routes.metrics, methods=get)
+    dashboard.add_to(app)
     answer_errors(app)
     app.add_middleware(RequestIds, measures=measures)
     return app

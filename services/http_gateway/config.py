@@ -37,6 +37,11 @@ class GatewayConfig:
     a broker's cluster may need to elect a leader."""
     streams_open_max: int = 4096
     """Requests open at once; past it a new one is answered 429."""
+    spot_usd_per_gpu_hour: float = 0.476
+    """What the dashboard reckons with: a T4 of a g4dn.12xlarge as SpotServe paid for it in 2023,
+    1.9046 for four. Set what you pay."""
+    on_demand_usd_per_gpu_hour: float = 0.978
+    """The same machine on demand, 3.912 for four."""
     report_interval_s: float = 1.0
     """How often the gateway reports itself, and hears by its echo that the broker is there."""
     shutdown_wait_s: int = 30
@@ -60,5 +65,7 @@ class GatewayConfig:
         ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: must be positive")
+        if min(self.spot_usd_per_gpu_hour, self.on_demand_usd_per_gpu_hour) < 0:
+            raise ConfigError("spot_usd_per_gpu_hour, on_demand_usd_per_gpu_hour: not below 0")
         if self.request_timeout_s > 86_400:
             raise ConfigError("request_timeout_s: a day is the longest")

@@ -21,10 +21,14 @@ from libs.contracts.reports import REPORTS, GatewayReport
 from libs.contracts.wire import encode
 from libs.kernel.errors import ConfigError, ContractViolation, Unavailable
 from libs.kernel.units import NS_PER_S
-from libs.runtime.bus import CoreBus, Subscription
+from libs.runtime.bus import Bus, CoreBus, Subscription
 from libs.runtime.clock import Clock, SystemClock
 from services.http_gateway.app import Routes, create_app
 from services.http_gateway.config import GatewayConfig
+from services.http_gateway.dashboard.cost import Prices
+from services.http_gateway.dashboard.feed import DashboardFeed
+from services.http_gateway.dashboard.routes import DashboardRoutes
+from services.http_gateway.dashboard.view import DashboardView
 from services.http_gateway.fleet_view import FleetView
 from services.http_gateway.http_protocol import bounded_protocol
 from services.http_gateway.measures import Measures
@@ -43,6 +47,7 @@ class RunningGateway:
     http_url: str
     view: FleetView
     measures: Measures
+    feed: DashboardFeed
     tasks: tuple[asyncio.Task[None], ...]
 
     async def until(self, stopping: asyncio.Event) -> None:
@@ -74,7 +79,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def running_gateway(
-    bus: CoreBus, config: GatewayConfig, *, clock: Clock | None = None
+    bus: Bus, config: GatewayConfig, *, clock: Clock | None = None
 ) -> AsyncIterator[RunningGateway]:
     """Serve HTTP until the block is left; then finish open streams within the configured wait.
 
@@ -88,11 +93,14 @@ async def running_gateway(
     routes = Routes(
         bus=bus, client=client, view=view, measures=measures, config=config, clock=clock
     )
+    feed = _dashboard_feed(bus, config, clock)
+    measures.show_costs(feed.view.costs)
     listener = _listen(config)
     http_url = config.advertised_url or _url_of(listener)
-    server = _Server(_server_config(create_app(routes, measures), config))
+    server = _Server(_server_config(create_app(routes, measures, DashboardRoutes(feed)), config))
     async with client:
         tasks = await _follow_reports(bus, view, clock)
+        tasks += await feed.start()
         tasks.append(asyncio.create_task(client.until_failed()))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await server.listening.wait()
@@ -100,14 +108,27 @@ async def running_gateway(
         _log.info("listening", http_url=http_url)
         try:
             yield RunningGateway(
-                http_url=http_url, view=view, measures=measures, tasks=(serving, *tasks)
+                http_url=http_url,
+                view=view,
+                measures=measures,
+                feed=feed,
+                tasks=(serving, *tasks),
             )
         finally:
+            feed.close()
             server.should_exit = True
             await serving
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _dashboard_feed(bus: Bus, config: GatewayConfig, clock: Clock) -> DashboardFeed:
+    prices = Prices(
+        spot_usd=config.spot_usd_per_gpu_hour, on_demand_usd=config.on_demand_usd_per_gpu_hour
+    )
+    view = DashboardView(gateway_id=config.gateway_id, prices=prices)
+    return DashboardFeed(bus=bus, view=view, clock=clock)
 
 
 def _client_options(config: GatewayConfig) -> ClientOptions:

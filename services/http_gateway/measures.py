@@ -1,7 +1,11 @@
 """What the gateway counts and shows at /metrics."""
 
+from functools import partial
+
 from libs.contracts.online import FinishReason
+from libs.contracts.reports import Market
 from libs.runtime.metrics import Metrics
+from services.http_gateway.dashboard.cost import CostMeter
 
 
 class Measures:
@@ -31,6 +35,23 @@ class Measures:
             for reason in FinishReason
         }
 
+    def show_costs(self, costs: CostMeter) -> None:
+        """Show what the dashboard reckons; every gateway reckons by itself."""
+        show = self.metrics.show_gauge
+        show("fleet_usd_per_hour", "the GPUs heard of, at their price", lambda: costs.usd_per_hour)
+        show(
+            "fleet_on_demand_usd_per_hour",
+            "the same GPUs, all on demand",
+            lambda: costs.on_demand_usd_per_hour,
+        )
+        for market in Market:
+            labels = {"market": market.value}
+            show("fleet_gpus", "GPUs heard of", partial(_gpus_of, costs, market), labels)
+        self.metrics.show_counter("fleet_usd", "spent since the start", lambda: costs.usd)
+        self.metrics.show_counter(
+            "fleet_on_demand_usd", "the same, all on demand", lambda: costs.on_demand_usd
+        )
+
     def answered(self, *, route: str, status: int) -> None:
         """Count an HTTP response."""
         labels = {"route": route, "status": str(status)}
@@ -39,3 +60,7 @@ class Measures:
     def finished(self, reason: FinishReason) -> None:
         """Count an answer that ended well."""
         self._finished[reason].inc()
+
+
+def _gpus_of(costs: CostMeter, market: Market) -> float:
+    return costs.gpus.get(market, 0)

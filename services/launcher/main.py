@@ -34,6 +34,7 @@ from services.launcher import (
     up,
 )
 from services.launcher.console import show_error
+from services.launcher.doctor.command import doctor
 
 EXIT_FAILED: Final = 1
 EXIT_UNAVAILABLE: Final = 69
@@ -44,7 +45,6 @@ app = typer.Typer(
     name="tideserve",
     help="Serve language models on capacity that comes and goes; lose no request and no token.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("up")(up.up)
@@ -59,6 +59,7 @@ app.command("kill")(cloud.kill)
 app.command("add-node")(cloud.add_node)
 app.command("profile")(profile.profile)
 app.command("shape")(shape.shape)
+app.command("doctor")(doctor)
 app.command("service")(service.service)
 app.add_typer(bench.app, name="bench")
 

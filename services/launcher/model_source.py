@@ -43,9 +43,14 @@ def find_model(name: str | None) -> ModelSource:
     folder = Path(name).expanduser()
     if folder.exists():
         return _checked(folder.resolve(), alias=alias_of(folder.resolve().name))
-    if _HUB_ID.match(name):
+    if is_hub_id(name):
         return _checked(_download(name), alias=alias_of(name.rpartition("/")[2]))
     raise ConfigError(f"--model: there is no folder {name}, and it is no id of the form owner/name")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether this has the form owner/name."""
+    return _HUB_ID.match(name) is not None
 
 
 def _checked(folder: Path, *, alias: str) -> ModelSource:

@@ -11,13 +11,12 @@ from libs.kernel.units import MIB
 from libs.runtime.clock import SystemClock
 from libs.runtime.config import read_config
 from libs.runtime.logs import set_up_logs
-from libs.runtime.metrics import Metrics
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.process import run_service
 from libs.runtime.status_server import StatusServer
 from services.migrator.config import MigratorConfig
 from services.migrator.known_model import known_model
-from services.migrator.migrator_metrics import register_metrics
+from services.migrator.migrator_metrics import migrator_metrics
 from services.migrator.options import MigratorOptions
 from services.migrator.shell import MigratorShell, open_migrator
 
@@ -66,8 +65,7 @@ async def _start_status(
 ) -> StatusServer | None:
     if config.metrics_port is None:
         return None
-    metrics = Metrics(service="migrator")
-    register_metrics(metrics, shell)
+    metrics = migrator_metrics(shell.core, messages_unsent=lambda: shell.messages_unsent)
     status = StatusServer(metrics=metrics, is_ready=lambda: bus.is_connected)
     await status.start(host=config.metrics_host, port=config.metrics_port)
     return status

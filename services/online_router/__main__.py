@@ -4,22 +4,20 @@ import asyncio
 import os
 import secrets
 import sys
-from dataclasses import fields
-from functools import partial
 
 from libs.contracts.subjects import alias_of
 from libs.kernel.errors import ConfigError, Unavailable
+from libs.kernel.units import NS_PER_MS
 from libs.runtime.clock import SystemClock
 from libs.runtime.config import read_config
 from libs.runtime.logs import set_up_logs
-from libs.runtime.metrics import Metrics
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.process import run_service
 from libs.runtime.status_server import StatusServer
 from services.online_router.config import RouterConfig
-from services.online_router.options import RouterOptions
+from services.online_router.options import Objective, RouterOptions
+from services.online_router.router_metrics import router_metrics
 from services.online_router.shell import RouterShell, open_router
-from services.online_router.state import RouterCounters
 from services.online_router.tokenization import load_tokenization
 from services.online_router.torch_free import keep_torch_out
 
@@ -47,6 +45,9 @@ async def serve(stopping: asyncio.Event) -> None:
         aliases=tokenization.aliases,
         process_id=os.getpid(),
         sessions_max=config.sessions_max,
+        objective=Objective(
+            ttft_ns=config.slo_ttft_ms * NS_PER_MS, tpot_ns=config.slo_tpot_ms * NS_PER_MS
+        ),
     )
     shell = await open_router(
         bus=bus, tokenization=tokenization, options=options, clock=SystemClock()
@@ -65,13 +66,7 @@ async def _start_status(
 ) -> StatusServer | None:
     if config.metrics_port is None:
         return None
-    metrics = Metrics(service="router")
-    counters = shell.core.state.counters
-    for counter in fields(RouterCounters):
-        gauge = metrics.gauge(counter.name, f"{counter.name.replace('_', ' ')}, since the start")
-        gauge.set_function(partial(getattr, counters, counter.name))
-    sessions = metrics.gauge("sessions_open", "sessions that have not ended")
-    sessions.set_function(lambda: len(shell.core.state.sessions))
+    metrics = router_metrics(shell.core.state, messages_unsent=lambda: shell.messages_unsent)
     status = StatusServer(metrics=metrics, is_ready=lambda: bus.is_connected)
     await status.start(host=config.metrics_host, port=config.metrics_port)
     return status

@@ -262,6 +262,7 @@ class Admission:
                 None if lifetime_ns is None else event.received_at_unix_ns + lifetime_ns
             ),
             op_id=state.next_op_id("tokenize"),
+            received_at_ns=state.now_ns,
         )
         state.sessions[session.request_id] = session
         state.session_by_op_id[session.op_id] = session.request_id
@@ -372,6 +373,7 @@ class Admission:
 
     def _reject(self, reply_to: str, encoding: Encoding, rejection: RequestRejected) -> None:
         self._state.counters.rejected += 1
+        self._state.counters.rejected_by_reason[rejection.reason] += 1
         self._state.emit(
             Reply(
                 reply_to=reply_to,

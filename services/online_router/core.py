@@ -45,6 +45,7 @@ from services.online_router.events import (
     WorkerReported,
 )
 from services.online_router.journal_writer import Committed, JournalWriter, WriterState
+from services.online_router.latencies import Latencies
 from services.online_router.options import RouterOptions
 from services.online_router.recovery import Recovery
 from services.online_router.sessions import Phase
@@ -66,6 +67,7 @@ class RouterCore:
             worker_liveness=EchoLiveness(options.liveness),
             journal_liveness=EchoLiveness(options.liveness),
             ended=RecentMap(entries_max=options.sessions_ended_max),
+            latencies=Latencies(options.objective),
         )
         self._admission = Admission(self._state)
         self._dispatch = Dispatch(self._state)
@@ -212,6 +214,7 @@ class RouterCore:
         state = self._state
         counters = state.counters
         report = RouterReport(
+            **state.latencies.reported(now_ns=state.now_ns),
             router_id=self._options.router_id,
             beat=self._beat,
             journal_id=state.writer.journal_id,
@@ -223,6 +226,8 @@ class RouterCore:
             workers_lost=counters.workers_lost,
             tokens_relayed=counters.tokens_relayed,
             stale_dropped=counters.stale_dropped,
+            requests_rejected=counters.rejected,
+            requests_failed=counters.failed,
         )
         self._beat += 1
         state.emit(PublishReport(report=report, cause_id=state.cause_id))

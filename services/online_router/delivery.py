@@ -9,6 +9,7 @@ from libs.contracts.journal import (
     SessionFailed,
     SessionOpened,
 )
+from libs.contracts.online import FailReason
 from libs.contracts.sessions import TokenReceipt
 from libs.contracts.token_step import SessionTokens
 from libs.kernel.core import require
@@ -107,6 +108,9 @@ class Delivery:
         if session is None:
             return None
         self._state.counters.failed += 1
+        self._state.counters.failed_by_reason[record.reason] += 1
+        if record.reason is not FailReason.CANCELLED:
+            self._state.latencies.failed(session)
         self._end(session)
         return session
 
@@ -127,8 +131,15 @@ class Delivery:
             if has_news or session.phase is Phase.ENDED:
                 news = session.tokens_committed - session.tokens_relayed
                 self._state.counters.tokens_relayed += news
+                self._note_latencies(session, news)
                 self._state.relay_from(session, session.tokens_relayed)
                 if session.worker_id and session.failure is None:
                     receipts.setdefault(session.worker_id, []).append(session.receipt())
         for worker_id in sorted(receipts):
             self._dispatch.acknowledge(worker_id, tuple(receipts[worker_id]))
+
+    def _note_latencies(self, session: Session, tokens: int) -> None:
+        state = self._state
+        state.latencies.relayed(session, tokens, now_ns=state.now_ns)
+        if session.phase is Phase.ENDED and session.finish_reason is not None:
+            state.latencies.finished(session, now_ns=state.now_ns)

@@ -113,6 +113,7 @@ class Dispatch:
         """Send the dispatch, whose epoch is durable now."""
         state = self._state
         session.dispatched_at_ns = session.heard_at_ns = state.now_ns
+        state.latencies.dispatched(session, now_ns=state.now_ns)
         state.emit(
             SendToWorker(
                 worker_id=session.worker_id,

@@ -11,6 +11,16 @@ SCORED_TOKEN_JSON_BYTES: Final = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What an online request should see. Both at once, or it counts as missed."""
+
+    ttft_ns: int = 1_500 * NS_PER_MS
+    """To the first token: the objective of ConServe, as is the next."""
+    tpot_ns: int = 110 * NS_PER_MS
+    """For each later token, on average over one answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouterOptions:
     """Limits and intervals of one router. Every limit has a rule for what happens at it."""
 
@@ -55,6 +65,8 @@ class RouterOptions:
     """How often the journals of dead routers are looked for."""
     relay_tokens_max: int = 4096
     """Tokens in one TokensGenerated message."""
+    objective: Objective = field(default_factory=Objective)
+    """Against which online requests are counted; nothing is decided by it here."""
     liveness: LivenessOptions = field(default_factory=LivenessOptions)
     """When a silent worker or router counts as dead."""
 

@@ -86,6 +86,11 @@ class Session:
     tokens_at_dispatch: int = 0
     strikes: int = 0
     ended_at_ns: int = 0
+    received_at_ns: int | None = None
+    """None for an adopted session: nobody knows."""
+    was_dispatched: bool = False
+    first_token_at_ns: int | None = None
+    last_token_at_ns: int | None = None
     is_adopted: bool = False
 
     def move(self, phase: Phase) -> None:

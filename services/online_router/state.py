@@ -3,7 +3,14 @@
 import hashlib
 from dataclasses import dataclass, field
 
-from libs.contracts.online import RequestFailed, RequestFinished, ToClient, TokensGenerated
+from libs.contracts.online import (
+    FailReason,
+    RejectReason,
+    RequestFailed,
+    RequestFinished,
+    ToClient,
+    TokensGenerated,
+)
 from libs.contracts.sessions import EndSession
 from libs.engine.prefix_hashes import prefix_block_hashes
 from libs.kernel.bounded import RecentMap
@@ -11,6 +18,7 @@ from libs.kernel.core import require
 from libs.policy.liveness import EchoLiveness
 from services.online_router.commands import Reply, RouterCommand, SendToWorker
 from services.online_router.journal_writer import JournalWriter
+from services.online_router.latencies import Latencies
 from services.online_router.options import RouterOptions
 from services.online_router.placement import WorkerView, choose_worker
 from services.online_router.sessions import Phase, Session
@@ -31,6 +39,12 @@ class RouterCounters:
     unanswerable: int = 0
     workers_lost: int = 0
     times_fenced: int = 0
+    rejected_by_reason: dict[RejectReason, int] = field(
+        default_factory=lambda: dict.fromkeys(RejectReason, 0)
+    )
+    failed_by_reason: dict[FailReason, int] = field(
+        default_factory=lambda: dict.fromkeys(FailReason, 0)
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +71,7 @@ class RouterState:
     router_by_journal_id: dict[str, str] = field(default_factory=dict)
     """Who owns which living journal, by the routers' reports."""
     counters: RouterCounters = field(default_factory=RouterCounters)
+    latencies: Latencies
     commands: list[RouterCommand] = field(default_factory=list)
     op_count: int = 0
 

@@ -71,7 +71,13 @@ async def _plan(
         options=options,
         clock=clock,
     )
-    status = StatusServer(metrics=planner_metrics(shell), is_ready=lambda: bus.is_connected)
+    metrics = planner_metrics(
+        shell.core,
+        plan_ms_recent=lambda: shell.plan_ms_recent,
+        messages_unsent=lambda: shell.messages_unsent,
+        messages_refused=lambda: shell.actor.events_refused,
+    )
+    status = StatusServer(metrics=metrics, is_ready=lambda: bus.is_connected)
     if config.metrics_port is not None:
         await status.start(host=config.metrics_host, port=config.metrics_port)
     _log.info("planner_ready", alias=options.alias, profile=options.profile.source)

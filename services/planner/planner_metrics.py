@@ -1,32 +1,54 @@
 """What the planner shows on its metrics port."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
+from typing import Final
 
-from libs.runtime.metrics import Metrics
-from services.planner.core import PlannerCounters
-from services.planner.shell import PlannerShell
+from libs.contracts.placement import Placement
+from libs.runtime.metrics import Metrics, Read
+from services.planner.core import PlannerCore
+
+MS_PER_S: Final = 1000
+_COUNTERS: Final = {
+    "plans_made": "plans worked out, whether or not they changed anything",
+    "placements_committed": "placements that replaced another",
+    "times_fenced": "writes that another planner's take-over made fail",
+    "workers_lost": "workers declared dead by their silence",
+    "notices_heard": "notices that a node will end",
+    "notices_of_unknown_nodes": "of those, about nodes without a worker known here",
+    "placements_unreadable": "stored placements that could not be read",
+    "store_failures": "reads and writes that the broker did not answer",
+}
 
 
-def planner_metrics(shell: PlannerShell) -> Metrics:
-    """Bind every gauge to what it shows; nothing is computed until somebody asks."""
+def planner_metrics(
+    core: PlannerCore, *, plan_ms_recent: Read, messages_unsent: Read, messages_refused: Read
+) -> Metrics:
+    """Bind everything to what it shows; nothing is computed until somebody asks."""
     metrics = Metrics(service="planner")
-    core = shell.core
+    for name, help_text in _COUNTERS.items():
+        metrics.show_counter(name, help_text, partial(getattr, core.counters, name))
 
-    def show(name: str, read: Callable[[], float]) -> None:
-        metrics.gauge(name, name.replace("_", " ")).set_function(read)
+    def of_placement(read: Callable[[Placement], int]) -> Callable[[], int]:
+        return lambda: 0 if core.placement is None else read(core.placement)
 
-    for counter in fields(PlannerCounters):
-        show(counter.name, partial(getattr, core.counters, counter.name))
-    show("is_leading", lambda: core.leadership.is_leading)
-    show("plan_revision", lambda: 0 if core.placement is None else core.placement.plan_revision)
-    show("replicas", lambda: 0 if core.placement is None else len(core.placement.replicas))
-    show("nodes_live", lambda: len(core.fleet.node_ids))
-    show("nodes_leaving", lambda: sum(map(core.fleet.is_leaving, core.fleet.node_ids)))
-    show("requests_per_s", lambda: core.requests_per_s)
-    show("no_shape_fits", lambda: bool(core.why_no_plan))
-    show("plan_ms_recent", lambda: shell.plan_ms_recent)
-    show("messages_unsent", lambda: shell.messages_unsent)
-    show("messages_refused", lambda: shell.actor.events_refused)
+    show = metrics.show_gauge
+    show("is_leading", "1: decides", lambda: core.leadership.is_leading)
+    show("plan_revision", "placement committed last", of_placement(lambda p: p.plan_revision))
+    show("replicas", "replicas it has", of_placement(lambda p: len(p.replicas)))
+    show("nodes_live", "nodes heard of", lambda: len(core.fleet.node_ids))
+    show(
+        "nodes_leaving",
+        "of those, under notice",
+        lambda: sum(map(core.fleet.is_leaving, core.fleet.node_ids)),
+    )
+    show("requests_per_second", "arrivals over the window", lambda: core.requests_per_s)
+    show("no_shape_fits", "1: there is no plan for these nodes", lambda: bool(core.why_no_plan))
+    show(
+        "plan_seconds_recent",
+        "the plan worked out last",
+        lambda: plan_ms_recent() / MS_PER_S,
+    )
+    metrics.show_counter("messages_unsent", "that the broker did not take", messages_unsent)
+    metrics.show_counter("messages_refused", "that could not be read", messages_refused)
     return metrics

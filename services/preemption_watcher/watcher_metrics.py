@@ -1,35 +1,53 @@
 """What the watcher shows on its metrics port."""
 
-from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
+from typing import Final
 
 from libs.runtime.metrics import Metrics
 from libs.runtime.notice_socket import NoticeServer
 from services.preemption_watcher.bus_link import BusLink
-from services.preemption_watcher.core import WatcherCore, WatcherCounters
+from services.preemption_watcher.core import WatcherCore
 
-SOURCE_COUNTS = ("polls", "failures", "failures_in_row", "payloads_unreadable")
+_COUNTERS: Final = {
+    "notices_raised": "notices given",
+    "notices_changed": "notices whose deadline moved",
+    "notices_withdrawn": "notices taken back",
+    "notices_expired": "notices past their deadline with the node still there",
+    "notices_refused": "more than may be held at a time",
+    "requests_rejected": "what somebody asked for and did not get",
+}
+_SOURCE_COUNTERS: Final = {
+    "polls": "questions to a source",
+    "failures": "of those, without an answer",
+    "payloads_unreadable": "answers that say something unknown",
+}
 
 
 def watcher_metrics(core: WatcherCore, link: BusLink, socket: NoticeServer | None) -> Metrics:
-    """Bind every gauge to what it shows; nothing is computed until somebody asks."""
+    """Bind everything to what it shows; nothing is computed until somebody asks."""
     metrics = Metrics(service="watcher")
-
-    def show(name: str, read: Callable[[], float]) -> None:
-        metrics.gauge(name, name.replace("_", " ")).set_function(read)
-
-    for counter in fields(WatcherCounters):
-        show(counter.name, partial(getattr, core.counters, counter.name))
-    show("notices_held", lambda: core.notices_held)
-    show("messages_dropped", lambda: link.messages_dropped)
+    for name, help_text in _COUNTERS.items():
+        metrics.show_counter(name, help_text, partial(getattr, core.counters, name))
+    metrics.show_gauge("notices_held", "notices that hold now", lambda: core.notices_held)
+    metrics.show_counter(
+        "messages_dropped", "messages that the broker did not take", lambda: link.messages_dropped
+    )
     if socket is not None:
-        show("workers_connected", lambda: socket.connections)
-        show("workers_dropped", lambda: socket.connections_dropped)
+        metrics.show_gauge(
+            "workers_connected", "workers of this node that listen", lambda: socket.connections
+        )
+        metrics.show_counter(
+            "workers_dropped", "of those, cut off as too slow", lambda: socket.connections_dropped
+        )
     for source, health in core.polling.sources.items():
-        for name in SOURCE_COUNTS:
-            gauge = metrics.gauge(
-                f"source_{name}", f"{name.replace('_', ' ')} of a source", {"source": source}
-            )
-            gauge.set_function(partial(getattr, health, name))
+        labels = {"source": source}
+        for name, help_text in _SOURCE_COUNTERS.items():
+            read = partial(getattr, health, name)
+            metrics.show_counter(f"source_{name}", help_text, read, labels)
+        metrics.show_gauge(
+            "source_failures_in_row",
+            "failures since the last answer",
+            partial(getattr, health, "failures_in_row"),
+            labels,
+        )
     return metrics

@@ -31,6 +31,11 @@ QUESTIONS = (
     "What is the heapq module for?",
 )
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--dashboard-picture", help="where to keep the picture of the dashboard")
+
+
 Strike = Callable[[Fleet], Awaitable[None]]
 
 

@@ -270,10 +270,15 @@ async def test_the_metrics_show_what_the_worker_reports(router_end: Callable[...
         await fleet.router.start()
         await fleet.router.until_finished()
         await fleet.router.until_report(lambda report: report.tokens_generated == 16)
-        shown = worker_metrics(fleet.core, fleet.shell).exposition().decode()
-        assert "tideserve_worker_tokens_generated 16.0" in shown
-        assert "tideserve_worker_sessions_started 1.0" in shown
-        assert "tideserve_worker_messages_refused 0.0" in shown
+        metrics = worker_metrics(
+            fleet.core,
+            messages_dropped=lambda: fleet.shell.messages_dropped,
+            messages_refused=lambda: fleet.shell.actor.events_refused,
+        )
+        shown = metrics.exposition().decode()
+        assert "tideserve_worker_tokens_generated_total 16.0" in shown
+        assert "tideserve_worker_sessions_started_total 1.0" in shown
+        assert "tideserve_worker_messages_refused_total 0.0" in shown
 
 
 def a_notice(grace_ms: int) -> PreemptionNotice:

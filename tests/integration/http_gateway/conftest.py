@@ -41,6 +41,8 @@ class Stack:
 
     gateway: RunningGateway
     router: ScriptedRouter
+    bus: Bus
+    """The gateway's."""
     hub: MemoryHub
     openai_clients: list[openai.AsyncOpenAI]
     http: httpx.AsyncClient
@@ -97,7 +99,14 @@ class Stacks:
             )
             if has_router:
                 await until(lambda: bool(gateway.view.has_router and gateway.view.models()))
-            made = Stack(gateway=gateway, router=router, hub=hub, openai_clients=[], http=http)
+            made = Stack(
+                gateway=gateway,
+                router=router,
+                bus=gateway_bus,
+                hub=hub,
+                openai_clients=[],
+                http=http,
+            )
             try:
                 yield made
             finally:

@@ -22,10 +22,10 @@ def test_every_source_shows_how_it_does_and_a_watcher_what_it_holds(
     shown = watcher_metrics(watcher.core, BusLink(no_broker), socket).exposition().decode()
     for line in (
         "tideserve_watcher_notices_held 1.0",
-        "tideserve_watcher_notices_raised 1.0",
-        "tideserve_watcher_messages_dropped 0.0",
+        "tideserve_watcher_notices_raised_total 1.0",
+        "tideserve_watcher_messages_dropped_total 0.0",
         "tideserve_watcher_workers_connected 0.0",
-        'tideserve_watcher_source_payloads_unreadable{source="cloud"} 1.0',
+        'tideserve_watcher_source_payloads_unreadable_total{source="cloud"} 1.0',
         'tideserve_watcher_source_failures_in_row{source="other"} 1.0',
         'tideserve_watcher_source_failures_in_row{source="cloud"} 0.0',
     ):

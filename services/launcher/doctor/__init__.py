@@ -1,0 +1,1 @@
+"""`tideserve doctor`: is this machine fit to serve, and if not, what mends it."""

@@ -1,6 +1,6 @@
-"""Prints what one service needs: `python requirements_of.py worker` reads pyproject.toml.
+"""Prints what a service needs: `python requirements_of.py worker,ucx` reads pyproject.toml.
 
-An image then has a layer of packages that changes with pyproject.toml alone, not with the code.
+An image then has a layer of packages that changes with them alone, not with the code.
 """
 
 import sys
@@ -8,11 +8,12 @@ import tomllib
 
 
 def main() -> None:
-    """Print the project's own dependencies and those of the extra, one per line."""
+    """Print the project's own dependencies and those of the extras, one per line."""
     with open("pyproject.toml", "rb") as file:
         project = tomllib.load(file)["project"]
-    extra = project["optional-dependencies"][sys.argv[1]]
-    sys.stdout.write("\n".join([*project["dependencies"], *extra]) + "\n")
+    extras = sys.argv[1].split(",")
+    needed = [line for extra in extras for line in project["optional-dependencies"][extra]]
+    sys.stdout.write("\n".join([*project["dependencies"], *needed]) + "\n")
 
 
 if __name__ == "__main__":

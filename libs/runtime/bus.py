@@ -22,6 +22,8 @@ from libs.kernel.units import NS_PER_S
 BUS_TIMEOUT_NS: Final = 5 * NS_PER_S
 """Long enough for a busy broker; shorter than the 8 s gap of a lost cluster leader, which the
 caller bridges by repeating."""
+STREAM_REPLICAS: Final = (1, 3, 5)
+"""Copies of a stream that a cluster can vote on; 1 for a broker alone."""
 PENDING_MESSAGES_MAX: Final = 65_536
 """Messages that one subscription holds for a slow reader before it drops and counts."""
 NO_HEADERS: Final[Mapping[str, str]] = {}
@@ -116,7 +118,6 @@ class StreamOptions:
     """With discard new this drops the subject's oldest message all the same; it never refuses."""
     duplicate_window_ns: int = 120 * NS_PER_S
     storage: StorageName = "file"
-    replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -450,7 +451,6 @@ class Bus(CoreBus, Protocol):
         history: int = 1,
         age_max_ns: int | None = None,
         storage: StorageName = "file",
-        replicas: int = 1,
     ) -> KeyValue:
         """Create or join a key-value bucket. `age_max_ns` runs anew with each write of a key."""
         ...

@@ -45,7 +45,6 @@ def bucket_options(
     history: int,
     age_max_ns: int | None,
     storage: StorageName,
-    replicas: int,
 ) -> StreamOptions:
     """Return the stream of a bucket: full refuses a new key, and each key keeps its newest."""
     require_bucket(name)
@@ -59,7 +58,6 @@ def bucket_options(
         messages_per_subject_max=history,
         duplicate_window_ns=window_ns if age_max_ns is None else min(window_ns, age_max_ns),
         storage=storage,
-        replicas=replicas,
     )
 
 

@@ -286,7 +286,6 @@ class MemoryBroker:
             history=history,
             age_max_ns=age_max_ns,
             storage=storage,
-            replicas=1,
         )
         self.ensure_stream(options, now_ns=now_ns)
         return MemoryKeys(self, bucket=name)

@@ -224,7 +224,6 @@ class MemoryBus:
         history: int = 1,
         age_max_ns: int | None = None,
         storage: StorageName = "file",
-        replicas: int = 1,
     ) -> MemoryKeyValue:
         """See Bus.ensure_bucket."""
         keys = self._reach().ensure_bucket(

@@ -76,23 +76,30 @@ class NatsSubscription:
 class NatsBus:
     """One client of a NATS server; see bus.Bus for what each method guarantees."""
 
-    def __init__(self, connection: NatsConnection) -> None:
+    def __init__(self, connection: NatsConnection, *, stream_replicas: int = 1) -> None:
         self._connection = connection
-        self._streams = NatsStreams(connection)
+        self._streams = NatsStreams(connection, replicas=stream_replicas)
         self._subscriptions: set[NatsSubscription] = set()
         self._consumers: set[NatsLeaseConsumer] = set()
 
     @classmethod
     async def connect(
-        cls, url: str, *, name: str, timeout_ns: int = CONNECT_TIMEOUT_NS
+        cls,
+        url: str,
+        *,
+        name: str,
+        timeout_ns: int = CONNECT_TIMEOUT_NS,
+        stream_replicas: int = 1,
     ) -> "NatsBus":
         """Connect under a name that the server's monitoring shows.
 
-        Several URLs of one cluster are separated by commas. Waits for the server if need be.
+        Several URLs of one cluster are separated by commas. Waits for the server if need be. Of
+        each stream that this client makes the cluster keeps `stream_replicas` copies.
         Raises: Unavailable when the time has passed; ConfigError for a server older than 2.9, a
         wrong URL or refused credentials.
         """
-        return cls(await NatsConnection.open(url, name=name, timeout_ns=timeout_ns))
+        connection = await NatsConnection.open(url, name=name, timeout_ns=timeout_ns)
+        return cls(connection, stream_replicas=stream_replicas)
 
     @property
     def payload_bytes_max(self) -> int:
@@ -258,7 +265,6 @@ class NatsBus:
         history: int = 1,
         age_max_ns: int | None = None,
         storage: StorageName = "file",
-        replicas: int = 1,
     ) -> NatsKeyValue:
         """See Bus.ensure_bucket."""
         options = bucket_options(
@@ -267,7 +273,6 @@ class NatsBus:
             history=history,
             age_max_ns=age_max_ns,
             storage=storage,
-            replicas=replicas,
         )
         await self._streams.ensure_stream(options, is_bucket=True)
         return NatsKeyValue(self._connection, bucket=name)

@@ -39,12 +39,13 @@ StreamField: TypeAlias = str | int | bool | list[str]
 class NatsStreams:
     """What Bus says of streams, over one connection."""
 
-    def __init__(self, connection: NatsConnection) -> None:
+    def __init__(self, connection: NatsConnection, *, replicas: int = 1) -> None:
         self._connection = connection
+        self._replicas = replicas
 
     async def ensure_stream(self, options: StreamOptions, *, is_bucket: bool = False) -> None:
         """See Bus.ensure_stream; a bucket's stream also allows what key-value clients use."""
-        wanted = stream_fields(options, is_bucket=is_bucket)
+        wanted = stream_fields(options, is_bucket=is_bucket, replicas=self._replicas)
         try:
             answer = await self._call(f"STREAM.CREATE.{options.name}", wanted)
         except ApiRefusal as refusal:
@@ -242,7 +243,9 @@ class StreamReader:
         self._consumer = None
 
 
-def stream_fields(options: StreamOptions, *, is_bucket: bool) -> dict[str, StreamField]:
+def stream_fields(
+    options: StreamOptions, *, is_bucket: bool, replicas: int
+) -> dict[str, StreamField]:
     """Return the options as fields of the API's stream configuration."""
     per_subject = options.messages_per_subject_max
     fields: dict[str, StreamField] = {
@@ -257,7 +260,7 @@ def stream_fields(options: StreamOptions, *, is_bucket: bool) -> dict[str, Strea
         "max_msgs_per_subject": ALL if per_subject is None else per_subject,
         "duplicate_window": options.duplicate_window_ns,
         "storage": options.storage,
-        "num_replicas": options.replicas,
+        "num_replicas": replicas,
         "max_consumers": ALL,
     }
     if is_bucket:

@@ -177,10 +177,11 @@ class ServingProcess:
 
 
 def _notices(config: WorkerConfig) -> NodeNotices | None:
-    if config.node_id is None:
+    node_id = config.node_id_reported
+    if node_id is None:
         return None
     from_node = None if config.node_socket is None else NoticeListener(Path(config.node_socket))
-    return NodeNotices(node_id=config.node_id, from_node=from_node)
+    return NodeNotices(node_id=node_id, from_node=from_node)
 
 
 def _read_settings() -> WorkerConfig:

@@ -56,7 +56,8 @@ class WorkerConfig:
     """solo serves the whole model from the start; planned waits for a migrator to say which part of
     which replica it computes."""
     node_id: str | None = None
-    """The node that this process runs on, whose notices it obeys; none: nobody will tell."""
+    """The node that this process runs on, whose notices it obeys; none: nobody will tell. As the
+    cluster names it: dots become dashes, as its watcher writes it."""
     node_socket: str | None = None
     """Unix-domain socket on which the node's watcher gives notice without the broker."""
     zone: str | None = None
@@ -107,10 +108,8 @@ class WorkerConfig:
         for name in ("drain_ms", "grace_reserve_ms"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must not be negative")
-        for name in ("node_id", "zone"):
-            value = getattr(self, name)
-            if value is not None and alias_of(value) != value:
-                raise ConfigError(f"{name}: 1 to 64 of a-z, 0-9, _ and -, not {value!r}")
+        if self.zone is not None and alias_of(self.zone) != self.zone:
+            raise ConfigError(f"zone: 1 to 64 of a-z, 0-9, _ and -, not {self.zone!r}")
         if self.node_socket is not None and self.node_id is None:
             raise ConfigError("node_socket: set node_id, too")
         for name in ("kv_bytes", "blocks_total", "context_tokens_max", "memory_bytes"):
@@ -122,6 +121,11 @@ class WorkerConfig:
     def alias_served(self) -> str:
         """The alias, as a subject token."""
         return alias_of(self.alias or Path(self.model).expanduser().resolve().name)
+
+    @property
+    def node_id_reported(self) -> str | None:
+        """The node, as a subject token; the watcher makes the same of the same name."""
+        return None if self.node_id is None else alias_of(self.node_id)
 
     @property
     def engine_dtype(self) -> Literal["auto", "float32", "bfloat16"]:

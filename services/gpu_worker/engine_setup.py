@@ -85,7 +85,7 @@ def worker_options(
         engine=engine,
         can_hold_to_schema=can_hold_to_schema,
         is_planned=config.is_planned,
-        node_id=config.node_id,
+        node_id=config.node_id_reported,
         zone=config.zone,
         market=Market(config.market),
         sessions_max=config.sessions_max,

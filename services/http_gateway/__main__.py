@@ -1,8 +1,11 @@
 """Starts the gateway: `python -m services.http_gateway`."""
 
 import asyncio
+import secrets
 import sys
+from dataclasses import replace
 
+from libs.contracts.subjects import alias_of
 from libs.kernel.errors import ConfigError, Unavailable
 from libs.runtime.config import read_config
 from libs.runtime.logs import set_up_logs
@@ -18,11 +21,14 @@ async def serve(stopping: asyncio.Event) -> None:
     """Read the settings, connect, and serve until told to stop. Raises: ConfigError."""
     set_up_logs(service=SERVICE)
     config = read_config(GatewayConfig, service=SERVICE)
-    set_up_logs(service=SERVICE, gateway_id=config.gateway_id)
+    # Unique per start: a gateway that hears another's reports as its own misjudges silence.
+    gateway_id = alias_of(f"{config.gateway_id[:48]}-{secrets.token_hex(4)}")
+    config = replace(config, gateway_id=gateway_id)
+    set_up_logs(service=SERVICE, gateway_id=gateway_id)
     if config.dies_with_parent:
         die_with_parent()
     try:
-        bus = await NatsBus.connect(config.nats_url, name=config.gateway_id)
+        bus = await NatsBus.connect(config.nats_url, name=gateway_id)
     except Unavailable as error:
         raise ConfigError(f"nats_url: {error}") from None
     try:

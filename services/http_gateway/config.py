@@ -13,7 +13,7 @@ class GatewayConfig:
     nats_url: str = "nats://127.0.0.1:4222"
     """Broker to connect to; several, comma-separated, are one cluster."""
     gateway_id: str = "gateway"
-    """Shown in reports; a subject token, different for each gateway of a fleet."""
+    """Prefix of this process's id; a random suffix makes it unique per start."""
     host: str = "127.0.0.1"
     """Address to listen on. There is no authentication yet: open it to trusted networks only."""
     port: int = 8000

@@ -47,7 +47,9 @@ async def serve(stopping: asyncio.Event) -> None:
         model_bytes=model.size,
     )
     try:
-        bus = await NatsBus.connect(config.nats_url, name=migrator_id)
+        bus = await NatsBus.connect(
+            config.nats_url, name=migrator_id, stream_replicas=config.stream_replicas
+        )
     except Unavailable as error:
         raise ConfigError(f"nats_url: {error}") from None
     shell = await open_migrator(bus=bus, options=options, clock=SystemClock())

@@ -6,6 +6,7 @@ from typing import Literal
 
 from libs.contracts.subjects import alias_of
 from libs.kernel.errors import ConfigError
+from libs.runtime.bus import STREAM_REPLICAS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +15,9 @@ class MigratorConfig:
 
     nats_url: str = "nats://127.0.0.1:4222"
     """Broker to connect to; several, comma-separated, are one cluster."""
+    stream_replicas: int = 1
+    """Copies that the brokers of a cluster keep of each stream: 3 there, the same for all services;
+    1 for a broker alone."""
     migrator_id: str = "migrator"
     """Prefix of this process's id; a random suffix makes it unique per start."""
     model: str = ""
@@ -44,6 +48,8 @@ class MigratorConfig:
     """Address that the metrics port listens on."""
 
     def __post_init__(self) -> None:
+        if self.stream_replicas not in STREAM_REPLICAS:
+            raise ConfigError("stream_replicas: must be 1, 3 or 5")
         if not self.model and not self.alias:
             raise ConfigError("model: name the model whose fleet to look after, or its alias")
         for name in ("link_mib_per_s", "prefill_tokens_per_s", "load_buffer_mib"):

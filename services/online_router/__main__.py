@@ -37,7 +37,9 @@ async def serve(stopping: asyncio.Event) -> None:
     keep_torch_out()
     tokenization = load_tokenization(config.models)
     try:
-        bus = await NatsBus.connect(config.nats_url, name=router_id)
+        bus = await NatsBus.connect(
+            config.nats_url, name=router_id, stream_replicas=config.stream_replicas
+        )
     except Unavailable as error:
         raise ConfigError(f"nats_url: {error}") from None
     options = RouterOptions(

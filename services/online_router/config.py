@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from libs.kernel.errors import ConfigError
+from libs.runtime.bus import STREAM_REPLICAS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,6 +13,9 @@ class RouterConfig:
 
     nats_url: str = "nats://127.0.0.1:4222"
     """Broker to connect to; several, comma-separated, are one cluster."""
+    stream_replicas: int = 1
+    """Copies that the brokers of a cluster keep of each stream: 3 there, the same for all services;
+    1 for a broker alone."""
     router_id: str = "router"
     """Prefix of this process's id; a random suffix makes it unique per start."""
     models: tuple[str, ...] = ()
@@ -32,6 +36,8 @@ class RouterConfig:
     """Address that the metrics port listens on."""
 
     def __post_init__(self) -> None:
+        if self.stream_replicas not in STREAM_REPLICAS:
+            raise ConfigError("stream_replicas: must be 1, 3 or 5")
         if not self.models:
             raise ConfigError("models: name at least one model to serve")
         for name in ("slo_ttft_ms", "slo_tpot_ms"):

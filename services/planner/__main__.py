@@ -50,7 +50,9 @@ async def serve(stopping: asyncio.Event) -> None:
         config, profile=profile, planner_id=planner_id, process_id=os.getpid()
     )
     try:
-        bus = await NatsBus.connect(config.nats_url, name=planner_id)
+        bus = await NatsBus.connect(
+            config.nats_url, name=planner_id, stream_replicas=config.stream_replicas
+        )
     except Unavailable as error:
         raise ConfigError(f"nats_url: {error}") from None
     try:

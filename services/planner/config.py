@@ -7,6 +7,7 @@ from typing import Literal
 from libs.contracts.placement import Policy
 from libs.contracts.subjects import alias_of
 from libs.kernel.errors import ConfigError
+from libs.runtime.bus import STREAM_REPLICAS
 from services.planner.options import ECHOES_MISSED_MAX
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -36,6 +37,9 @@ class PlannerConfig:
 
     nats_url: str = "nats://127.0.0.1:4222"
     """Broker to connect to; several, comma-separated, are one cluster."""
+    stream_replicas: int = 1
+    """Copies that the brokers of a cluster keep of each stream: 3 there, the same for all services;
+    1 for a broker alone."""
     planner_id: str = "planner"
     """Prefix of this process's id; a random suffix makes it unique per start."""
     model: str = ""
@@ -81,6 +85,8 @@ class PlannerConfig:
     """Address that the metrics port listens on."""
 
     def __post_init__(self) -> None:
+        if self.stream_replicas not in STREAM_REPLICAS:
+            raise ConfigError("stream_replicas: must be 1, 3 or 5")
         if not self.model:
             raise ConfigError("model: name the model's folder")
         if self.requests_per_s_min <= 0:

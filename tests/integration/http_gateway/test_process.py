@@ -76,3 +76,16 @@ async def test_a_port_that_is_taken_is_one_line_and_exit_code_64(nats_url: str) 
     assert process.returncode == 64
     assert b"cannot listen" in said
     assert b"Traceback" not in said
+
+
+async def test_two_gateways_of_one_name_report_under_two_ids(nats_url: str) -> None:
+    processes = [
+        await start(nats_url=nats_url, port="0", report_interval_s="0.1") for _ in range(2)
+    ]
+    lines = [await log_line(process, "listening") for process in processes]
+    gateway_ids = {line["gateway_id"] for line in lines}
+    assert len(gateway_ids) == 2
+    assert all(str(gateway_id).startswith("gateway-") for gateway_id in gateway_ids)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.communicate(), 20)

@@ -66,3 +66,10 @@ def test_a_cpu_computes_in_float32_unless_told_otherwise(
 def test_a_wrong_setting_is_refused_by_its_name(settings: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match=f"(?i){field}"):
         a_config(**settings)
+
+
+def test_a_node_named_as_kubernetes_names_it_is_reported_as_its_watcher_names_it() -> None:
+    node = "ip-10-0-1-2.eu-central-1.compute.internal"
+    config = a_config(model="models/tide-tiny", node_id=node)
+    assert config.node_id_reported == "ip-10-0-1-2-eu-central-1-compute-internal"
+    assert a_config(model="models/tide-tiny").node_id_reported is None

@@ -15,16 +15,15 @@ always advances, at the latest when the copies under way have ended.
 """
 
 from bisect import insort
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Sequence
 
-from libs.engine.block_holds import BlockHolds
-from libs.engine.block_pool import BlockPool
-from libs.engine.prefix_hashes import child_hash, root_hash
 from libs.engine.requests import SequenceRequest
+from libs.engine.scheduling.options import SchedulerOptions
+from libs.engine.scheduling.sequence_blocks import SequenceBlocks
+from libs.engine.scheduling.tracked_sequence import TrackedSequence
 from libs.engine.steps import (
     EngineLoad,
-    FinishReason,
+    OfflineBlocks,
     PlanEntry,
     SampledToken,
     StepPlan,
@@ -35,6 +34,7 @@ from libs.kernel.core import require
 
 __all__ = [
     "EngineLoad",
+    "OfflineBlocks",
     "PlanEntry",
     "SampledToken",
     "Scheduler",
@@ -43,77 +43,6 @@ __all__ = [
     "StepResult",
     "TokenEmitted",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerOptions:
-    """The bounds of one engine."""
-
-    step_tokens_max: int
-    """Tokens computed in one step at most; bounds how long a decode waits for a prefill. At
-    least sequences_max, so that every running sequence advances in every step."""
-    sequences_max: int
-    """Sequences running at a time at most; more of them wait."""
-    block_tokens: int
-    """Tokens per KV block; a prefix is shared in whole blocks."""
-    blocks_total: int
-    """KV blocks of the pool."""
-    context_tokens_max: int
-    """Prompt and generated tokens of one sequence at most; fits the pool."""
-    eos_token_ids: frozenset[int]
-    """Tokens that end a sequence unless it ignores them."""
-    enable_prefix_cache: bool = True
-    """Whether full blocks are kept for other sequences after their own has ended."""
-
-    def __post_init__(self) -> None:
-        require(self.sequences_max > 0, "sequences_max must be positive")
-        require(
-            self.step_tokens_max >= self.sequences_max,
-            "step_tokens_max must be at least sequences_max",
-        )
-        require(
-            2 <= self.context_tokens_max <= self.blocks_total * self.block_tokens,
-            "context_tokens_max must be at least 2 and fit the block pool",
-        )
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Sequence:
-    request: SequenceRequest
-    arrival: int
-    token_ids: list[int]
-    """Prompt and generated tokens; the last one's KV is never computed yet."""
-    tokens_computed: int = 0
-    block_ids: list[int] = field(default_factory=list)
-    blocks_published: int = 0
-    """Blocks of block_ids, from the first, that the pool knows by hash."""
-    block_hashes: list[int] = field(default_factory=list)
-    """Of the first full blocks of token_ids, as far as they were needed."""
-    is_opened: bool = False
-    is_aborted: bool = False
-
-    @property
-    def tokens_missing(self) -> int:
-        return len(self.token_ids) - self.tokens_computed
-
-    @property
-    def output_index(self) -> int:
-        return len(self.token_ids) - len(self.request.prompt_token_ids)
-
-    @property
-    def is_prompt_scored(self) -> bool:
-        """Whether the prompt's log probabilities are still owed."""
-        return self.request.needs_prompt_scores and self.output_index == 0
-
-    def tokens_scored(self, tokens: int) -> int:
-        """Count those of the next tokens that have a prompt token to score after them."""
-        if not self.is_prompt_scored:
-            return 0
-        # All of the prompt is owed a score but its first token.
-        return min(tokens, self.tokens_missing - 1)
-
-    def order(self) -> tuple[int, int]:
-        return (-self.request.priority, self.arrival)
 
 
 class Scheduler:
@@ -125,11 +54,17 @@ class Scheduler:
 
     def __init__(self, options: SchedulerOptions) -> None:
         self.options = options
-        self._pool = BlockPool(blocks_total=options.blocks_total, block_tokens=options.block_tokens)
-        self._holds = BlockHolds(self._pool)
-        self._sequences: dict[str, _Sequence] = {}
-        self._waiting: list[_Sequence] = []
-        self._running: list[_Sequence] = []
+        self._blocks = SequenceBlocks(
+            blocks_total=options.blocks_total,
+            block_tokens=options.block_tokens,
+            enable_prefix_cache=options.enable_prefix_cache,
+        )
+        self._pool = self._blocks.pool
+        self._holds = self._blocks.holds
+        self._stored: Container[int] = frozenset()
+        self._sequences: dict[str, TrackedSequence] = {}
+        self._waiting: list[TrackedSequence] = []
+        self._running: list[TrackedSequence] = []
         self._closed: list[str] = []
         self._plan: StepPlan | None = None
         self._steps_planned = 0
@@ -147,14 +82,14 @@ class Scheduler:
             request.tokens_known < self.options.context_tokens_max,
             f"{request.sequence_id} leaves no room to generate",
         )
-        sequence = _Sequence(
+        sequence = TrackedSequence(
             request=request,
             arrival=self._arrivals,
             token_ids=[*request.prompt_token_ids, *request.generated_token_ids],
         )
         self._arrivals += 1
         self._sequences[request.sequence_id] = sequence
-        insort(self._waiting, sequence, key=_Sequence.order)
+        insort(self._waiting, sequence, key=TrackedSequence.order)
 
     def abort(self, sequence_id: str) -> bool:
         """End a sequence without a further token; say whether it was there to be ended.
@@ -172,7 +107,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step; None if no sequence is known, or none can advance before a copy
-        ends and its blocks are released."""
+        ends and its blocks are released, or before one that is held back is let go."""
         require(self._plan is None, "a step is in flight")
         tokens_left = self.options.step_tokens_max
         waiting_before = len(self._waiting)
@@ -183,7 +118,7 @@ class Scheduler:
         if len(self._waiting) == waiting_before:
             entries += self._admit(tokens_left)
         if not entries:
-            is_explained = not self._sequences or self.is_copying
+            is_explained = not self._sequences or self.may_rest
             require(is_explained, "sequences are left but none can advance")
             return None
         self._plan = StepPlan(
@@ -208,7 +143,7 @@ class Scheduler:
         for entry in plan.entries:
             sequence = self._sequences[entry.sequence_id]
             sequence.tokens_computed += len(entry.token_ids)
-            self._publish_full_blocks(sequence)
+            self._blocks.publish_full(sequence)
         emitted = [
             self._append(sequence, token)
             for token in result.sampled
@@ -239,8 +174,8 @@ class Scheduler:
     @property
     def sequence_ids(self) -> tuple[str, ...]:
         """All that are known, in the order of service."""
-        ordered = sorted(self._sequences.values(), key=_Sequence.order)
-        return tuple(sequence.request.sequence_id for sequence in ordered)
+        ordered = sorted(self._sequences.values(), key=TrackedSequence.order)
+        return tuple(sequence.sequence_id for sequence in ordered)
 
     @property
     def is_copying(self) -> bool:
@@ -257,9 +192,60 @@ class Scheduler:
         A step in flight does not write them. A sequence that waits has none.
         """
         sequence = self._sequences[sequence_id]
-        blocks = sequence.tokens_computed // self.options.block_tokens
-        self._hash_blocks(sequence, blocks=blocks)
-        return tuple(zip(sequence.block_hashes[:blocks], sequence.block_ids, strict=False))
+        return tuple(zip(self._blocks.full_hashes(sequence), sequence.block_ids, strict=False))
+
+    def set_stored(self, stored: Container[int]) -> None:
+        """Say which blocks can be brought back by copying; asked, by hash, whenever it matters.
+
+        Evicting a sequence whose blocks are all stored costs nothing but the way back.
+        """
+        self._stored = stored
+
+    def waiting_offline_ids(self) -> tuple[str, ...]:
+        """The offline sequences that wait, held back or not, in the order of service."""
+        return tuple(s.sequence_id for s in self._waiting if s.request.is_offline)
+
+    def wanted_hashes(self, sequence_id: str) -> tuple[int, ...]:
+        """Return the prefix hashes that a waiting sequence would look for and not find, first to
+        last: what `reserve_imports` may bring. () for one that runs."""
+        sequence = self._sequences[sequence_id]
+        return () if sequence.is_running else tuple(self._blocks.unmatched_hashes(sequence))
+
+    def hold_back(self, sequence_id: str) -> bool:
+        """Let a waiting sequence wait until `let_go`, while others go past it; False, and nothing
+        is done, if it does not wait (any more)."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None or sequence.is_running:
+            return False
+        sequence.is_held_back = True
+        return True
+
+    def let_go(self, sequence_id: str) -> None:
+        """Admit the sequence in its turn again; harmless for one that ended or was not held."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is not None:
+            sequence.is_held_back = False
+
+    def offline_blocks(self) -> OfflineBlocks:
+        """Count the blocks with computed KV of running offline sequences, each once."""
+        computed: dict[int, bool] = {}
+        for sequence in self._running:
+            if not sequence.request.is_offline:
+                continue
+            hashes = self._blocks.full_hashes(sequence)
+            for block, block_hash in zip(sequence.block_ids, hashes, strict=False):
+                computed[block] = block_hash in self._stored
+            for block in sequence.block_ids[
+                len(hashes) : self._pool.blocks_for(sequence.tokens_computed)
+            ]:
+                computed[block] = False
+        return OfflineBlocks(blocks_computed=len(computed), blocks_stored=sum(computed.values()))
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether `schedule` may return None although sequences are left: blocks are held for
+        copies, or all that wait are held back."""
+        return self.is_copying or any(sequence.is_held_back for sequence in self._waiting)
 
     def pin_blocks(self, ticket: str, block_ids: Sequence[int]) -> None:
         """Keep the content of blocks from `full_blocks` until `release_blocks`."""
@@ -288,23 +274,25 @@ class Scheduler:
 
     def check_invariants(self) -> None:
         """Raise InvariantViolation if blocks, queues and sequences contradict one another."""
-        tables = [sequence.block_ids for sequence in self._running]
-        self._pool.check_invariants([*tables, *self._holds.block_tables])
-        self._holds.check_invariants()
-        require(self._waiting == sorted(self._waiting, key=_Sequence.order), "waiting unsorted")
-        require(self._running == sorted(self._running, key=_Sequence.order), "running unsorted")
+        self._blocks.check_invariants(self._running)
+        require(
+            self._waiting == sorted(self._waiting, key=TrackedSequence.order), "waiting unsorted"
+        )
+        require(
+            self._running == sorted(self._running, key=TrackedSequence.order), "running unsorted"
+        )
         require(len(self._running) <= self.options.sequences_max, "too many sequences run")
         both = [*self._waiting, *self._running]
         require(len(both) == len(self._sequences), "a sequence is in two queues or in none")
         for sequence in both:
-            name = sequence.request.sequence_id
+            name = sequence.sequence_id
             require(self._sequences.get(name) is sequence, f"{name} is not the known sequence")
             require(sequence.tokens_missing > 0, f"{name} has nothing left to compute")
             require(
                 len(sequence.token_ids) < self.options.context_tokens_max, f"{name} is too long"
             )
         for sequence in self._waiting:
-            name = sequence.request.sequence_id
+            name = sequence.sequence_id
             require(not sequence.block_ids, f"{name} waits but holds blocks")
             require(sequence.tokens_computed == 0, f"{name} waits but counts computed tokens")
         for sequence in self._running:
@@ -315,7 +303,7 @@ class Scheduler:
         entries = []
         # Best first: a victim is always later in the order, hence never planned already.
         for sequence in list(self._running):
-            if sequence.tokens_missing != 1 or not self._is_running(sequence):
+            if sequence.tokens_missing != 1 or not sequence.is_running:
                 continue
             if self._grow(sequence):
                 entries.append(self._entry(sequence, tokens=1))
@@ -332,67 +320,32 @@ class Scheduler:
 
     def _admit(self, tokens_left: int) -> list[PlanEntry]:
         entries = []
-        while self._waiting and tokens_left > 0:
-            if len(self._running) >= self.options.sequences_max:
+        for sequence in [s for s in self._waiting if not s.is_held_back]:
+            is_full = len(self._running) >= self.options.sequences_max
+            if tokens_left <= 0 or is_full or not self._reserve(sequence):
                 break
-            sequence = self._waiting[0]
-            if not self._reserve(sequence):
-                break
-            del self._waiting[0]
-            insort(self._running, sequence, key=_Sequence.order)
+            self._waiting.remove(sequence)
+            insort(self._running, sequence, key=TrackedSequence.order)
             tokens = min(sequence.tokens_missing, tokens_left)
             entries.append(self._entry(sequence, tokens=tokens))
             tokens_left -= tokens
         return entries
 
-    def _reserve(self, sequence: _Sequence) -> bool:
-        """Give a waiting sequence cached blocks of its prefix and empty ones for all the rest.
+    def _reserve(self, sequence: TrackedSequence) -> bool:
+        """Give a waiting sequence all the blocks that it needs now.
 
         One more block per running sequence stays free, so that an admission is not followed by
         a preemption at the next block boundary.
         """
-        matched = self._pool.match(self._matchable_hashes(sequence))
-        self._pool.acquire(matched)
-        blocks_missing = self._pool.blocks_for(len(sequence.token_ids)) - len(matched)
-        while not self._pool.can_allocate(blocks_missing + len(self._running)):
+        while not self._blocks.admit(sequence, blocks_spare=len(self._running)):
             if self._running or not self._holds.give_up_committed():
-                self._pool.release(matched)
                 return False
-        sequence.block_ids = matched + self._pool.allocate(blocks_missing)
-        sequence.blocks_published = len(matched)
-        sequence.tokens_computed = len(matched) * self.options.block_tokens
         return True
 
-    def _matchable_hashes(self, sequence: _Sequence) -> list[int]:
-        """Hashes of the full blocks before the last token, which is always computed anew because
-        its logits are needed. None while a prompt is scored: all of its logits are."""
-        if not self.options.enable_prefix_cache or sequence.is_prompt_scored:
-            return []
-        blocks = (len(sequence.token_ids) - 1) // self.options.block_tokens
-        self._hash_blocks(sequence, blocks=blocks)
-        return sequence.block_hashes[:blocks]
-
-    def _publish_full_blocks(self, sequence: _Sequence) -> None:
-        if not self.options.enable_prefix_cache:
-            return
-        blocks = sequence.tokens_computed // self.options.block_tokens
-        self._hash_blocks(sequence, blocks=blocks)
-        for index in range(sequence.blocks_published, blocks):
-            self._pool.publish(sequence.block_ids[index], sequence.block_hashes[index])
-        sequence.blocks_published = blocks
-
-    def _hash_blocks(self, sequence: _Sequence, *, blocks: int) -> None:
-        size = self.options.block_tokens
-        hashes = sequence.block_hashes
-        for index in range(len(hashes), blocks):
-            parent = hashes[-1] if hashes else root_hash(sequence.request.cache_salt)
-            hashes.append(child_hash(parent, sequence.token_ids[index * size : (index + 1) * size]))
-
-    def _grow(self, sequence: _Sequence) -> bool:
+    def _grow(self, sequence: TrackedSequence) -> bool:
         """Make room for the sequence's next token, by preemption if need be; False if it was
         itself the one to be preempted."""
-        blocks_needed = self._pool.blocks_for(sequence.tokens_computed + 1)
-        if blocks_needed <= len(sequence.block_ids):
+        if self._blocks.has_room_for_next_token(sequence):
             return True
         while not self._pool.can_allocate(1):
             if self._holds.give_up_committed():
@@ -401,25 +354,19 @@ class Scheduler:
             self._preempt(victim)
             if victim is sequence:
                 return False
-        sequence.block_ids += self._pool.allocate(1)
+        self._blocks.grow(sequence)
         return True
 
-    def _preempt(self, sequence: _Sequence) -> None:
+    def _preempt(self, sequence: TrackedSequence) -> None:
         self._running.remove(sequence)
-        self._release(sequence)
-        insort(self._waiting, sequence, key=_Sequence.order)
+        self._blocks.release(sequence)
+        insort(self._waiting, sequence, key=TrackedSequence.order)
 
-    def _release(self, sequence: _Sequence) -> None:
-        self._pool.release(sequence.block_ids)
-        sequence.block_ids = []
-        sequence.blocks_published = 0
-        sequence.tokens_computed = 0
-
-    def _entry(self, sequence: _Sequence, *, tokens: int) -> PlanEntry:
+    def _entry(self, sequence: TrackedSequence, *, tokens: int) -> PlanEntry:
         start = sequence.tokens_computed
         blocks = self._pool.blocks_for(start + tokens)
         return PlanEntry(
-            sequence_id=sequence.request.sequence_id,
+            sequence_id=sequence.sequence_id,
             token_ids=tuple(sequence.token_ids[start : start + tokens]),
             start_position=start,
             block_table=tuple(sequence.block_ids[:blocks]),
@@ -437,10 +384,14 @@ class Scheduler:
                 opened.append(sequence.request)
         return opened
 
-    def _append(self, sequence: _Sequence, token: SampledToken) -> TokenEmitted:
+    def _append(self, sequence: TrackedSequence, token: SampledToken) -> TokenEmitted:
         index = sequence.output_index
         sequence.token_ids.append(token.token_id)
-        reason = self._finish_reason(sequence, token)
+        reason = sequence.finish_reason(
+            token,
+            eos_token_ids=self.options.eos_token_ids,
+            context_tokens_max=self.options.context_tokens_max,
+        )
         if reason is not None:
             self._end(sequence)
         return TokenEmitted(
@@ -452,34 +403,13 @@ class Scheduler:
             logprobs=token.logprobs,
         )
 
-    def _finish_reason(self, sequence: _Sequence, token: SampledToken) -> FinishReason | None:
-        stop = sequence.request.stop
-        if token.is_cut_off:
-            return "length"
-        if token.is_stop_matched:
-            return "stop"
-        if stop.is_stop_token(
-            token.token_id,
-            output_index=sequence.output_index - 1,
-            eos_token_ids=self.options.eos_token_ids,
-        ):
-            return "stop"
-        if sequence.output_index >= stop.max_tokens:
-            return "length"
-        if len(sequence.token_ids) >= self.options.context_tokens_max:
-            return "length"
-        return None
-
-    def _end(self, sequence: _Sequence) -> None:
-        queue = self._running if self._is_running(sequence) else self._waiting
+    def _end(self, sequence: TrackedSequence) -> None:
+        queue = self._running if sequence.is_running else self._waiting
         queue.remove(sequence)
-        self._release(sequence)
-        del self._sequences[sequence.request.sequence_id]
+        self._blocks.release(sequence)
+        del self._sequences[sequence.sequence_id]
         if sequence.is_opened:
-            self._closed.append(sequence.request.sequence_id)
-
-    def _is_running(self, sequence: _Sequence) -> bool:
-        return bool(sequence.block_ids)
+            self._closed.append(sequence.sequence_id)
 
     def _is_in_flight(self, sequence_id: str) -> bool:
         if self._plan is None:

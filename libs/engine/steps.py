@@ -124,3 +124,13 @@ class EngineLoad:
     sequences_waiting: int
     tokens_waiting: int
     """Tokens not yet computed of all sequences, waiting or in prefill."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineBlocks:
+    """What evicting all running offline sequences would cost."""
+
+    blocks_computed: int
+    """Blocks with KV of theirs."""
+    blocks_stored: int
+    """Those of them that can be brought back by copying."""

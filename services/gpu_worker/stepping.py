@@ -105,7 +105,7 @@ class Stepping:
         assert position.scheduler is not None
         load = position.scheduler.load()
         require(
-            load.sequences_running + load.sequences_waiting == 0 or position.scheduler.is_copying,
+            load.sequences_running + load.sequences_waiting == 0 or position.scheduler.may_rest,
             "the engine has work and stands still",
         )
 

@@ -14,8 +14,8 @@ the slots are pinned memory, and a store waits for the compute that was enqueued
 Legend: L layers, E elements of one block of one layer, S slots, B blocks of one copy.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -23,7 +23,6 @@ import xxhash
 
 from libs.engine.attention import PagedAttention
 from libs.engine.tensor_bytes import bytes_of
-from libs.kernel.core import require
 
 COPY_BLOCKS_MAX: Final = 64
 """Blocks in one buffer: bounds the memory that a copy needs beside the slots."""
@@ -42,9 +41,11 @@ class HostMemory:
             (slots, *attention.block_shape), dtype=attention.dtype, pin_memory=is_cuda
         )
         self._checksums: list[int | None] = [None] * slots
-        self._stream = (
-            torch.cuda.Stream(attention.device, priority=LOWEST_PRIORITY) if is_cuda else None
-        )
+        self._stream: torch.cuda.Stream | None = None
+        if is_cuda:
+            self._stream = torch.cuda.Stream(  # type: ignore[no-untyped-call]
+                attention.device, priority=LOWEST_PRIORITY
+            )
 
     @property
     def slots(self) -> int:
@@ -91,26 +92,20 @@ class HostMemory:
 
     def _parts(self, pairs: Sequence[tuple[int, int]]) -> list[Sequence[tuple[int, int]]]:
         return [
-            pairs[start : start + COPY_BLOCKS_MAX] for start in range(0, len(pairs), COPY_BLOCKS_MAX)
+            pairs[start : start + COPY_BLOCKS_MAX]
+            for start in range(0, len(pairs), COPY_BLOCKS_MAX)
         ]
 
-    def _copying(self) -> "torch.cuda.StreamContext | nullcontext[None]":
+    @contextmanager
+    def _copying(self) -> Iterator[None]:
         """Run on the stream for copies, behind the compute that is enqueued; wait at the end."""
-        return nullcontext() if self._stream is None else _BehindCompute(self._stream)
-
-
-class _BehindCompute(torch.cuda.StreamContext):
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        super().__init__(stream)
-        self._copies = stream
-
-    def __enter__(self) -> None:
-        self._copies.wait_stream(torch.cuda.default_stream(self._copies.device))
-        super().__enter__()
-
-    def __exit__(self, *failure: object) -> None:
-        super().__exit__(*failure)
-        self._copies.synchronize()
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.default_stream(self._attention.device))
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()
 
 
 def _checksum(row_LE: torch.Tensor) -> int:

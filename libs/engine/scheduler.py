@@ -194,6 +194,12 @@ class Scheduler:
         sequence = self._sequences[sequence_id]
         return tuple(zip(self._blocks.full_hashes(sequence), sequence.block_ids, strict=False))
 
+    def find_blocks(self, hashes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Return (prefix hash, block id) of those whose content is here, whoever computed it: in
+        use by a sequence, or left by one and not overwritten yet. They can be pinned."""
+        found = ((block_hash, self._pool.match([block_hash])) for block_hash in hashes)
+        return tuple((block_hash, blocks[0]) for block_hash, blocks in found if blocks)
+
     def set_stored(self, stored: Container[int]) -> None:
         """Say which blocks can be brought back by copying; asked, by hash, whenever it matters.
 

@@ -69,6 +69,10 @@ class PositionHost(Protocol):
         """Send the plan to the other workers of a replica that this one leads, if there are any."""
         ...
 
+    async def tell_members_to_yield(self, replica_id: str, step_id: int) -> None:
+        """Ask the other workers of a replica that this one leads to end a step early."""
+        ...
+
 
 async def do_position_work(host: PositionHost, command: PositionCommand) -> PositionEvent:
     """Carry out one command."""

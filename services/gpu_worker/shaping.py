@@ -140,6 +140,7 @@ class Shaping:
             return
         position.is_allocated = True
         position.rendezvous = event.rendezvous
+        position.host_room = event.host_room
         self._set_blocks(position, event.kv_blocks)
         self._answer_staged(event.op_id, position)
 

@@ -111,10 +111,20 @@ class Replica:
         plan = self.scheduler.schedule(now_ns=0)
         assert plan is not None
         self.plans.append(plan)
-        entries = [asdict(entry) for entry in plan.entries]
-        for member in self.members:
-            member.tell(command="plan", step_id=plan.step_id, entries=entries)
+        self.tell(plan, yield_after_s=[None] * len(self.members))
         return plan
+
+    def tell(self, plan: StepPlan, *, yield_after_s: Sequence[float | None]) -> None:
+        """Let the members run a plan, each of which may be asked to yield after some time."""
+        entries = [asdict(entry) for entry in plan.entries]
+        for member, after_s in zip(self.members, yield_after_s, strict=True):
+            member.tell(
+                command="plan",
+                step_id=plan.step_id,
+                entries=entries,
+                layers_between_safepoints=plan.layers_between_safepoints,
+                yield_after_s=after_s,
+            )
 
     def step(self) -> tuple[TokenEmitted, ...]:
         result = self.lead.runner.run(self.send())

@@ -9,6 +9,7 @@ alone, and above it even one that has to be made first may pay.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from libs.kernel.units import NS_PER_S
 from libs.policy.latency_model import LatencyModel, StepWork
@@ -42,6 +43,14 @@ def compute_ns(model: LatencyModel, *, tokens: int, tokens_before: int) -> int:
     nothing = StepWork()
     work = nothing.with_prefill(tokens=tokens, tokens_before=tokens_before)
     return model.predict_ns(work) - model.predict_ns(nothing)
+
+
+class ReturnTest(Protocol):
+    """Decides between copying and computing."""
+
+    def __call__(
+        self, link: HostLink, model: LatencyModel, *, bytes_: int, tokens: int, tokens_before: int
+    ) -> bool: ...
 
 
 def loading_pays(

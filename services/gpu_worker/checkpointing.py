@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from libs.engine.host_tier import ChainLink
 from libs.kernel.core import require
-from libs.policy.kv_return import flushing_pays, loading_pays
+from libs.policy.kv_return import ReturnTest, flushing_pays, loading_pays
 from services.gpu_worker.checkpoint_options import CheckpointOptions
 from services.gpu_worker.commands import LoadBlocks, StoreBlocks
 from services.gpu_worker.events import BlocksLoaded, BlocksStored, HostCopyFailed, StepFinished
@@ -73,12 +73,9 @@ class Checkpointing:
         self._store(kv)
 
     def step_finished(self, event: StepFinished) -> None:
-        """Note what the step cost; to be called before the step is accounted."""
-        step = self._state.step
-        if self._kv is None or step is None or event.result is None or event.result.is_yielded:
-            return
-        rows = sum(len(entry.token_ids) for entry in step.plan.entries)
-        self._kv.step_ended(rows=rows, duration_ns=event.duration_ns)
+        """Note how long a step took."""
+        if self._kv is not None:
+            self._kv.pace.step_ended(event.duration_ns)
 
     def stored(self, event: BlocksStored) -> None:
         """Let blocks be found in host memory that all ranks have copied."""
@@ -165,7 +162,7 @@ class Checkpointing:
         for sequence_id in evicted:
             links = kv.uncopied.of(sequence_id)
             there = len(kv.scheduler.find_blocks([link.block_hash for link in links]))
-            if there and self._pays_to_flush(kv, blocks=there):
+            if there and self._pays(kv, flushing_pays, blocks=there, blocks_before=0):
                 chosen += links[: self._options.blocks_per_store_max - len(chosen)]
             else:
                 self.counters.blocks_given_up += len(links)
@@ -217,6 +214,7 @@ class Checkpointing:
         load = kv.scheduler.load()
         if load.sequences_running >= kv.scheduler.options.sequences_max:
             return
+        blocks_kept = load.sequences_running + load.blocks_reserved_for_online
         loading = {each.sequence_id for each in kv.loads.values()} | kv.arrived.keys()
         for sequence_id in kv.scheduler.waiting_offline_ids()[:WAITING_LOOKED_AT]:
             if len(kv.loads) >= self._options.loads_max:
@@ -225,9 +223,9 @@ class Checkpointing:
                 continue
             wanted = kv.scheduler.wanted_hashes(sequence_id)
             prefix = kv.tier.held_prefix(wanted[: self._options.blocks_per_load_max])
-            if len(wanted) + load.sequences_running >= kv.scheduler.load().blocks_free:
+            if len(wanted) + blocks_kept >= kv.scheduler.load().blocks_free:
                 return  # what comes later in the order of service does not go first
-            if prefix and self._pays_to_load(kv, blocks=len(prefix)):
+            if prefix and self._pays(kv, loading_pays, blocks=len(prefix), blocks_before=0):
                 self._begin_load(kv, sequence_id, prefix)
 
     def _begin_load(
@@ -266,24 +264,15 @@ class Checkpointing:
 
     # ------------------------------------------------------------------ costs and bookkeeping
 
-    def _pays_to_load(self, kv: HostKv, *, blocks: int) -> bool:
+    def _pays(self, kv: HostKv, test: ReturnTest, *, blocks: int, blocks_before: int) -> bool:
+        """Whether blocks behind others come back cheaper by copies than by computing."""
         size = kv.scheduler.options.block_tokens
-        return kv.model is None or loading_pays(
+        return test(
             kv.link,
-            kv.model,
+            kv.scheduler.timing.model,
             bytes_=blocks * kv.position.host_room.block_bytes,
             tokens=blocks * size,
-            tokens_before=0,
-        )
-
-    def _pays_to_flush(self, kv: HostKv, *, blocks: int) -> bool:
-        size = kv.scheduler.options.block_tokens
-        return kv.model is None or flushing_pays(
-            kv.link,
-            kv.model,
-            bytes_=blocks * kv.position.host_room.block_bytes,
-            tokens=blocks * size,
-            tokens_before=0,
+            tokens_before=blocks_before * size,
         )
 
     def _copy_ended(self, kv: HostKv, *, blocks: int, duration_ns: int) -> None:

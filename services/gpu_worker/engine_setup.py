@@ -99,10 +99,11 @@ def warm_up(scheduler: Scheduler, runner: ModelRunner) -> None:
             sampling=SamplingOptions(temperature=1.0),
             stop=StopOptions(max_tokens=2, ignore_eos=True),
             cache_salt="warm-up",
-        )
+        ),
+        now_ns=0,
     )
-    while (plan := scheduler.schedule()) is not None:
-        scheduler.account(runner.run(plan))
+    while (plan := scheduler.schedule(now_ns=0)) is not None:
+        scheduler.account(runner.run(plan), now_ns=0)
 
 
 def worker_options(

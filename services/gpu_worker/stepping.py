@@ -28,7 +28,7 @@ class Stepping:
         if state.step is not None or position is None or not position.is_serving:
             return
         assert position.scheduler is not None
-        plan = position.scheduler.schedule()
+        plan = position.scheduler.schedule(now_ns=state.now_ns)
         if plan is None:
             return
         self._count_recomputed(plan)
@@ -54,7 +54,7 @@ class Stepping:
         step = self._take_step(event.op_id)
         if step.position.is_broken or step.position.scheduler is None:
             return  # its sessions have been sent away
-        emitted = step.position.scheduler.account(event.result)
+        emitted = step.position.scheduler.account(event.result, now_ns=state.now_ns)
         state.reporting.step_finished(tokens=len(emitted), duration_ns=event.duration_ns)
         state.emit(
             *state.delivery.deliver(

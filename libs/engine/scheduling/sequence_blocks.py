@@ -19,8 +19,7 @@ class SequenceBlocks:
     def admit(self, sequence: TrackedSequence, *, blocks_spare: int) -> bool:
         """Give a waiting sequence cached blocks of its prefix and empty ones for all the rest, if
         `blocks_spare` stay free then; say whether it was done."""
-        matched = self.pool.match(self.matchable_hashes(sequence))
-        self.pool.acquire(matched)
+        matched = self.acquire_prefix(sequence)
         blocks_missing = self.pool.blocks_for(len(sequence.token_ids)) - len(matched)
         if not self.pool.can_allocate(blocks_missing + blocks_spare):
             self.pool.release(matched)
@@ -29,6 +28,12 @@ class SequenceBlocks:
         sequence.blocks_published = len(matched)
         sequence.tokens_computed = len(matched) * self.pool.block_tokens
         return True
+
+    def acquire_prefix(self, sequence: TrackedSequence) -> list[int]:
+        """Refer to the cached blocks of a waiting sequence's prefix, and return them."""
+        matched = self.pool.match(self.matchable_hashes(sequence))
+        self.pool.acquire(matched)
+        return matched
 
     def has_room_for_next_token(self, sequence: TrackedSequence) -> bool:
         """Whether the sequence's blocks suffice for one more token."""
@@ -47,7 +52,8 @@ class SequenceBlocks:
 
     def publish_full(self, sequence: TrackedSequence) -> None:
         """Let other sequences find the blocks that the sequence has filled."""
-        if not self.enable_prefix_cache:
+        blocks = sequence.tokens_computed // self.pool.block_tokens
+        if not self.enable_prefix_cache or blocks == sequence.blocks_published:
             return
         hashes = self.full_hashes(sequence)
         for index in range(sequence.blocks_published, len(hashes)):
@@ -66,6 +72,10 @@ class SequenceBlocks:
         return self._hashes(
             sequence, blocks=(len(sequence.token_ids) - 1) // self.pool.block_tokens
         )
+
+    def tokens_cached(self, sequence: TrackedSequence) -> int:
+        """Count the tokens of a waiting sequence that need not be computed."""
+        return len(self.pool.match(self.matchable_hashes(sequence))) * self.pool.block_tokens
 
     def unmatched_hashes(self, sequence: TrackedSequence) -> list[int]:
         """Hashes that `admit` would look for and not find."""

@@ -12,17 +12,28 @@ class TrackedSequence:
 
     request: SequenceRequest
     arrival: int
+    rank: int
+    """Lower is served first."""
+    gives_way: bool
+    """Whether it is offline, under a policy that serves online sequences first."""
+    added_at_ns: int
     token_ids: list[int]
     """Prompt and generated tokens; the last one's KV is never computed yet."""
     tokens_computed: int = 0
+    tokens_computed_ever: int = 0
+    """The most that were computed at any time: what goes beyond is no repetition."""
     block_ids: list[int] = field(default_factory=list)
     """Empty exactly while it waits."""
     blocks_published: int = 0
     """Blocks of block_ids, from the first, that the pool knows by hash."""
     block_hashes: list[int] = field(default_factory=list)
     """Of the first full blocks of token_ids, as far as they were needed."""
+    last_token_at_ns: int | None = None
+    """When the latest token was generated here."""
     is_opened: bool = False
     is_aborted: bool = False
+    is_preempted: bool = False
+    """Whether it ran and lost its blocks; it goes before those that never ran."""
     is_held_back: bool = False
     """Not to be admitted: its KV is on the way here."""
 
@@ -59,8 +70,14 @@ class TrackedSequence:
         return min(tokens, self.tokens_missing - 1)
 
     def order(self) -> tuple[int, int]:
-        """Sort key of service: higher priority first, then arrival."""
-        return (-self.request.priority, self.arrival)
+        """Sort key of service: lower rank first, then arrival."""
+        return (self.rank, self.arrival)
+
+    def next_token_due_ns(self, *, ttft_slo_ns: int, tbt_slo_ns: int) -> int:
+        """Return when the next token is due."""
+        if self.last_token_at_ns is None:
+            return self.added_at_ns + ttft_slo_ns
+        return self.last_token_at_ns + tbt_slo_ns
 
     def finish_reason(
         self, token: SampledToken, *, eos_token_ids: frozenset[int], context_tokens_max: int

@@ -108,7 +108,7 @@ class Replica:
 
     def send(self) -> StepPlan:
         """Plan a step and tell the members."""
-        plan = self.scheduler.schedule()
+        plan = self.scheduler.schedule(now_ns=0)
         assert plan is not None
         self.plans.append(plan)
         self.tell(plan, yield_after_s=[None] * len(self.members))
@@ -129,7 +129,7 @@ class Replica:
     def step(self) -> tuple[TokenEmitted, ...]:
         result = self.lead.runner.run(self.send())
         assert result is not None
-        emitted = self.scheduler.account(result)
+        emitted = self.scheduler.account(result, now_ns=0)
         self.scheduler.check_invariants()
         return emitted
 
@@ -160,7 +160,7 @@ class Replica:
 
     def answers(self, requests: Sequence[SequenceRequest]) -> dict[str, list[TokenEmitted]]:
         for request in requests:
-            self.scheduler.add(request)
+            self.scheduler.add(request, now_ns=0)
         tokens: dict[str, list[TokenEmitted]] = {request.sequence_id: [] for request in requests}
         while self.scheduler.sequence_ids:
             for token in self.step():

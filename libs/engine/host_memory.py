@@ -1,15 +1,16 @@
 """Host memory for KV blocks of one position, and the copies between it and the device.
 
-A slot holds one block of all layers and KV heads of the position, with a checksum that is taken when
-it is stored and compared before it is used: memory that changed in between costs computing, and
-never a wrong token.
+A slot holds one block of all layers and KV heads of the position, with a checksum that is taken
+when it is stored and compared before it is used: memory that changed in between costs computing,
+and never a wrong token.
 
     store   device blocks --gather--> one buffer --> slots      stream of its own, lowest priority
     load    slots --> one buffer --checksum--> scatter --> device blocks
 
-On a CPU both run on the calling thread, which is not the engine's: the blocks that are read are full
-and pinned, those that are written are reserved, so no step touches either. On CUDA, experimental,
-the slots are pinned memory, and a store waits for the compute that was enqueued before it.
+On a CPU both run on the calling thread, which is not the engine's: the blocks that are read are
+full and pinned, those that are written are reserved, so no step touches either. On CUDA,
+experimental, the slots are pinned memory, and a store waits for the compute that was enqueued
+before it.
 
 Legend: L layers, E elements of one block of one layer, S slots, B blocks of one copy.
 """
@@ -91,10 +92,8 @@ class HostMemory:
         return tuple(corrupt)
 
     def _parts(self, pairs: Sequence[tuple[int, int]]) -> list[Sequence[tuple[int, int]]]:
-        return [
-            pairs[start : start + COPY_BLOCKS_MAX]
-            for start in range(0, len(pairs), COPY_BLOCKS_MAX)
-        ]
+        starts = range(0, len(pairs), COPY_BLOCKS_MAX)
+        return [pairs[start : start + COPY_BLOCKS_MAX] for start in starts]
 
     @contextmanager
     def _copying(self) -> Iterator[None]:

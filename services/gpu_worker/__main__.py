@@ -23,7 +23,7 @@ from libs.runtime.nats_bus import NatsBus
 from libs.runtime.notice_socket import NoticeListener
 from libs.runtime.process import die_with_parent, run_service
 from libs.runtime.status_server import StatusServer
-from services.gpu_worker.checkpoint_options import HostRoom
+from services.gpu_worker.checkpoint_options import NO_ROOM, HostRoom
 from services.gpu_worker.commands import EXIT_DRAINED, EXIT_ENGINE_FAILED
 from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.core import WorkerCore
@@ -136,7 +136,7 @@ class ServingProcess:
         vocabulary_size: int,
         engine: SchedulerOptions,
         can_hold_to_schema: bool,
-        room: HostRoom | None = None,
+        room: HostRoom = NO_ROOM,
     ) -> WorkerOptions:
         return worker_options(
             self._config,
@@ -145,7 +145,7 @@ class ServingProcess:
             vocabulary_size=vocabulary_size,
             engine=engine,
             can_hold_to_schema=can_hold_to_schema,
-            room=room or HostRoom(),
+            room=room,
         )
 
     async def _run(

@@ -10,6 +10,7 @@ from libs.policy.kv_return import HostLink
 CheckpointPolicy = Literal["off", "eager", "lazy"]
 
 
+LINK_ASSUMED = HostLink(copy_ns=300 * NS_PER_US, bytes_per_s=2048 * MIB)
 HOST_BLOCKS_PER_BLOCK = 16
 """Host memory past so many times the device's KV is of little use: what lies there that long was
 computed by nobody for as long."""
@@ -26,6 +27,9 @@ class HostRoom:
     """One slot, on the rank that has the most in it."""
 
 
+NO_ROOM = HostRoom()
+
+
 def host_room(*, host_bytes: int, block_bytes: int, kv_blocks: int) -> HostRoom:
     """Return the slots that fit, no more than are of use."""
     blocks = min(host_bytes // block_bytes, HOST_BLOCKS_PER_BLOCK * kv_blocks)
@@ -38,7 +42,7 @@ class CheckpointOptions:
 
     policy: CheckpointPolicy = "off"
     """eager: every block once it is full; lazy: when blocks run out, the next victims' first."""
-    room: HostRoom = HostRoom()
+    room: HostRoom = NO_ROOM
     """Of a worker that serves the whole model; a planned one has some for each position."""
     copy_share_max: float = 0.03
     """Of the time in which the engine runs, at most so much is spent copying beside it; what is not
@@ -49,7 +53,7 @@ class CheckpointOptions:
     """In one LoadBlocks; what a sequence wants beyond it follows in another."""
     loads_max: int = 2
     """Sequences whose KV is brought back at a time; the others wait their turn."""
-    link_assumed: HostLink = HostLink(copy_ns=300 * NS_PER_US, bytes_per_s=2048 * MIB)
+    link_assumed: HostLink = LINK_ASSUMED
     """Until copies are measured."""
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from libs.contracts.reports import LinkRate
 from libs.contracts.sessions import AcknowledgeTokens, EndSession, StartSession
 from libs.engine.steps import StepPlan, StepResult
 from libs.kernel.core import TimerFired
-from services.gpu_worker.checkpoint_options import HostRoom
+from services.gpu_worker.checkpoint_options import NO_ROOM, HostRoom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class PositionAllocated:
     rendezvous: str
     """Where the members meet; empty from one that is not the lead."""
     cause_id: str
-    host_room: HostRoom = HostRoom()
+    host_room: HostRoom = NO_ROOM
     """For checkpoints of its KV."""
 
 

@@ -200,7 +200,9 @@ class LinkToMember:
         for task in tasks:
             if task is not asyncio.current_task():
                 task.cancel()
-        for answered in (*self._answers.values(), *self._host_copies.values()):
+        waiting: list[asyncio.Future[None] | asyncio.Future[tuple[int, ...]]]
+        waiting = [*self._answers.values(), *self._host_copies.values()]
+        for answered in waiting:
             if not answered.done():
                 answered.set_exception(ConnectionLost(reason))
         self._answers.clear()
@@ -293,7 +295,8 @@ class LinkToLead:
     async def _copy_host(
         self, question: StoreToHost | LoadFromHost, pairs: Sequence[tuple[int, int]]
     ) -> None:
-        failure, corrupt = "", ()
+        failure = ""
+        corrupt: tuple[int, ...] = ()
         try:
             if isinstance(question, StoreToHost):
                 await self._member.store_to_host(pairs)

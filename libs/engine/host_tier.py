@@ -48,8 +48,8 @@ class HostTierCounters:
     blocks_evicted: int = 0
     blocks_refused: int = 0
     """Offered, and not taken for want of room."""
-    blocks_corrupt: int = 0
-    """Found changed when they were to be read, and forgotten."""
+    blocks_dropped: int = 0
+    """Could not be read, or were found changed, and forgotten."""
 
 
 class HostTier:
@@ -159,11 +159,11 @@ class HostTier:
                 entry.pins -= 1
                 self._note_leaf(block_hash, entry)
 
-    def drop_corrupt(self, hashes: Iterable[int]) -> None:
-        """Forget blocks whose content is not what was stored, and all that hang on them."""
+    def drop(self, hashes: Iterable[int]) -> None:
+        """Forget blocks whose content cannot be had, and all that hang on them."""
         for block_hash in hashes:
             if block_hash in self._entries:
-                self.counters.blocks_corrupt += 1
+                self.counters.blocks_dropped += 1
                 self._drop_with_children(block_hash)
 
     def check_invariants(self) -> None:

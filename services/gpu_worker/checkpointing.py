@@ -89,7 +89,7 @@ class Checkpointing:
         kv, load = self._take_load(event.op_id)
         corrupt = {load.hashes_by_slot[slot] for slot in event.slots_corrupt}
         good = [h for h in load.hashes_by_slot.values() if h not in corrupt]
-        kv.tier.drop_corrupt(h for h in load.hashes_by_slot.values() if h in corrupt)
+        kv.tier.drop(h for h in load.hashes_by_slot.values() if h in corrupt)
         kv.scheduler.commit_imports(load.op_id, good)
         kv.scheduler.drop_reserved(load.op_id)
         kv.scheduler.let_go(load.sequence_id)
@@ -111,7 +111,7 @@ class Checkpointing:
         kv.scheduler.release_blocks(load.op_id)
         kv.scheduler.let_go(load.sequence_id)
         # What could not be read is worth nothing, and would be tried for ever.
-        kv.tier.drop_corrupt(load.hashes_by_slot.values())
+        kv.tier.drop(load.hashes_by_slot.values())
 
     def check_invariants(self) -> None:
         """Raise InvariantViolation if a sequence is held back for nothing, or the tier is amiss."""
@@ -215,18 +215,27 @@ class Checkpointing:
         if load.sequences_running >= kv.scheduler.options.sequences_max:
             return
         blocks_kept = load.sequences_running + load.blocks_reserved_for_online
-        loading = {each.sequence_id for each in kv.loads.values()} | kv.arrived.keys()
+        taken_care_of = {each.sequence_id for each in kv.loads.values()} | kv.arrived.keys()
         for sequence_id in kv.scheduler.waiting_offline_ids()[:WAITING_LOOKED_AT]:
-            if len(kv.loads) >= self._options.loads_max:
-                return
-            if sequence_id in loading:
+            if sequence_id in taken_care_of:
                 continue
             wanted = kv.scheduler.wanted_hashes(sequence_id)
             prefix = kv.tier.held_prefix(wanted[: self._options.blocks_per_load_max])
             if len(wanted) + blocks_kept >= kv.scheduler.load().blocks_free:
+                self._let_go_in_turn(kv, sequence_id)
                 return  # what comes later in the order of service does not go first
-            if prefix and self._pays(kv, loading_pays, blocks=len(prefix), blocks_before=0):
+            if not prefix or not self._pays(kv, loading_pays, blocks=len(prefix), blocks_before=0):
+                self._let_go_in_turn(kv, sequence_id)
+            elif len(kv.loads) < self._options.loads_max:
                 self._begin_load(kv, sequence_id, prefix)
+            elif kv.scheduler.hold_back(sequence_id):
+                # Else it would go past those before it, and compute what lies in host memory.
+                kv.in_turn.add(sequence_id)
+
+    def _let_go_in_turn(self, kv: HostKv, sequence_id: str) -> None:
+        if sequence_id in kv.in_turn:
+            kv.in_turn.discard(sequence_id)
+            kv.scheduler.let_go(sequence_id)
 
     def _begin_load(
         self, kv: HostKv, sequence_id: str, prefix: tuple[tuple[int, int], ...]
@@ -234,6 +243,7 @@ class Checkpointing:
         op_id = self._next_op_id(kv, "load")
         blocks = kv.scheduler.reserve_imports(op_id, [block_hash for block_hash, _ in prefix])
         slots = {block_hash: slot for block_hash, slot in prefix if block_hash in blocks}
+        self._let_go_in_turn(kv, sequence_id)
         if not slots or not kv.scheduler.hold_back(sequence_id):
             kv.scheduler.release_blocks(op_id)
             return

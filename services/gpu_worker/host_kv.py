@@ -41,6 +41,8 @@ class HostKv:
     store: Store | None = None
     loads: dict[str, Load] = field(default_factory=dict)
     """By op_id."""
+    in_turn: set[str] = field(default_factory=set)
+    """Sequences held back until a load ends and theirs can begin; for membership only."""
     arrived: dict[str, str] = field(default_factory=dict)
     """Ticket by sequence: its blocks are here and kept until it runs."""
 

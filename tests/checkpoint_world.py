@@ -303,8 +303,9 @@ class CheckpointWorld:
 
     def disturb(self, rng: Random) -> None:
         """Do any one thing that may happen."""
-        if self.host and rng.random() < 0.05:
-            rng.choice(self.host)[0] = GARBAGE
+        if rng.random() < 0.02:
+            for block in self.host:
+                block[0] = GARBAGE
         if self.copies and rng.random() < 0.4:
             self.finish_copy(rng.randrange(len(self.copies)), fails=rng.random() < 0.1)
         elif self.step is not None:

@@ -86,6 +86,7 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
         step_tokens_max=config.step_tokens_max,
         sequences_max=config.sequences_max,
         context_tokens_max=config.context_tokens_max,
+        coserve=config.coserve_options,
     )
 
 

@@ -35,6 +35,7 @@ from services.gpu_worker.commands import (
     FreePosition,
     LoadPosition,
     RunStep,
+    YieldStep,
 )
 from services.gpu_worker.engine_thread import EngineThread
 from services.gpu_worker.events import (
@@ -181,11 +182,11 @@ class HostedPositions:
         if hosted is not None and hosted.has_members:
             await self._peers.send_plan(command.replica_id, command.plan)
 
-    async def tell_members_to_yield(self, replica_id: str, step_id: int) -> None:
+    async def tell_members_to_yield(self, command: YieldStep) -> None:
         """Ask the members of a replica that this worker leads to end a step early."""
-        hosted = self._hosted.get(replica_id)
+        hosted = self._hosted.get(command.replica_id)
         if hosted is not None and hosted.has_members:
-            await self._peers.ask_to_yield(replica_id, step_id)
+            await self._peers.ask_to_yield(command.replica_id, command.step_id)
 
     # ------------------------------------------------------------------ for peers
 

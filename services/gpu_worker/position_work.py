@@ -14,6 +14,7 @@ from services.gpu_worker.commands import (
     LoadPosition,
     PositionCommand,
     RunStep,
+    YieldStep,
 )
 from services.gpu_worker.events import (
     BlocksCopied,
@@ -69,7 +70,7 @@ class PositionHost(Protocol):
         """Send the plan to the other workers of a replica that this one leads, if there are any."""
         ...
 
-    async def tell_members_to_yield(self, replica_id: str, step_id: int) -> None:
+    async def tell_members_to_yield(self, command: YieldStep) -> None:
         """Ask the other workers of a replica that this one leads to end a step early."""
         ...
 

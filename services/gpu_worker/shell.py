@@ -38,6 +38,7 @@ from services.gpu_worker.commands import (
     StopProcess,
     StoreBlocks,
     WorkerCommand,
+    YieldStep,
 )
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.engine_thread import EngineThread, step_failed
@@ -189,6 +190,13 @@ class WorkerShell:
             timeout_ns=HOST_COPY_TIMEOUT_NS,
         )
 
+    def _yield_effect(self, command: YieldStep) -> Effect[WorkerEvent] | None:
+        """Let the other workers of the replica know, too; the step itself says what came of it."""
+        if self._planned is None:
+            return None
+        host = self._planned.host
+        return Effect(work=lambda: host.tell_members_to_yield(command))
+
     def _planned_parts(self) -> PlannedParts:
         require(self._planned is not None, "a solo worker is told of another position")
         assert self._planned is not None
@@ -204,6 +212,9 @@ class WorkerShell:
                 )
             case StoreBlocks() | LoadBlocks():
                 return self._host_effect(command)
+            case YieldStep():
+                self._engine.request_yield(command)
+                return self._yield_effect(command)
             case AllocatePosition() | LoadPosition() | FormGroup() | CopyBlocks() | FreePosition():
                 return self._position_effect(command)
             case BreakGroup():

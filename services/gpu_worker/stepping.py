@@ -9,7 +9,7 @@ lives. In a replica of one it means that the engine itself cannot be trusted: th
 from libs.contracts.sessions import RefuseReason
 from libs.engine.steps import StepPlan
 from libs.kernel.core import require
-from services.gpu_worker.commands import EXIT_ENGINE_FAILED, BreakGroup, RunStep
+from services.gpu_worker.commands import EXIT_ENGINE_FAILED, BreakGroup, RunStep, YieldStep
 from services.gpu_worker.events import PeerLost, PlanReceived, StepFailed, StepFinished
 from services.gpu_worker.positions import PositionPhase, WorkerPosition
 from services.gpu_worker.state import StepInFlight, WorkerState
@@ -36,6 +36,20 @@ class Stepping:
         state.step = StepInFlight(op_id=op_id, plan=plan, position=position)
         self._run(op_id, position, plan)
 
+    def yield_step_if_late(self) -> None:
+        """Have the step under way given up if an online session that came since would be late."""
+        state = self._state
+        step = state.step
+        if step is None or step.position.scheduler is None or step.position.is_broken:
+            return
+        step_id = step.position.scheduler.step_to_yield(now_ns=state.now_ns)
+        if step_id is not None:
+            state.emit(
+                YieldStep(
+                    replica_id=step.position.replica_id, step_id=step_id, cause_id=state.cause_id
+                )
+            )
+
     def plan_received(self, event: PlanReceived) -> None:
         """Compute our part of a step. Its lead has been told to begin, so we may, too."""
         positions = self._state.positions
@@ -55,7 +69,8 @@ class Stepping:
         if step.position.is_broken or step.position.scheduler is None:
             return  # its sessions have been sent away
         emitted = step.position.scheduler.account(event.result, now_ns=state.now_ns)
-        state.reporting.step_finished(tokens=len(emitted), duration_ns=event.duration_ns)
+        if not event.result.is_yielded:
+            state.reporting.step_finished(tokens=len(emitted), duration_ns=event.duration_ns)
         state.emit(
             *state.delivery.deliver(
                 emitted,

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, kw_only=True)
 class CoserveTally:
-    """Counters of one worker; they outlive the schedulers of its positions."""
+    """Counters of one worker; they outlive the schedulers of its positions.
+
+    WorkerReport has a field of the same name for each.
+    """
 
     steps_online: int = 0
     """Steps without offline work."""
@@ -20,7 +23,7 @@ class CoserveTally:
     """Likewise: the harvest."""
     tokens_yielded: int = 0
     """Thrown away with the steps that yielded."""
-    tokens_recomputed: int = 0
+    tokens_repeated: int = 0
     """Computed once more, after an eviction."""
     evictions_stored: int = 0
     """Offline sequences that made room, and whose KV can all be copied back."""
@@ -55,4 +58,4 @@ class CoserveTally:
             self.tokens_offline += fresh
         else:
             self.tokens_online += fresh
-        self.tokens_recomputed += repeated
+        self.tokens_repeated += repeated

@@ -6,6 +6,8 @@ rules with `families()`, so that neither can fall behind the code.
 
 from pathlib import Path
 
+from services.planner.model_size import read_profile
+
 from libs.engine.scheduler import Scheduler, SchedulerOptions
 from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
@@ -25,7 +27,6 @@ from services.online_router.options import RouterOptions
 from services.online_router.router_metrics import router_metrics
 from services.planner.config import PlannerConfig
 from services.planner.core import PlannerCore
-from services.planner.model_size import read_profile
 from services.planner.planner_metrics import planner_metrics
 from services.planner.settings import planner_options
 from services.preemption_watcher.bus_link import BusLink

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from libs.contracts.subjects import alias_of
+from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_MS
 
@@ -42,6 +43,21 @@ class WorkerConfig:
     """Tokens per engine step: bounds what a long prompt delays the running sessions by."""
     sequences_max: int = 64
     """Sessions computed at a time; more of them wait."""
+    coserve: Literal[
+        "tideserve",
+        "conserve",
+        "online-only",
+        "non-preemptive",
+        "priority-recompute",
+        "fixed-chunk",
+    ] = "tideserve"
+    """How offline sessions share the engine with online ones; the others than the default are there
+    to be compared with."""
+    ttft_slo_ms: int = 1_000
+    """First token of an online session, from its arrival at the worker: what offline work gives a
+    step up for."""
+    tbt_slo_ms: int = 100
+    """Time between two tokens of an online session: what offline work fills up to."""
     sessions_max: int = 1024
     """Sessions held, those that wait included; past it a session is refused as full."""
     context_tokens_max: int | None = None
@@ -74,6 +90,12 @@ class WorkerConfig:
     memory_bytes: int | None = None
     """Of a planned worker, for weights and KV; none takes nine tenths of a GPU, or of a CPU's
     machine a quarter of its memory."""
+    checkpoints: Literal["off", "eager", "lazy"] = "eager"
+    """Copies of offline KV in host memory, from which an evicted sequence goes on: of every block
+    when it is full, only when blocks run out, or none."""
+    host_kv_bytes: int | None = None
+    """Host memory for them at most; none takes an eighth of the machine's with a GPU, or a 32nd
+    without. On a CPU it is taken from the system only when used."""
     group_timeout_ms: int = 10_000
     """Longest wait for another worker of the replica within a step; then it counts as lost. Above
     the longest that one stage computes while another waits."""
@@ -96,6 +118,8 @@ class WorkerConfig:
             "block_tokens",
             "step_tokens_max",
             "sequences_max",
+            "ttft_slo_ms",
+            "tbt_slo_ms",
             "sessions_max",
             "report_interval_ms",
             "step_timeout_ms",
@@ -112,7 +136,13 @@ class WorkerConfig:
             raise ConfigError(f"zone: 1 to 64 of a-z, 0-9, _ and -, not {self.zone!r}")
         if self.node_socket is not None and self.node_id is None:
             raise ConfigError("node_socket: set node_id, too")
-        for name in ("kv_bytes", "blocks_total", "context_tokens_max", "memory_bytes"):
+        for name in (
+            "kv_bytes",
+            "blocks_total",
+            "context_tokens_max",
+            "memory_bytes",
+            "host_kv_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: must be at least 1, or none")
@@ -143,6 +173,15 @@ class WorkerConfig:
     def has_gpu(self) -> bool:
         """Whether it computes on something else than a CPU."""
         return self.device != "cpu"
+
+    @property
+    def coserve_options(self) -> CoserveOptions:
+        """How both tides share the engine."""
+        return CoserveOptions(
+            policy=Coserve(self.coserve),
+            ttft_slo_ns=self.ttft_slo_ms * NS_PER_MS,
+            tbt_slo_ns=self.tbt_slo_ms * NS_PER_MS,
+        )
 
     @property
     def grace_reserve_ns(self) -> int:

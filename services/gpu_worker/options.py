@@ -1,10 +1,11 @@
 """What a worker core is told at the start: who it is, what its engine can do, and its bounds."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from libs.contracts.reports import Market
 from libs.engine.scheduler import SchedulerOptions
 from libs.kernel.units import KIB, NS_PER_MS, NS_PER_S
+from services.gpu_worker.checkpoint_options import CheckpointOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,9 @@ class WorkerOptions:
     shape_answers_max: int = 256
     """Answers to the migrator that are remembered; a command repeated after so many others would be
     carried out again, which its position's state makes harmless."""
+
+    checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
+    """Of offline KV in host memory."""
 
     def engine_of(self, *, kv_blocks: int, batch_sequences_max: int) -> SchedulerOptions:
         """Say how a replica with KV of so many blocks is scheduled."""

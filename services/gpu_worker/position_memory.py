@@ -11,6 +11,7 @@ from typing import Final
 from libs.engine.parallel.member import ReplicaModel
 from libs.engine.parallel.position import Position, positions_of
 from libs.engine.parallel.slices import all_slices_of
+from services.gpu_worker.checkpoint_options import HostRoom, host_room
 
 POSITIONS_AT_A_TIME: Final = 2
 
@@ -25,12 +26,26 @@ class PositionMemory:
     """For KV of one position at most."""
     blocks_max: int | None = None
     """KV blocks of one position at most."""
+    host_bytes: int = 0
+    """Host memory for checkpoints of one position; 0: there are none."""
 
     def kv_blocks(self, model: ReplicaModel, *, stages: int, shards: int) -> int:
         """Return the KV blocks of a replica of this shape; 0 if not even the weights fit."""
         positions = positions_of(model.config, stages=stages, shards=shards)
         blocks = min(self._kv_blocks_at(model, position) for position in positions)
         return blocks if self.blocks_max is None else min(blocks, self.blocks_max)
+
+    def host_room(self, model: ReplicaModel, *, stages: int, shards: int) -> HostRoom:
+        """Return the room for checkpoints of a replica of this shape, the same on all its ranks."""
+        positions = positions_of(model.config, stages=stages, shards=shards)
+        return host_room(
+            host_bytes=self.host_bytes,
+            block_bytes=max(
+                model.kv_shape(position, blocks=1).bytes_total(model.dtype)
+                for position in positions
+            ),
+            kv_blocks=self.kv_blocks(model, stages=stages, shards=shards),
+        )
 
     def blocks_min(self, model: ReplicaModel) -> int:
         """Return the KV blocks of the longest session that is admitted; fewer are of no use."""

@@ -140,6 +140,7 @@ class Shaping:
             return
         position.is_allocated = True
         position.rendezvous = event.rendezvous
+        position.host_room = event.host_room
         self._set_blocks(position, event.kv_blocks)
         self._answer_staged(event.op_id, position)
 
@@ -147,9 +148,10 @@ class Shaping:
         position.kv_blocks = kv_blocks
         if position.is_lead:
             engine = self._state.options.engine_of(
-                kv_blocks=kv_blocks, batch_sequences_max=position.batch_sequences_max
+                kv_blocks=kv_blocks,
+                batch_sequences_max=position.batch_sequences_max,
             )
-            position.scheduler = Scheduler(engine)
+            position.scheduler = Scheduler(engine, tally=self._state.tally)
             position.tickets_ended.clear()
 
     def _answer_staged(self, op_id: str, position: WorkerPosition) -> None:

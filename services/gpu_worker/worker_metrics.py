@@ -18,6 +18,23 @@ _COUNTERS: Final = {
     "stale_dropped": "messages of an earlier epoch",
     "replicas_broken": "positions that lost a peer",
 }
+_TALLY: Final = {
+    "steps_online": "steps without offline work",
+    "steps_mixed": "steps of both kinds of work",
+    "steps_offline": "steps without online work",
+    "steps_yielded": "offline steps given up for an online arrival",
+    "tokens_online": "tokens of online sessions, computed for the first time",
+    "tokens_offline": "tokens harvested: of offline sessions, computed for the first time",
+    "tokens_yielded": "tokens thrown away with the steps that yielded",
+    "tokens_repeated": "tokens computed once more, after an eviction",
+    "evictions_stored": "offline sessions evicted whose KV can be copied back",
+    "evictions_recomputed": "offline sessions evicted that are computed again",
+    "preemptions": "sessions that lost their blocks to their own kind",
+    "ttft_met": "first tokens of online sessions within the objective",
+    "ttft_missed": "first tokens of online sessions after the objective",
+    "tbt_met": "further tokens of online sessions within the objective",
+    "tbt_missed": "further tokens of online sessions after the objective",
+}
 _REPORTED_COUNTERS: Final = {
     "tokens_generated": "tokens computed",
     "tokens_recomputed": "tokens of moved sessions that no copy of KV spared",
@@ -36,6 +53,18 @@ _REPORTED_GAUGES: Final[dict[str, tuple[str, Callable[[WorkerReport], float]]]] 
     ),
     "weights_bytes": ("weights held", lambda r: r.weights_bytes),
     "is_serving": ("1: takes sessions", lambda r: r.is_serving),
+    "offline_running": ("offline sessions in the batch", lambda r: r.offline_running),
+    "offline_waiting": ("offline sessions that wait", lambda r: r.offline_waiting),
+    "kv_blocks_offline": ("KV blocks of offline sessions", lambda r: r.blocks_offline),
+    "kv_blocks_offline_stored": (
+        "of those, blocks that may be evicted at no cost",
+        lambda r: r.blocks_offline_stored,
+    ),
+    "kv_blocks_reserved": (
+        "KV blocks kept for online work",
+        lambda r: r.blocks_reserved_for_online,
+    ),
+    "prediction_error_ratio": ("mean error of predicted step times", lambda r: r.prediction_error),
 }
 
 
@@ -46,6 +75,8 @@ def worker_metrics(core: WorkerCore, *, messages_dropped: Read, messages_refused
         metrics.show_counter(name, help_text, partial(getattr, core.counters, name))
     for name, help_text in _REPORTED_COUNTERS.items():
         metrics.show_counter(name, help_text, partial(_reported, core, _field(name)))
+    for name, help_text in _TALLY.items():
+        metrics.show_counter(name, help_text, partial(getattr, core.tally, name))
     for name, (help_text, read) in _REPORTED_GAUGES.items():
         metrics.show_gauge(name, help_text, partial(_reported, core, read))
     metrics.show_gauge("sessions_held", "not yet forgotten", lambda: core.sessions_held)

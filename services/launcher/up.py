@@ -8,6 +8,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from libs.contracts.placement import Policy
+from libs.engine.scheduling.coserve import Coserve
 from libs.kernel.errors import ConfigError
 from libs.runtime.profile_cache import AUTO, profile_file, read_measured
 from services.launcher.console import say, show, show_json
@@ -26,6 +27,22 @@ Profile: TypeAlias = Annotated[
     ),
 ]
 
+PlannerCount = Annotated[
+    int, typer.Option(help="With --nodes: planners; one leads, the others stand by.", min=1)
+]
+MigratorCount = Annotated[
+    int, typer.Option(help="With --nodes: migrators; one acts, the others stand by.", min=1)
+]
+CoserveChoice = Annotated[
+    Coserve, typer.Option(help="How offline work shares the workers with online work.")
+]
+TtftSloMs = Annotated[
+    int, typer.Option(help="Online work: time to first token, from the worker on.", min=1)
+]
+TbtSloMs = Annotated[
+    int, typer.Option(help="Online work: time between two tokens of an answer.", min=1)
+]
+
 
 def up(
     model: Annotated[
@@ -41,15 +58,14 @@ def up(
     policy: Annotated[
         Policy, typer.Option(help="With --nodes: how the fleet follows them.")
     ] = Policy.TIDESERVE,
-    planners: Annotated[
-        int, typer.Option(help="With --nodes: planners; one leads, the others stand by.", min=1)
-    ] = 1,
-    migrators: Annotated[
-        int, typer.Option(help="With --nodes: migrators; one acts, the others stand by.", min=1)
-    ] = 1,
+    planners: PlannerCount = 1,
+    migrators: MigratorCount = 1,
     transport: Annotated[
         str, typer.Option(help="With --nodes, between workers: auto, tcp or ucx.")
     ] = "auto",
+    coserve: CoserveChoice = Coserve.TIDESERVE,
+    ttft_slo_ms: TtftSloMs = 1_000,
+    tbt_slo_ms: TbtSloMs = 100,
     routers: Annotated[int, typer.Option(help="Router processes.", min=1)] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     profile: Profile = AUTO,
@@ -95,6 +111,9 @@ def up(
         device=device,
         http_port=http_port,
         nats_url=nats_url,
+        coserve=coserve,
+        ttft_slo_ms=ttft_slo_ms,
+        tbt_slo_ms=tbt_slo_ms,
     )
     asyncio.run(_run(options, is_json=is_json))
 

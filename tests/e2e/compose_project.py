@@ -218,7 +218,9 @@ async def connected(project: ComposeProject) -> AsyncIterator[ComposeFleet]:
         await bus.close()
 
 
-def differences(disturbed: Sequence[StreamRecord], undisturbed: Sequence[StreamRecord]) -> list[str]:
+def differences(
+    disturbed: Sequence[StreamRecord], undisturbed: Sequence[StreamRecord]
+) -> list[str]:
     """Say of each disturbed answer that is not the undisturbed one what became of it."""
     expected = {record.request.index: record for record in undisturbed}
     return [

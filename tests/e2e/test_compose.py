@@ -185,9 +185,11 @@ def test_the_sessions_of_a_node_under_notice_have_left_when_its_containers_are_k
         assert any(w.sessions_running for w in fleet.workers(node_id="node-2"))
         await fleet.notify("node-2", grace_s=GRACE_S)
         await fleet.until(
-            lambda: not any(
-                worker.is_serving or worker.sessions_running
-                for worker in fleet.workers(node_id="node-2")
+            lambda: (
+                not any(
+                    worker.is_serving or worker.sessions_running
+                    for worker in fleet.workers(node_id="node-2")
+                )
             )
         )
         has_left_in_time.append(

@@ -6,8 +6,6 @@ rules with `families()`, so that neither can fall behind the code.
 
 from pathlib import Path
 
-from services.planner.model_size import read_profile
-
 from libs.engine.scheduler import Scheduler, SchedulerOptions
 from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
@@ -28,6 +26,7 @@ from services.online_router.router_metrics import router_metrics
 from services.planner.config import PlannerConfig
 from services.planner.core import PlannerCore
 from services.planner.planner_metrics import planner_metrics
+from services.planner.read_profile import read_profile
 from services.planner.settings import planner_options
 from services.preemption_watcher.bus_link import BusLink
 from services.preemption_watcher.core import WatcherCore
@@ -128,7 +127,7 @@ def _worker() -> Metrics:
 def _planner() -> Metrics:
     folder = bundled_model().folder
     config = PlannerConfig(model=str(folder))
-    profile = read_profile(folder, device=config.device, profile_file=config.profile)
+    profile = read_profile(folder, device=config.device, profile=config.profile)
     options = planner_options(config, profile=profile, planner_id="planner", process_id=0)
     return planner_metrics(
         PlannerCore(options),

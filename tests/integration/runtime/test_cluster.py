@@ -95,9 +95,7 @@ async def test_with_three_copies_nothing_appended_is_lost_with_one_broker(tmp_pa
             await until_done(lambda: bus.ensure_stream(STREAM), within_s=READY_TIMEOUT_S)
             await bus.append("tide.v1.kept.a", b"before")
             cluster.processes[0].kill()
-            await until_done(
-                lambda: bus.append("tide.v1.kept.a", b"after"), within_s=OUTAGE_S_MAX
-            )
+            await until_done(lambda: bus.append("tide.v1.kept.a", b"after"), within_s=OUTAGE_S_MAX)
             stored = await until_done(
                 lambda: bus.read_subject("KEPT", "tide.v1.kept.a"), within_s=OUTAGE_S_MAX
             )

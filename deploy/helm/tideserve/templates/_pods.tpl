@@ -114,12 +114,12 @@ spec:
       tolerations: {{- toYaml . | nindent 8 }}
       {{- end }}
       affinity: {{- include "tideserve.notOnSpot" . | nindent 8 }}
-      topologySpreadConstraints: {{- include "tideserve.spread" . | nindent 8 }}
+      topologySpreadConstraints: {{- include "tideserve.spread" . | trim | nindent 8 }}
       containers:
         - name: {{ .component }}
           image: {{ include "tideserve.image" (dict "root" $root "name" .image) }}
           imagePullPolicy: {{ $root.Values.image.pullPolicy }}
-          env: {{- include "tideserve.environment" (dict "service" .service "settings" $settings) | nindent 12 }}
+          env: {{- include "tideserve.environment" (dict "service" .service "settings" $settings) | trim | nindent 12 }}
           ports:
             - { name: metrics, containerPort: {{ $port }} }
           {{- include "tideserve.probes" (dict "port" $port "startupSeconds" 120) | nindent 10 }}

@@ -30,7 +30,12 @@ EVERYTHING = {
         "autoscaling": {"enabled": True},
     },
     "pools": {
-        "on-demand": {"workersPerNode": 4, "zone": "a", "autoscaling": {"enabled": True}},
+        "on-demand": {
+            "workersPerNode": 4,
+            "zone": "a",
+            "settings": {"kv_bytes": 34_359_738_368, "dtype": "bfloat16"},
+            "autoscaling": {"enabled": True},
+        },
         "host": {"hostNetwork": True, "runtimeClassName": "nvidia", "priorityClassName": "high"},
     },
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},

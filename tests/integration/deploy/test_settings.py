@@ -58,6 +58,12 @@ def test_the_services_take_what_the_chart_tells_them(rendered: Rendered) -> None
     assert seen == (solo if rendered.case == "everything" else set(CONFIGS))
 
 
+def test_a_large_number_reaches_its_service_as_it_was_written(everything: Rendered) -> None:
+    pool = everything.named("StatefulSet", "tideserve-worker-on-demand")["spec"]["template"]
+    for worker in pool["spec"]["containers"]:
+        assert environment_of(worker)["GPU_WORKER__KV_BYTES"] == "34359738368"
+
+
 def test_a_setting_that_no_service_takes_is_noticed() -> None:
     with pytest.raises(ConfigError, match="no such field"):
         check("migrator", {"MIGRATOR__ALIAS": "a", "MIGRATOR__STREAM_REPLICAZ": "3"})

@@ -2,8 +2,13 @@
 {{- define "tideserve.environment" -}}
 {{- $service := .service -}}
 {{- range $field, $setting := .settings }}
+{{- $text := toString $setting }}
+{{- if and (kindIs "float64" $setting) (eq $setting (floor $setting)) }}
+{{- /* Helm reads every number as a float, and would write a large one with an exponent. */}}
+{{- $text = printf "%.0f" $setting }}
+{{- end }}
 - name: {{ printf "%s__%s" $service $field | upper }}
-  value: {{ toString $setting | quote }}
+  value: {{ $text | quote }}
 {{- end }}
 {{- end -}}
 

@@ -104,10 +104,10 @@ class ComposeProject:
             "TIDESERVE_HTTP_PORT": str(self.http_port),
             **self.settings,
         }
+        project = ("--project-name", self.name, "--project-directory", ".")
         files = [part for file in FILES for part in ("--file", file)]
         result = subprocess.run(
-            ["docker", "compose", "--project-name", self.name, "--project-directory", "."]
-            + ["--env-file", os.devnull, *files, *arguments],
+            ["docker", "compose", *project, "--env-file", os.devnull, *files, *arguments],
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -138,7 +138,6 @@ class ComposeFleet:
         self.view = view
         self._bus = bus
         self._client = client
-        self._rounds = 0
 
     def workers(self, *, node_id: str | None = None) -> list[WorkerReport]:
         """Workers heard of lately, of one node or of all."""
@@ -190,7 +189,6 @@ class ComposeFleet:
         assert isinstance(NOTICE_ANSWERS.decode(reply.payload), NoticeRequestAccepted)
 
     def _load(self) -> Load:
-        self._rounds += 1
         return Load(
             client=self._client,
             http_url=self.project.http_url,

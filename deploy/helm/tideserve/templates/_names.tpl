@@ -1,8 +1,9 @@
+{{/* Short, because Kubernetes makes labels of up to 63 characters of a StatefulSet's name and more. */}}
 {{- define "tideserve.fullname" -}}
 {{- if contains .Chart.Name .Release.Name -}}
-{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{ .Release.Name | trunc 24 | trimSuffix "-" }}
 {{- else -}}
-{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" }}
+{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 24 | trimSuffix "-" }}
 {{- end -}}
 {{- end -}}
 

@@ -2,8 +2,13 @@
 {{- define "tideserve.environment" -}}
 {{- $service := .service -}}
 {{- range $field, $setting := .settings }}
+{{- $text := toString $setting }}
+{{- if and (kindIs "float64" $setting) (eq $setting (floor $setting)) }}
+{{- /* Helm reads every number as a float, and would write a large one with an exponent. */}}
+{{- $text = printf "%.0f" $setting }}
+{{- end }}
 - name: {{ printf "%s__%s" $service $field | upper }}
-  value: {{ toString $setting | quote }}
+  value: {{ $text | quote }}
 {{- end }}
 {{- end -}}
 
@@ -114,12 +119,12 @@ spec:
       tolerations: {{- toYaml . | nindent 8 }}
       {{- end }}
       affinity: {{- include "tideserve.notOnSpot" . | nindent 8 }}
-      topologySpreadConstraints: {{- include "tideserve.spread" . | nindent 8 }}
+      topologySpreadConstraints: {{- include "tideserve.spread" . | trim | nindent 8 }}
       containers:
         - name: {{ .component }}
           image: {{ include "tideserve.image" (dict "root" $root "name" .image) }}
           imagePullPolicy: {{ $root.Values.image.pullPolicy }}
-          env: {{- include "tideserve.environment" (dict "service" .service "settings" $settings) | nindent 12 }}
+          env: {{- include "tideserve.environment" (dict "service" .service "settings" $settings) | trim | nindent 12 }}
           ports:
             - { name: metrics, containerPort: {{ $port }} }
           {{- include "tideserve.probes" (dict "port" $port "startupSeconds" 120) | nindent 10 }}

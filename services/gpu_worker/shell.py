@@ -46,6 +46,7 @@ from services.gpu_worker.position_work import (
     do_position_work,
     position_work_failed,
 )
+from services.gpu_worker.session_spans import SessionSpans
 from services.gpu_worker.wire import (
     event_of,
     notice_event,
@@ -95,7 +96,9 @@ class WorkerShell:
         step_timeout_ns: int = STEP_TIMEOUT_NS,
         planned: PlannedParts | None = None,
         notices: NodeNotices | None = None,
+        spans: SessionSpans | None = None,
     ) -> None:
+        self._spans = spans
         self._step_timeout_ns = step_timeout_ns
         self._worker_id = worker_id
         self._bus = bus
@@ -149,9 +152,14 @@ class WorkerShell:
         if self._notices is not None:
             heard[subjects.notice(self._notices.node_id)] = notice_event_of
         return [
-            (await self._bus.subscribe(subject), partial(_translate, translate))
+            (await self._bus.subscribe(subject), self._watched(partial(_translate, translate)))
             for subject, translate in heard.items()
         ]
+
+    def _watched(
+        self, translate: Callable[[BusMessage], WorkerEvent]
+    ) -> Callable[[BusMessage], WorkerEvent]:
+        return translate if self._spans is None else self._spans.hearing(translate)
 
     async def _drain_after(self, stopping: asyncio.Event) -> None:
         await stopping.wait()
@@ -176,6 +184,8 @@ class WorkerShell:
         return self._planned
 
     def _interpret(self, command: WorkerCommand) -> Effect[WorkerEvent] | None:
+        if self._spans is not None:
+            self._spans.sending(command)
         match command:
             case RunStep():
                 return Effect(

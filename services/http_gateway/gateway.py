@@ -23,6 +23,7 @@ from libs.kernel.errors import ConfigError, ContractViolation, Unavailable
 from libs.kernel.units import NS_PER_S
 from libs.runtime.bus import Bus, CoreBus, Subscription
 from libs.runtime.clock import Clock, SystemClock
+from libs.runtime.tracing import Tracing
 from services.http_gateway.app import Routes, create_app
 from services.http_gateway.config import GatewayConfig
 from services.http_gateway.dashboard.cost import Prices
@@ -79,7 +80,11 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def running_gateway(
-    bus: Bus, config: GatewayConfig, *, clock: Clock | None = None
+    bus: Bus,
+    config: GatewayConfig,
+    *,
+    clock: Clock | None = None,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[RunningGateway]:
     """Serve HTTP until the block is left; then finish open streams within the configured wait.
 
@@ -91,7 +96,13 @@ async def running_gateway(
     view = FleetView(gateway_id=config.gateway_id, report_interval_ns=report_interval_ns)
     client = TideClient(bus, options=_client_options(config), clock=clock)
     routes = Routes(
-        bus=bus, client=client, view=view, measures=measures, config=config, clock=clock
+        bus=bus,
+        client=client,
+        view=view,
+        measures=measures,
+        config=config,
+        clock=clock,
+        tracing=tracing,
     )
     feed = _dashboard_feed(bus, config, clock)
     measures.show_costs(feed.view.costs)

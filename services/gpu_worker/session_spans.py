@@ -64,7 +64,7 @@ class SessionSpans:
     def _started(self, event: StartReceived, headers: Mapping[str, str]) -> None:
         request_id = event.message.spec.request_id
         self._end(request_id)
-        about = {"request_id": request_id, "session_epoch": event.message.session_epoch}
+        about: Attributes = {"request_id": request_id, "session_epoch": event.message.session_epoch}
         span = self._tracing.begin(NAME, parent=headers, attributes=about)
         evicted = self._open.put(request_id, span)
         if evicted is not None:

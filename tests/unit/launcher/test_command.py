@@ -30,6 +30,7 @@ COMMANDS = [
     "kill",
     "add-node",
     "shape",
+    "doctor",
     "service",
     "bench",
 ]

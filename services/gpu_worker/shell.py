@@ -196,7 +196,9 @@ class WorkerShell:
             case AllocatePosition() | LoadPosition() | FormGroup() | CopyBlocks() | FreePosition():
                 return self._position_effect(command)
             case BreakGroup():
-                _log.warning("replica_broken", replica_id=command.replica_id)
+                _log.warning(
+                    "replica_broken", replica_id=command.replica_id, cause_id=command.cause_id
+                )
                 self._planned_parts().host.break_group(command)
             case AnswerPeer():
                 self._planned_parts().desk.answer(command)
@@ -207,15 +209,21 @@ class WorkerShell:
                     session_epoch=refusal.session_epoch,
                     reason=refusal.reason.value,
                     message=refusal.message,
+                    cause_id=command.cause_id,
                 )
                 self._outbox.put(outgoing(command))
             case AnswerMigrator(message=answer):
-                _log_answer(answer)
+                _log_answer(answer, cause_id=command.cause_id)
                 self._outbox.put(outgoing(command))
             case SendTokens() | SendToRouter() | PublishReport():
                 self._outbox.put(outgoing(command))
             case StopProcess():
-                _log.info("worker_stops", exit_code=command.exit_code, message=command.message)
+                _log.info(
+                    "worker_stops",
+                    exit_code=command.exit_code,
+                    message=command.message,
+                    cause_id=command.cause_id,
+                )
                 self._exit_code = command.exit_code
                 self.actor.stop()
             case SetTimer():
@@ -225,9 +233,9 @@ class WorkerShell:
         return None
 
 
-def _log_answer(answer: ToMigrator) -> None:
+def _log_answer(answer: ToMigrator, *, cause_id: str) -> None:
     """One line for each time that a command is answered."""
-    name = {"handover_id": answer.handover_id, "op_id": answer.op_id}
+    name = {"handover_id": answer.handover_id, "op_id": answer.op_id, "cause_id": cause_id}
     if isinstance(answer, ShapeFailed):
         _log.warning("command_failed", reason=answer.reason.value, message=answer.message, **name)
     else:

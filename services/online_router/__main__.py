@@ -47,7 +47,7 @@ async def serve(stopping: asyncio.Event) -> None:
         process_id=os.getpid(),
         sessions_max=config.sessions_max,
         objective=Objective(
-            ttft_ns=config.slo_ttft_ms * NS_PER_MS, tpot_ns=config.slo_tpot_ms * NS_PER_MS
+            ttft_ns=config.ttft_slo_ms * NS_PER_MS, tpot_ns=config.tpot_slo_ms * NS_PER_MS
         ),
     )
     tracing = open_tracing(

@@ -303,8 +303,8 @@ def _online(routers: Sequence[RouterReport]) -> Online:
         ttft_ms_p99=_worst(report.ttft_ms_p99 for report in routers),
         tpot_ms_p50=_worst(report.tpot_ms_p50 for report in routers),
         tpot_ms_p99=_worst(report.tpot_ms_p99 for report in routers),
-        slo_ttft_ms=max((report.slo_ttft_ms for report in routers), default=0.0),
-        slo_tpot_ms=max((report.slo_tpot_ms for report in routers), default=0.0),
+        ttft_slo_ms=max((report.ttft_slo_ms for report in routers), default=0.0),
+        tpot_slo_ms=max((report.tpot_slo_ms for report in routers), default=0.0),
         attainment_percent=100 * within / ended if ended else None,
     )
 

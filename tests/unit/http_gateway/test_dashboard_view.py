@@ -63,7 +63,8 @@ class Page:
 
     def look(self, *, after_s: float = 0) -> Snapshot:
         self.now_ns += round(after_s * NS_PER_S)
-        return self.view.look(now_ns=self.now_ns, now_unix_ns=UNIX_NS + self.now_ns)
+        now = {"now_ns": self.now_ns, "now_unix_ns": UNIX_NS + self.now_ns}
+        return self.view.snapshot(self.view.tick(**now), **now)
 
 
 @pytest.fixture

@@ -256,7 +256,7 @@ function take(snapshot) {
 function connect() {
   const source = new EventSource("/dashboard/events");
   source.addEventListener("history", (event) => {
-    state.samples = JSON.parse(event.data).slice(0, -1);  // the newest comes with its snapshot
+    state.samples = JSON.parse(event.data);
   });
   source.addEventListener("snapshot", (event) => take(JSON.parse(event.data)));
   source.addEventListener("error", () => {

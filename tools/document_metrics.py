@@ -54,7 +54,8 @@ each the whole fleet, so take the largest.
 | KV usage | `tideserve_worker_kv_usage_ratio` |
 | preemptions of nodes | `tideserve_watcher_notices_raised_total` |
 | nodes lost without notice | `tideserve_planner_workers_lost_total` |
-| migrations | `tideserve_migrator_handovers_done_total`; sessions: `..._router_sessions_migrated_total` |
+| migrations of replicas | `tideserve_migrator_handovers_done_total` |
+| migrations of sessions | `tideserve_router_sessions_migrated_total` |
 | bytes moved | `tideserve_migrator_{kv,weight}_bytes_moved_total` |
 | stall | `tideserve_migrator_stall_seconds_recent` |
 | recomputed tokens | `tideserve_worker_tokens_recomputed_total` |

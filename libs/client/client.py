@@ -9,6 +9,7 @@ request id. Whatever is lost on the way is asked for again; see reader.StreamRea
 """
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self, Unpack
@@ -30,7 +31,7 @@ from libs.contracts.text import TEXT_ANSWERS, AboutText, TextAnswer, TextRejecte
 from libs.contracts.wire import Encoding, encode
 from libs.kernel.errors import ContractViolation, InvariantViolation, Unavailable
 from libs.kernel.units import NS_PER_S
-from libs.runtime.bus import BusMessage, CoreBus, PayloadTooLarge, Subscription
+from libs.runtime.bus import NO_HEADERS, BusMessage, CoreBus, PayloadTooLarge, Subscription
 from libs.runtime.clock import Clock, SystemClock
 from libs.runtime.nats_bus import NatsBus
 
@@ -153,8 +154,17 @@ class TideClient:
         """
         return self.submit(model, submission_of(arguments))
 
-    def submit(self, model: str, submission: SubmitRequest) -> TokenStream:
-        """Prepare a request that is a message already; see `stream`."""
+    def submit(
+        self,
+        model: str,
+        submission: SubmitRequest,
+        *,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> TokenStream:
+        """Prepare a request that is a message already; see `stream`.
+
+        The headers go with every submission of it, such as the context of a trace.
+        """
         return TokenStream(
             Conversation(
                 bus=self._bus,
@@ -162,6 +172,7 @@ class TideClient:
                 subject=subjects.online(subjects.alias_of(model)),
                 reply_to=f"{self._inbox}.{submission.request_id}",
                 submission=submission,
+                headers=headers,
                 encoding=self._options.encoding,
                 options=self._options.reader,
                 on_open=self._remember,

@@ -6,7 +6,7 @@ that a user holds only looks at it, so that a forgotten stream can be noticed an
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -67,6 +67,7 @@ class Conversation:
         subject: str,
         reply_to: str,
         submission: SubmitRequest,
+        headers: Mapping[str, str],
         encoding: Encoding,
         options: ReaderOptions,
         on_open: Callable[["Conversation"], None],
@@ -83,6 +84,7 @@ class Conversation:
         self._clock = clock
         self._subject = subject
         self._reply_to = reply_to
+        self._headers = headers
         self._encoding = encoding
         self._on_open = on_open
         self._on_end = on_end
@@ -183,7 +185,9 @@ class Conversation:
         submission = self.submission.model_copy(update={"tokens_received": tokens_received})
         try:
             payload = encode(submission, encoding=self._encoding)
-            await self._bus.publish(self._subject, payload, reply_to=self._reply_to)
+            await self._bus.publish(
+                self._subject, payload, reply_to=self._reply_to, headers=self._headers
+            )
         except PayloadTooLarge as error:
             self._reject_here(RejectReason.TOO_LARGE, str(error))
         except ContractViolation as error:

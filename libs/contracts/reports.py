@@ -158,8 +158,8 @@ class RouterReport(Message):
         default=0, ge=0, description="online requests, but for those that their client cancelled"
     )
     online_within_slo: int = Field(default=0, ge=0, description="of those, both objectives met")
-    slo_ttft_ms: float = Field(default=0.0, ge=0.0, description="0: this router counts none")
-    slo_tpot_ms: float = Field(default=0.0, ge=0.0)
+    ttft_slo_ms: float = Field(default=0.0, ge=0.0, description="0: this router counts none")
+    tpot_slo_ms: float = Field(default=0.0, ge=0.0)
     ttft_ms_p50: float | None = Field(
         default=None, ge=0.0, description="online, of the last minute; None: there was nothing"
     )

@@ -24,6 +24,7 @@ from libs.runtime.notice_socket import NoticeListener
 from libs.runtime.process import die_with_parent, run_service
 from libs.runtime.status_server import StatusServer
 from services.gpu_worker.checkpoint_options import NO_ROOM, HostRoom
+from libs.runtime.tracing import close_tracing, open_tracing
 from services.gpu_worker.commands import EXIT_DRAINED, EXIT_ENGINE_FAILED
 from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.core import WorkerCore
@@ -33,6 +34,7 @@ from services.gpu_worker.host_copies import HostCopies
 from services.gpu_worker.options import WorkerOptions
 from services.gpu_worker.planned_setup import plan_worker, read_outline
 from services.gpu_worker.positions import SOLO_REPLICA_ID
+from services.gpu_worker.session_spans import SessionSpans
 from services.gpu_worker.shell import NodeNotices, PlannedParts, WorkerShell
 from services.gpu_worker.worker_metrics import worker_metrics
 
@@ -159,6 +161,9 @@ class ServingProcess:
         planned: PlannedParts | None = None,
     ) -> int:
         config = self._config
+        tracing = open_tracing(
+            service="gpu-worker", instance=self._worker_id, endpoint=config.otlp_endpoint
+        )
         shell = WorkerShell(
             worker_id=self._worker_id,
             core=core,
@@ -169,6 +174,7 @@ class ServingProcess:
             copies=copies,
             planned=planned,
             notices=_notices(config),
+            spans=None if tracing is None else SessionSpans(tracing),
         )
         status = StatusServer(
             metrics=worker_metrics(
@@ -193,6 +199,7 @@ class ServingProcess:
             return await shell.run(stopping)
         finally:
             await status.stop()
+            await close_tracing(tracing)
 
 
 def _notices(config: WorkerConfig) -> NodeNotices | None:

@@ -103,6 +103,8 @@ class WorkerConfig:
     """json for machines, console for people."""
     log_level: str = "info"
     """debug, info, warning or error."""
+    otlp_endpoint: str | None = None
+    """Where traces go: an OTLP receiver over HTTP, such as http://127.0.0.1:4318; None: nowhere."""
     metrics_port: int | None = None
     """Port of /metrics, /live and /health; none serves them not at all."""
     metrics_host: str = "127.0.0.1"

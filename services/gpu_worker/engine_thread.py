@@ -97,7 +97,7 @@ class EngineThread:
 
 def step_failed(command: RunStep, error: Exception) -> StepFailed:
     """Turn what the engine raised, or that it hangs, into the outcome of the step."""
-    _log.error("engine_failed", op_id=command.op_id, exc_info=error)
+    _log.error("engine_failed", op_id=command.op_id, cause_id=command.cause_id, exc_info=error)
     reason = f"{type(error).__name__}: {error}"
     return StepFailed(
         op_id=command.op_id,

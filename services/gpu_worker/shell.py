@@ -51,6 +51,7 @@ from services.gpu_worker.position_work import (
     do_position_work,
     position_work_failed,
 )
+from services.gpu_worker.session_spans import SessionSpans
 from services.gpu_worker.wire import (
     event_of,
     notice_event,
@@ -104,7 +105,9 @@ class WorkerShell:
         copies: HostCopies | None = None,
         planned: PlannedParts | None = None,
         notices: NodeNotices | None = None,
+        spans: SessionSpans | None = None,
     ) -> None:
+        self._spans = spans
         self._step_timeout_ns = step_timeout_ns
         self._worker_id = worker_id
         self._bus = bus
@@ -159,9 +162,14 @@ class WorkerShell:
         if self._notices is not None:
             heard[subjects.notice(self._notices.node_id)] = notice_event_of
         return [
-            (await self._bus.subscribe(subject), partial(_translate, translate))
+            (await self._bus.subscribe(subject), self._watched(partial(_translate, translate)))
             for subject, translate in heard.items()
         ]
+
+    def _watched(
+        self, translate: Callable[[BusMessage], WorkerEvent]
+    ) -> Callable[[BusMessage], WorkerEvent]:
+        return translate if self._spans is None else self._spans.hearing(translate)
 
     async def _drain_after(self, stopping: asyncio.Event) -> None:
         await stopping.wait()
@@ -203,6 +211,8 @@ class WorkerShell:
         return self._planned
 
     def _interpret(self, command: WorkerCommand) -> Effect[WorkerEvent] | None:
+        if self._spans is not None:
+            self._spans.sending(command)
         match command:
             case RunStep():
                 return Effect(
@@ -218,7 +228,9 @@ class WorkerShell:
             case AllocatePosition() | LoadPosition() | FormGroup() | CopyBlocks() | FreePosition():
                 return self._position_effect(command)
             case BreakGroup():
-                _log.warning("replica_broken", replica_id=command.replica_id)
+                _log.warning(
+                    "replica_broken", replica_id=command.replica_id, cause_id=command.cause_id
+                )
                 self._planned_parts().host.break_group(command)
             case AnswerPeer():
                 self._planned_parts().desk.answer(command)
@@ -229,15 +241,21 @@ class WorkerShell:
                     session_epoch=refusal.session_epoch,
                     reason=refusal.reason.value,
                     message=refusal.message,
+                    cause_id=command.cause_id,
                 )
                 self._outbox.put(outgoing(command))
             case AnswerMigrator(message=answer):
-                _log_answer(answer)
+                _log_answer(answer, cause_id=command.cause_id)
                 self._outbox.put(outgoing(command))
             case SendTokens() | SendToRouter() | PublishReport():
                 self._outbox.put(outgoing(command))
             case StopProcess():
-                _log.info("worker_stops", exit_code=command.exit_code, message=command.message)
+                _log.info(
+                    "worker_stops",
+                    exit_code=command.exit_code,
+                    message=command.message,
+                    cause_id=command.cause_id,
+                )
                 self._exit_code = command.exit_code
                 self.actor.stop()
             case SetTimer():
@@ -247,9 +265,9 @@ class WorkerShell:
         return None
 
 
-def _log_answer(answer: ToMigrator) -> None:
+def _log_answer(answer: ToMigrator, *, cause_id: str) -> None:
     """One line for each time that a command is answered."""
-    name = {"handover_id": answer.handover_id, "op_id": answer.op_id}
+    name = {"handover_id": answer.handover_id, "op_id": answer.op_id, "cause_id": cause_id}
     if isinstance(answer, ShapeFailed):
         _log.warning("command_failed", reason=answer.reason.value, message=answer.message, **name)
     else:

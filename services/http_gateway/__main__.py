@@ -11,6 +11,7 @@ from libs.runtime.config import read_config
 from libs.runtime.logs import set_up_logs
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.process import die_with_parent, run_service
+from libs.runtime.tracing import close_tracing, open_tracing
 from services.http_gateway.config import GatewayConfig
 from services.http_gateway.gateway import running_gateway
 
@@ -31,11 +32,15 @@ async def serve(stopping: asyncio.Event) -> None:
         bus = await NatsBus.connect(config.nats_url, name=gateway_id)
     except Unavailable as error:
         raise ConfigError(f"nats_url: {error}") from None
+    tracing = open_tracing(
+        service="http-gateway", instance=config.gateway_id, endpoint=config.otlp_endpoint
+    )
     try:
-        async with running_gateway(bus, config) as gateway:
+        async with running_gateway(bus, config, tracing=tracing) as gateway:
             await gateway.until(stopping)
     finally:
         await bus.close()
+        await close_tracing(tracing)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from libs.client.errors import RequestFailedError, RequestRefused
 from libs.client.token_stream import Usage
 from libs.contracts.online import SubmitRequest
 from libs.kernel.errors import Unavailable
+from libs.runtime.bus import NO_HEADERS
+from libs.runtime.tracing import RequestSpan, Tracing
 from services.http_gateway.answer_form import AnswerForm, Ended, JsonObject, usage_object
 from services.http_gateway.choices import Choice, all_of, merged
 from services.http_gateway.errors import ApiError, from_exception
@@ -56,7 +58,15 @@ class Order:
 class Answering:
     """Answers orders over a client of the bus."""
 
-    def __init__(self, client: TideClient, measures: Measures, *, request_timeout_s: float) -> None:
+    def __init__(
+        self,
+        client: TideClient,
+        measures: Measures,
+        *,
+        request_timeout_s: float,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._tracing = tracing
         self._client = client
         self._measures = measures
         self._life_s_max = request_timeout_s + STREAM_LIFE_MARGIN_S
@@ -66,7 +76,8 @@ class Answering:
 
         Raises: ApiError where one is refused or fails before anything was sent.
         """
-        answer = _Answer(order, self._client, self._measures)
+        span = None if self._tracing is None else _begin_span(self._tracing, order, request)
+        answer = _Answer(order, self._client, self._measures, span)
         response: Response | None
         try:
             if order.is_streaming:
@@ -96,12 +107,16 @@ class ClientGone(Exception):
 class _Answer:
     """One order under way."""
 
-    def __init__(self, order: Order, client: TideClient, measures: Measures) -> None:
+    def __init__(
+        self, order: Order, client: TideClient, measures: Measures, span: RequestSpan | None
+    ) -> None:
         self._order = order
+        self._span = span
+        headers = NO_HEADERS if span is None else span.headers
         self._choices = [
             Choice(
                 index=index,
-                stream=client.submit(order.model, submission),
+                stream=client.submit(order.model, submission, headers=headers),
                 on_tokens=self._note_first_token,
             )
             for index, submission in enumerate(order.submissions)
@@ -145,6 +160,10 @@ class _Answer:
             self._measures.clients_gone.inc()
         for stream in streams:
             await stream.aclose()
+        if self._span is not None:
+            is_whole = all(stream.finish_reason is not None for stream in streams)
+            tokens = {"completion_tokens": self._completion_tokens}
+            self._span.end(tokens, failure="" if is_whole else "no whole answer")
         self._measures.streams_open.dec()
         self._measures.tokens.inc(self._completion_tokens)
         for stream in streams:
@@ -177,6 +196,8 @@ class _Answer:
     def _note_first_token(self) -> None:
         if not self._is_first_token_seen:
             self._is_first_token_seen = True
+            if self._span is not None:
+                self._span.note("first_token")
             self._measures.first_token_seconds.observe(time.monotonic() - self._begun_at)
 
     @property
@@ -199,6 +220,12 @@ class _Answer:
         if not options.continuous_usage_stats:
             return {**content, "usage": None}
         return {**content, "usage": dict(usage_object(self._usage()))}
+
+
+def _begin_span(tracing: Tracing, order: Order, request: Request) -> RequestSpan:
+    """Begin the gateway's span, below the caller's where the caller traces."""
+    about = {"request_id": order.request_id, "model": order.model, "path": request.url.path}
+    return tracing.begin("answer", parent=request.headers, attributes=about)
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:

@@ -15,6 +15,7 @@ from libs.kernel.units import MIB, NS_PER_S
 from libs.runtime.bus import CoreBus
 from libs.runtime.clock import Clock
 from libs.runtime.metrics import CONTENT_TYPE
+from libs.runtime.tracing import Tracing
 from services.http_gateway import chat, completions
 from services.http_gateway.answer_form import AnswerForm, AnswerHead, Prompt, Shown
 from services.http_gateway.answering import Answering, Order
@@ -61,6 +62,7 @@ class Routes:
         measures: Measures,
         config: GatewayConfig,
         clock: Clock,
+        tracing: Tracing | None = None,
     ) -> None:
         self._bus = bus
         self._view = view
@@ -69,7 +71,9 @@ class Routes:
         self._clock = clock
         self._expires_after_ms = max(1, round(config.request_timeout_s * 1000))
         self._text = TextQuestions(client)
-        self._answering = Answering(client, measures, request_timeout_s=config.request_timeout_s)
+        self._answering = Answering(
+            client, measures, request_timeout_s=config.request_timeout_s, tracing=tracing
+        )
 
     async def chat_completions(self, request: Request) -> Response:
         """Answer POST /v1/chat/completions."""

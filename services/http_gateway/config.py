@@ -42,6 +42,8 @@ class GatewayConfig:
     1.9046 for four. Set what you pay."""
     on_demand_usd_per_gpu_hour: float = 0.978
     """The same machine on demand, 3.912 for four."""
+    otlp_endpoint: str | None = None
+    """Where traces go: an OTLP receiver over HTTP, such as http://127.0.0.1:4318; None: nowhere."""
     report_interval_s: float = 1.0
     """How often the gateway reports itself, and hears by its echo that the broker is there."""
     shutdown_wait_s: int = 30

@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import os
 import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -17,12 +17,13 @@ from libs.client.client import ClientOptions, TideClient
 from libs.client.reader_events import ReaderOptions
 from libs.contracts import subjects
 from libs.contracts.online import RejectReason
-from libs.contracts.reports import REPORTS, GatewayReport
+from libs.contracts.reports import REPORTS, GatewayReport, Report
 from libs.contracts.wire import encode
 from libs.kernel.errors import ConfigError, ContractViolation, Unavailable
 from libs.kernel.units import NS_PER_S
 from libs.runtime.bus import Bus, CoreBus, Subscription
 from libs.runtime.clock import Clock, SystemClock
+from libs.runtime.tracing import Tracing
 from services.http_gateway.app import Routes, create_app
 from services.http_gateway.config import GatewayConfig
 from services.http_gateway.dashboard.cost import Prices
@@ -33,6 +34,14 @@ from services.http_gateway.fleet_view import FleetView
 from services.http_gateway.http_protocol import bounded_protocol
 from services.http_gateway.measures import Measures
 
+REPORT_PATTERNS: Final = (
+    subjects.WORKER_REPORTS,
+    subjects.ROUTER_REPORTS,
+    subjects.GATEWAY_REPORTS,
+    subjects.PLANNER_REPORTS,
+    subjects.MIGRATOR_REPORTS,
+    subjects.OFFLINE_QUEUE_REPORTS,
+)
 KEEP_ALIVE_S: Final = 75
 """An idle connection is closed after this long: well after clients stop to use it. httpx, and with
 it OpenAI's client, gives one up after 5 s; to close it at that very moment would break requests."""
@@ -79,7 +88,11 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def running_gateway(
-    bus: Bus, config: GatewayConfig, *, clock: Clock | None = None
+    bus: Bus,
+    config: GatewayConfig,
+    *,
+    clock: Clock | None = None,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[RunningGateway]:
     """Serve HTTP until the block is left; then finish open streams within the configured wait.
 
@@ -91,7 +104,13 @@ async def running_gateway(
     view = FleetView(gateway_id=config.gateway_id, report_interval_ns=report_interval_ns)
     client = TideClient(bus, options=_client_options(config), clock=clock)
     routes = Routes(
-        bus=bus, client=client, view=view, measures=measures, config=config, clock=clock
+        bus=bus,
+        client=client,
+        view=view,
+        measures=measures,
+        config=config,
+        clock=clock,
+        tracing=tracing,
     )
     feed = _dashboard_feed(bus, config, clock)
     measures.show_costs(feed.view.costs)
@@ -99,7 +118,12 @@ async def running_gateway(
     http_url = config.advertised_url or _url_of(listener)
     server = _Server(_server_config(create_app(routes, measures, DashboardRoutes(feed)), config))
     async with client:
-        tasks = await _follow_reports(bus, view, clock)
+
+        def take(report: Report) -> None:
+            view.take(report, now_ns=clock.now_ns(), now_unix_ns=clock.now_unix_ns())
+            feed.take_report(report)
+
+        tasks = [await _follow(bus, pattern, take) for pattern in REPORT_PATTERNS]
         tasks += await feed.start()
         tasks.append(asyncio.create_task(client.until_failed()))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -171,22 +195,19 @@ def _url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _follow_reports(bus: CoreBus, view: FleetView, clock: Clock) -> list[asyncio.Task[None]]:
-    tasks = []
-    for pattern in (subjects.WORKER_REPORTS, subjects.ROUTER_REPORTS, subjects.GATEWAY_REPORTS):
-        reports = await bus.subscribe(pattern)
-        tasks.append(asyncio.create_task(_follow(reports, view, clock)))
-    return tasks
+async def _follow(bus: CoreBus, pattern: str, take: Callable[[Report], None]) -> asyncio.Task[None]:
+    """Begin to listen; each report is decoded once, whoever wants it."""
+    reports = await bus.subscribe(pattern)
+    return asyncio.create_task(_listen_to(reports, take))
 
 
-async def _follow(reports: Subscription, view: FleetView, clock: Clock) -> None:
+async def _listen_to(reports: Subscription, take: Callable[[Report], None]) -> None:
     try:
         async for message in reports:
             try:
-                report = REPORTS.decode(message.payload)
+                take(REPORTS.decode(message.payload))
             except ContractViolation:
                 continue  # Somebody else's mistake; the next report replaces it.
-            view.take(report, now_ns=clock.now_ns(), now_unix_ns=clock.now_unix_ns())
     finally:
         await reports.close()
 

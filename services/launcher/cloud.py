@@ -23,6 +23,7 @@ from libs.contracts.wire import encode
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_S
 from libs.runtime.bus import NoResponders
+from services.launcher.completion import entity_ids, node_ids
 from services.launcher.connection import connected
 from services.launcher.console import show, show_json
 from services.launcher.fleet_view import FleetView, listen_once
@@ -36,7 +37,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def preempt(
-    node_id: Annotated[str, typer.Argument(help="A node shown by `tideserve status`.")],
+    node_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="NODE", help="A node shown by `tideserve status`.", autocompletion=node_ids
+        ),
+    ],
     grace_s: Annotated[
         float, typer.Option("--grace", help="Seconds of notice.", min=0.0, max=3600.0)
     ] = 30.0,
@@ -73,7 +79,12 @@ def add_node(
 
 def kill(
     entity_id: Annotated[
-        str, typer.Argument(metavar="ID", help="A node or process shown by `tideserve status`.")
+        str,
+        typer.Argument(
+            metavar="ID",
+            help="A node or process shown by `tideserve status`.",
+            autocompletion=entity_ids,
+        ),
     ],
     data_folder: DataFolder = DEFAULT_DATA_FOLDER,
     is_json: AsJson = False,
@@ -96,7 +107,10 @@ def kill(
 def _fleet(data_folder: Path, node_id: str | None = None) -> FleetState:
     state = FleetState.read(data_folder)
     if state is None:
-        raise ConfigError(f"no fleet runs from {data_folder}; this command reaches no other")
+        raise ConfigError(
+            f"no fleet runs from {data_folder}, and this command reaches no other: start one with"
+            " `tideserve up --nodes 4`, or name its folder with --data-dir"
+        )
     if node_id is not None and node_id not in state.node_ids:
         known = ", ".join(state.node_ids) or "none: start the fleet with --nodes"
         raise ConfigError(f"there is no node {node_id}; there is {known}")

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from rich.console import Console
@@ -13,6 +14,11 @@ RESULTS: Final = Console(
     highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_COLUMNS
 )
 PROGRESS: Final = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def working(text: str) -> AbstractContextManager[object]:
+    """Show a person that something long is under way, until the block is left."""
+    return PROGRESS.status(_plain(text)) if PROGRESS.is_terminal else nullcontext()
 
 
 def say(line: str) -> None:

@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         show_error(str(error))
         return EXIT_CONFIG_ERROR
     except Unavailable as error:
-        show_error(str(error))
+        show_error(f"{error} (`tideserve doctor` looks for the reason)")
         return EXIT_UNAVAILABLE
     except (RequestRefused, RequestFailedError) as error:
         show_error(f"{error.reason}: {error}")

@@ -11,7 +11,7 @@ from libs.contracts.reports import WorkerReport
 from libs.kernel.errors import Unavailable
 from libs.kernel.units import MIB, NS_PER_S
 from services.launcher.connection import connected
-from services.launcher.console import RESULTS, show_json
+from services.launcher.console import RESULTS, show_json, working
 from services.launcher.fleet_view import FleetView, listen_once
 from services.launcher.state_file import DEFAULT_DATA_FOLDER, find_nats_url
 
@@ -27,12 +27,13 @@ def status(
 ) -> None:
     """Show who is there: nodes, replicas, workers, routers and gateways, with their load."""
     url = find_nats_url(nats_url, data_folder)
-    view = asyncio.run(_listen(url))
+    with working("listening to everybody once"):
+        view = asyncio.run(_listen(url))
     if is_json:
         show_json({"nats_url": url, **as_dictionary(view)})
         return
     if not view.process_ids():
-        raise Unavailable(f"nobody reports at {url}", retry_after_ns=NS_PER_S)
+        raise Unavailable(f"nobody reports at {url}: no fleet uses it", retry_after_ns=NS_PER_S)
     for table in tables(view):
         if table.row_count:
             RESULTS.print(table)
@@ -54,6 +55,9 @@ def as_dictionary(view: FleetView) -> dict[str, list[dict[str, Any]]]:
         "routers": [r.model_dump(mode="json", exclude={"type"}) for r in view.routers()],
         "gateways": [r.model_dump(mode="json", exclude={"type"}) for r in view.gateways()],
         "planners": [r.model_dump(mode="json", exclude={"type"}) for r in view.planners()],
+        "offline_queues": [
+            r.model_dump(mode="json", exclude={"type"}) for r in view.offline_queues()
+        ],
         "migrators": [r.model_dump(mode="json", exclude={"type"}) for r in view.migrators()],
     }
 
@@ -65,6 +69,7 @@ def tables(view: FleetView) -> list[Table]:
         workers_table(view),
         routers_table(view),
         gateways_table(view),
+        offline_table(view),
         planners_table(view),
         migrators_table(view),
     ]
@@ -112,15 +117,49 @@ def workers_table(view: FleetView) -> Table:
 
 def routers_table(view: FleetView) -> Table:
     """Return the routers with what they have carried."""
-    table = _table("router", "open", "accepted", "adopted", "resumed", "tokens relayed")
+    table = _table(
+        "router",
+        "open",
+        "accepted",
+        "resumed",
+        "tokens",
+        "offline",
+        "TTFT p99",
+        "TPOT p99",
+        "in SLO",
+    )
     for report in view.routers():
         table.add_row(
             report.router_id,
             str(report.sessions_open),
             str(report.sessions_accepted),
-            str(report.sessions_adopted),
             str(report.sessions_resumed),
             str(report.tokens_relayed),
+            str(report.tokens_offline),
+            _milliseconds(report.ttft_ms_p99),
+            _milliseconds(report.tpot_ms_p99),
+            _share(report.online_within_slo, of=report.online_ended),
+        )
+    return table
+
+
+def offline_table(view: FleetView) -> Table:
+    """Return the offline queues with their work; empty where none runs."""
+    table = _table(
+        "offline queue", "batches", "waiting", "running", "completed", "failed", "expired",
+        "tokens", "to spare",
+    )  # fmt: skip
+    for report in view.offline_queues():
+        table.add_row(
+            report.queue_id,
+            str(report.batches_open),
+            str(report.lines_waiting),
+            f"{report.lines_running} of {report.lines_running_max}",
+            str(report.lines_completed),
+            str(report.lines_failed),
+            str(report.lines_expired),
+            str(report.tokens_harvested),
+            "" if report.laxity_s_min is None else f"{report.laxity_s_min:,.0f} s",
         )
     return table
 
@@ -154,6 +193,14 @@ def migrators_table(view: FleetView) -> Table:
             report.state or ("owner" if report.is_owner else "stands by"),
         )
     return table
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} ms"
+
+
+def _share(part: int, *, of: int) -> str:
+    return f"{100 * part / of:.1f} %" if of else ""
 
 
 def _replica_state(workers: list[WorkerReport]) -> str:

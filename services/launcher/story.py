@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from libs.kernel.errors import ConfigError
+from services.launcher.completion import entity_ids
 from services.launcher.console import show, show_json
 from services.launcher.state_file import DEFAULT_DATA_FOLDER
 
@@ -39,7 +40,12 @@ class LogLine:
 
 def story(
     entity_id: Annotated[
-        str, typer.Argument(metavar="ID", help="A request, node, worker, replica or hand-over.")
+        str,
+        typer.Argument(
+            metavar="ID",
+            help="A request, node, worker, replica or hand-over.",
+            autocompletion=entity_ids,
+        ),
     ],
     data_folder: Annotated[
         Path, typer.Option("--data-dir", help="The fleet's folder.")

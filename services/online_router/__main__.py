@@ -14,6 +14,7 @@ from libs.runtime.logs import set_up_logs
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.process import run_service
 from libs.runtime.status_server import StatusServer
+from libs.runtime.tracing import close_tracing, open_tracing
 from services.online_router.config import RouterConfig
 from services.online_router.options import Objective, RouterOptions
 from services.online_router.router_metrics import router_metrics
@@ -48,11 +49,18 @@ async def serve(stopping: asyncio.Event) -> None:
         process_id=os.getpid(),
         sessions_max=config.sessions_max,
         objective=Objective(
-            ttft_ns=config.slo_ttft_ms * NS_PER_MS, tpot_ns=config.slo_tpot_ms * NS_PER_MS
+            ttft_ns=config.ttft_slo_ms * NS_PER_MS, tpot_ns=config.tpot_slo_ms * NS_PER_MS
         ),
     )
+    tracing = open_tracing(
+        service="online-router", instance=router_id, endpoint=config.otlp_endpoint
+    )
     shell = await open_router(
-        bus=bus, tokenization=tokenization, options=options, clock=SystemClock()
+        bus=bus,
+        tokenization=tokenization,
+        options=options,
+        clock=SystemClock(),
+        tracing=tracing,
     )
     status = await _start_status(config, shell, bus)
     try:
@@ -61,6 +69,7 @@ async def serve(stopping: asyncio.Event) -> None:
         if status is not None:
             await status.stop()
         await bus.close()
+        await close_tracing(tracing)
 
 
 async def _start_status(

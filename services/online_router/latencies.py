@@ -41,8 +41,8 @@ class ReportedLatencies(TypedDict):
     tokens_offline: int
     online_ended: int
     online_within_slo: int
-    slo_ttft_ms: float
-    slo_tpot_ms: float
+    ttft_slo_ms: float
+    tpot_slo_ms: float
     ttft_ms_p50: float | None
     ttft_ms_p99: float | None
     tpot_ms_p50: float | None
@@ -112,8 +112,8 @@ class Latencies:
             "tokens_offline": self.by_work[Work.OFFLINE].tokens_relayed,
             "online_ended": self.online_ended,
             "online_within_slo": self.online_within_slo,
-            "slo_ttft_ms": milliseconds(self.objective.ttft_ns),
-            "slo_tpot_ms": milliseconds(self.objective.tpot_ns),
+            "ttft_slo_ms": milliseconds(self.objective.ttft_ns),
+            "tpot_slo_ms": milliseconds(self.objective.tpot_ns),
             "ttft_ms_p50": _milliseconds(ttft_p50),
             "ttft_ms_p99": _milliseconds(ttft_p99),
             "tpot_ms_p50": _milliseconds(tpot_p50),

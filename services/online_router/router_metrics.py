@@ -80,5 +80,5 @@ def _show_latencies(metrics: Metrics, state: RouterState) -> None:
         lambda: latencies.online_within_slo,
     )
     objective = latencies.objective
-    metrics.show_gauge("slo_ttft_seconds", "the objective", lambda: seconds(objective.ttft_ns))
-    metrics.show_gauge("slo_tpot_seconds", "the objective", lambda: seconds(objective.tpot_ns))
+    metrics.show_gauge("ttft_slo_seconds", "the objective", lambda: seconds(objective.ttft_ns))
+    metrics.show_gauge("tpot_slo_seconds", "the objective", lambda: seconds(objective.tpot_ns))

@@ -22,9 +22,10 @@ from libs.contracts.online import RejectReason
 from libs.kernel.core import SetTimer
 from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
-from libs.runtime.bus import Bus, BusMessage, Subscription
+from libs.runtime.bus import NO_HEADERS, Bus, BusMessage, Subscription
 from libs.runtime.clock import Clock
 from libs.runtime.shell import ActorShell, Effect
+from libs.runtime.tracing import Tracing
 from services.online_router.commands import (
     AppendJournal,
     ClaimRequest,
@@ -51,6 +52,7 @@ from services.online_router.events import (
 )
 from services.online_router.options import RouterOptions
 from services.online_router.ports import JournalPort, open_journal_port
+from services.online_router.request_spans import RequestSpans
 from services.online_router.schema_desk import SchemaDesk
 from services.online_router.text_desk import TextDesk
 from services.online_router.tokenization import Tokenization
@@ -74,8 +76,10 @@ class RouterShell:
         tokenization: Tokenization,
         options: RouterOptions,
         clock: Clock,
+        tracing: Tracing | None = None,
     ) -> None:
         self.core = RouterCore(options)
+        self._spans = None if tracing is None else RequestSpans(tracing)
         self.messages_unsent = 0
         """Core messages that the broker could not take; the protocol repeats them."""
         self._bus = bus
@@ -114,12 +118,15 @@ class RouterShell:
             await self._schema_desk.close()
 
     def _translate(self, message: BusMessage) -> RouterEvent | None:
-        return event_of(
+        event = event_of(
             subject=message.subject,
             payload=message.payload,
             reply_to=message.reply_to,
             now_unix_ns=self._clock.now_unix_ns(),
         )
+        if self._spans is not None:
+            self._spans.heard(event, message.headers)
+        return event
 
     def _interpret(self, command: RouterCommand) -> Effect[RouterEvent] | None:
         match command:
@@ -161,8 +168,11 @@ class RouterShell:
 
     async def _send(self, command: Sending) -> None:
         out = outgoing(command, router_id=self._router_id)
+        headers = NO_HEADERS if self._spans is None else self._spans.sending(command)
         try:
-            await self._bus.publish(out.subject, out.payload, reply_to=out.reply_to)
+            await self._bus.publish(
+                out.subject, out.payload, reply_to=out.reply_to, headers=headers
+            )
         except Unavailable:
             self.messages_unsent += 1
 
@@ -231,10 +241,20 @@ async def _close(subscriptions: list[Subscription]) -> None:
 
 
 async def open_router(
-    *, bus: Bus, tokenization: Tokenization, options: RouterOptions, clock: Clock
+    *,
+    bus: Bus,
+    tokenization: Tokenization,
+    options: RouterOptions,
+    clock: Clock,
+    tracing: Tracing | None = None,
 ) -> RouterShell:
     """Create what the router stores, then the router. Raises: ConfigError."""
     journal = await open_journal_port(bus, clock)
     return RouterShell(
-        bus=bus, journal=journal, tokenization=tokenization, options=options, clock=clock
+        bus=bus,
+        journal=journal,
+        tokenization=tokenization,
+        options=options,
+        clock=clock,
+        tracing=tracing,
     )

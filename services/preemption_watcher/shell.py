@@ -217,7 +217,13 @@ def _poll_failed(command: PollSource, reason: str) -> SourceFailed:
 def _write(command: LogOutcome) -> None:
     write = _log.warning if command.outcome in WARNINGS else _log.info
     about = {} if command.notice is None else _about(command.notice)
-    write(command.outcome.value, source=command.source, detail=command.detail, **about)
+    write(
+        command.outcome.value,
+        source=command.source,
+        detail=command.detail,
+        cause_id=command.cause_id,
+        **about,
+    )
 
 
 def _about(notice: Notice) -> dict[str, object]:

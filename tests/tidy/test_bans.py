@@ -117,6 +117,20 @@ def test_only_a_process_itself_prints(repository: Any) -> None:
     assert not found, "log a structlog line; commands print by their console: " + ", ".join(found)
 
 
+def test_a_shell_that_logs_a_decision_names_its_cause(repository: Any) -> None:
+    found = [
+        f"{file.name}:{node.lineno}"
+        for file in repository.python_files
+        if file.is_under("services") and file.path.name == "shell.py"
+        for node in ast.walk(file.tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "_log"
+        and not any(keyword.arg in ("cause_id", None) for keyword in node.keywords)
+    ]
+    assert not found, "give cause_id=command.cause_id, for `tideserve story`: " + ", ".join(found)
+
+
 def test_a_skipped_test_says_why(repository: Any) -> None:
     found = []
     for file in repository.python_files:

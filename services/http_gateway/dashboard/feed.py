@@ -1,4 +1,6 @@
-"""The dashboard's ears and its pulse: subscriptions in, one snapshot a second out.
+"""The dashboard's ears and its pulse: what is said in, one snapshot a second out.
+
+Reports come from the gateway, which decodes each once for everybody.
 
 What is stored (placements, hand-overs, batches) is read from its bucket, and only while somebody
 looks at the page. A bucket that is not there belongs to a service that does not run.
@@ -6,37 +8,32 @@ looks at the page. A bucket that is not there belongs to a service that does not
 
 import asyncio
 import itertools
-import json
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import asdict
+from collections.abc import AsyncGenerator
 from typing import Final, TypeVar
+
+from pydantic import TypeAdapter
 
 from libs.contracts import subjects
 from libs.contracts.batches import BATCH_RECORDS
 from libs.contracts.handover_record import HANDOVER_RECORDS
 from libs.contracts.placement import PLACEMENTS, Placement
 from libs.contracts.preemption import NOTICES
-from libs.contracts.reports import REPORTS
+from libs.contracts.reports import Report
 from libs.contracts.wire import Codec, Message
 from libs.kernel.errors import ContractViolation, Unavailable
 from libs.runtime.bus import Bus, StreamMissing, Subscription
 from libs.runtime.clock import Clock
 from libs.runtime.keys import bucket_stream, entry_of
-from services.http_gateway.dashboard.snapshot import Snapshot
+from services.http_gateway.dashboard.snapshot import Sample, Snapshot
 from services.http_gateway.dashboard.view import BATCHES_SHOWN_MAX, DashboardView
 
 INTERVAL_S: Final = 1.0
-REPORT_PATTERNS: Final = (
-    subjects.WORKER_REPORTS,
-    subjects.ROUTER_REPORTS,
-    subjects.GATEWAY_REPORTS,
-    subjects.PLANNER_REPORTS,
-    subjects.MIGRATOR_REPORTS,
-    subjects.OFFLINE_QUEUE_REPORTS,
-)
 WATCHERS_MAX: Final = 64
 """Open pages of one gateway; past it the next is answered 503."""
 ALIASES_READ_MAX: Final = 16
+
+SAMPLES: Final = TypeAdapter(tuple[Sample, ...])
+SNAPSHOTS: Final = TypeAdapter(Snapshot)
 
 RecordT = TypeVar("RecordT", bound=Message)
 
@@ -47,7 +44,6 @@ class DashboardFeed:
     def __init__(self, *, bus: Bus, view: DashboardView, clock: Clock) -> None:
         self.view = view
         self.watchers = 0
-        self.latest: Snapshot | None = None
         self._bus = bus
         self._clock = clock
         self._latest_event = b""
@@ -56,12 +52,16 @@ class DashboardFeed:
 
     async def start(self) -> list[asyncio.Task[None]]:
         """Begin to listen and to look; return what runs, for the gateway to watch over."""
-        listening = []
-        for pattern in (*REPORT_PATTERNS, subjects.NOTICES_ALL):
-            subscription = await self._bus.subscribe(pattern)
-            take = self._take_notice if pattern == subjects.NOTICES_ALL else self._take_report
-            listening.append(asyncio.create_task(_listen(subscription, take)))
-        return [*listening, asyncio.create_task(self._look_for_ever())]
+        notices = await self._bus.subscribe(subjects.NOTICES_ALL)
+        return [
+            asyncio.create_task(self._listen(notices)),
+            asyncio.create_task(self._look_for_ever()),
+            asyncio.create_task(self._read_for_ever()),
+        ]
+
+    def take_report(self, report: Report) -> None:
+        """Note what a process says of itself."""
+        self.view.heard.take_report(report, now_ns=self._clock.now_ns())
 
     def close(self) -> None:
         """End every open page's stream, so that the server can stop."""
@@ -73,24 +73,20 @@ class DashboardFeed:
 
         The caller counts itself in `watchers`.
         """
-        samples = [asdict(sample) for sample in self.view.history.samples()]
-        yield _event("history", samples)
-        if self.latest is not None:
-            yield _event("snapshot", asdict(self.latest))
+        yield _event("history", SAMPLES.dump_json(self.view.history.samples()))
         while not self._is_closing:
             await asyncio.shield(self._tick)
             if not self._is_closing:
                 yield self._latest_event
 
-    def look(self) -> Snapshot:
-        """Take the next snapshot and send it to whoever watches."""
-        self.latest = self.view.look(
-            now_ns=self._clock.now_ns(), now_unix_ns=self._clock.now_unix_ns()
-        )
+    def look(self) -> None:
+        """Take the next sample; where somebody watches, send them the snapshot of now."""
+        now_ns, now_unix_ns = self._clock.now_ns(), self._clock.now_unix_ns()
+        sample = self.view.tick(now_ns=now_ns, now_unix_ns=now_unix_ns)
         if self.watchers:
-            self._latest_event = _event("snapshot", asdict(self.latest))
-        self._wake()
-        return self.latest
+            snapshot = self.view.snapshot(sample, now_ns=now_ns, now_unix_ns=now_unix_ns)
+            self._latest_event = _event("snapshot", SNAPSHOTS.dump_json(snapshot))
+            self._wake()
 
     def _wake(self) -> None:
         tick, self._tick = self._tick, asyncio.get_running_loop().create_future()
@@ -98,9 +94,14 @@ class DashboardFeed:
 
     async def _look_for_ever(self) -> None:
         while True:
+            self.look()
+            await asyncio.sleep(INTERVAL_S)
+
+    async def _read_for_ever(self) -> None:
+        """Read beside the looking: a broker that does not answer must not stop the page."""
+        while True:
             if self.watchers:
                 await self._read_buckets()
-            self.look()
             await asyncio.sleep(INTERVAL_S)
 
     async def _read_buckets(self) -> None:
@@ -126,37 +127,38 @@ class DashboardFeed:
     ) -> list[RecordT] | None:
         """Return the records under the last keys, the last first; None if nobody answers."""
         stream = bucket_stream(bucket)
-        records = []
+        records: list[RecordT] = []
         try:
             keys = await self._bus.subjects(stream, f"$KV.{bucket}.>")
             for subject in itertools.islice(sorted(keys, reverse=True), entries_max):
                 entry = entry_of(await self._bus.last_message(stream, subject))
                 if entry is not None:
-                    records.append(codec.decode(entry.value))
+                    records += _decoded(codec, entry.value)
         except StreamMissing:
             return []
-        except (Unavailable, ContractViolation):
+        except Unavailable:
             return None  # What was read before goes on to be shown.
         return records
 
-    def _take_report(self, payload: bytes) -> None:
-        self.view.heard.take_report(REPORTS.decode(payload), now_ns=self._clock.now_ns())
+    async def _listen(self, notices: Subscription) -> None:
+        try:
+            async for message in notices:
+                try:
+                    notice = NOTICES.decode(message.payload)
+                except ContractViolation:
+                    continue  # Somebody else's mistake; the next one replaces it.
+                self.view.heard.take_notice(notice, now_ns=self._clock.now_ns())
+        finally:
+            await notices.close()
 
-    def _take_notice(self, payload: bytes) -> None:
-        self.view.heard.take_notice(NOTICES.decode(payload), now_ns=self._clock.now_ns())
 
-
-async def _listen(subscription: Subscription, take: Callable[[bytes], None]) -> None:
+def _decoded(codec: Codec[RecordT], value: bytes) -> list[RecordT]:
+    """Return the record, or nothing where a newer or broken writer left what cannot be read."""
     try:
-        async for message in subscription:
-            try:
-                take(message.payload)
-            except ContractViolation:
-                continue  # Somebody else's mistake; the next one replaces it.
-    finally:
-        await subscription.close()
+        return [codec.decode(value)]
+    except ContractViolation:
+        return []
 
 
-def _event(name: str, content: object) -> bytes:
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {name}\ndata: {text}\n\n".encode()
+def _event(name: str, content: bytes) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), content)

@@ -119,8 +119,8 @@ class Online:
     ttft_ms_p99: float | None
     tpot_ms_p50: float | None
     tpot_ms_p99: float | None
-    slo_ttft_ms: float
-    slo_tpot_ms: float
+    ttft_slo_ms: float
+    tpot_slo_ms: float
     attainment_percent: Percent | None
     """Of online requests that ended since the routers started; None: none has."""
 

@@ -36,7 +36,7 @@ NO_ZONE: Final = "no zone"
 
 
 class DashboardView:
-    """Makes one snapshot a second, and keeps what only time shows: costs, rates, the past."""
+    """Makes snapshots, and keeps what only time shows: costs, rates, the past."""
 
     def __init__(self, *, gateway_id: str, prices: Prices) -> None:
         self.heard = Heard(gateway_id=gateway_id)
@@ -45,15 +45,29 @@ class DashboardView:
         self._gateway_id = gateway_id
         self._rates = TokenRates()
 
-    def look(self, *, now_ns: int, now_unix_ns: int) -> Snapshot:
-        """Return what there is to show now, and add it to the past."""
+    def tick(self, *, now_ns: int, now_unix_ns: int) -> Sample:
+        """Charge what has been used since the last tick, and add a sample to the past."""
+        routers = self.heard.routers()
+        gpus = Counter(report.market for report in self.heard.workers())
+        self.costs.advance(gpus, now_ns=now_ns)
+        online = _online(routers)
+        online_rate, offline_rate = self._rates.look(routers, now_ns=now_ns)
+        sample = Sample(
+            at_unix_ms=now_unix_ns // NS_PER_MS,
+            ttft_ms_p99=online.ttft_ms_p99,
+            tpot_ms_p99=online.tpot_ms_p99,
+            online_tokens_per_s=online_rate,
+            offline_tokens_per_s=offline_rate,
+            usd_per_hour=self.costs.usd_per_hour,
+        )
+        self.history.add(sample)
+        return sample
+
+    def snapshot(self, sample: Sample, *, now_ns: int, now_unix_ns: int) -> Snapshot:
+        """Return what there is to show now; changes nothing."""
         heard = self.heard
         workers = heard.workers()
         notices = heard.notices(now_ns=now_ns)
-        self.costs.advance(Counter(report.market for report in workers), now_ns=now_ns)
-        online = _online(heard.routers())
-        sample = self._sample(online, now_ns=now_ns, now_unix_ns=now_unix_ns)
-        self.history.add(sample)
         nodes = _nodes(workers, notices, now_ns=now_ns)
         replicas = _replicas(workers)
         return Snapshot(
@@ -68,7 +82,7 @@ class DashboardView:
             notices=tuple(_notice(notice, now_ns=now_ns) for notice in notices),
             plan=_plan(heard, workers),
             migrations=_migrations(heard, now_unix_ns=now_unix_ns),
-            online=online,
+            online=_online(heard.routers()),
             offline=_offline(heard),
             batches=tuple(
                 _batch(record, now_unix_s=now_unix_ns // NS_PER_S)
@@ -76,17 +90,6 @@ class DashboardView:
             ),
             cost=self._cost(),
             sample=sample,
-        )
-
-    def _sample(self, online: Online, *, now_ns: int, now_unix_ns: int) -> Sample:
-        online_rate, offline_rate = self._rates.look(self.heard.routers(), now_ns=now_ns)
-        return Sample(
-            at_unix_ms=now_unix_ns // NS_PER_MS,
-            ttft_ms_p99=online.ttft_ms_p99,
-            tpot_ms_p99=online.tpot_ms_p99,
-            online_tokens_per_s=online_rate,
-            offline_tokens_per_s=offline_rate,
-            usd_per_hour=self.costs.usd_per_hour,
         )
 
     def _cost(self) -> Cost:
@@ -303,8 +306,8 @@ def _online(routers: Sequence[RouterReport]) -> Online:
         ttft_ms_p99=_worst(report.ttft_ms_p99 for report in routers),
         tpot_ms_p50=_worst(report.tpot_ms_p50 for report in routers),
         tpot_ms_p99=_worst(report.tpot_ms_p99 for report in routers),
-        slo_ttft_ms=max((report.slo_ttft_ms for report in routers), default=0.0),
-        slo_tpot_ms=max((report.slo_tpot_ms for report in routers), default=0.0),
+        ttft_slo_ms=max((report.ttft_slo_ms for report in routers), default=0.0),
+        tpot_slo_ms=max((report.tpot_slo_ms for report in routers), default=0.0),
         attainment_percent=100 * within / ended if ended else None,
     )
 

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 from rich.table import Table
 
-from services.launcher.console import RESULTS, say, show, show_json
+from services.launcher.console import RESULTS, show, show_json, working
 from services.launcher.doctor.broker import NO_BROKER, check_nats_server, check_running_broker
 from services.launcher.doctor.findings import Finding, Outcome, Patient
 from services.launcher.doctor.links import check_links
@@ -49,9 +49,8 @@ def doctor(
         data_folder=data_folder,
         model=model,
     )
-    if not is_json:
-        say("looking around; torch and the transports take some seconds")
-    findings = examine(patient)
+    with working("looking around; torch and the transports take some seconds"):
+        findings = examine(patient)
     faults = [finding for finding in findings if finding.outcome is Outcome.FAULT]
     if is_json:
         show_json({"is_fit": not faults, "findings": [asdict(finding) for finding in findings]})

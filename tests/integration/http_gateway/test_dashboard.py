@@ -141,8 +141,9 @@ async def test_malformed_messages_on_the_bus_leave_the_page_as_it_is(a_stack: An
         bus = stack.bus
         for subject in (subjects.worker_report("w9"), subjects.notice("node-1")):
             await bus.publish(subject, b"\xc1nonsense")
-        await put(bus, subjects.BATCH_BUCKET, A_BATCH.batch_id, A_NOTICE)
+        await put(bus, subjects.BATCH_BUCKET, "batch_00000002", A_NOTICE)
+        await put(bus, subjects.BATCH_BUCKET, A_BATCH.batch_id, A_BATCH)
         async with opened(stack.http) as events:
-            snapshot = await snapshot_where(events, lambda s: bool(s["totals"]["gpus"]))
+            snapshot = await snapshot_where(events, lambda s: bool(s["batches"]))
         assert snapshot["notices"] == []
-        assert snapshot["batches"] == []
+        assert [batch["batch_id"] for batch in snapshot["batches"]] == [A_BATCH.batch_id]

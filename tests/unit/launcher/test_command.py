@@ -31,6 +31,7 @@ COMMANDS = [
     "add-node",
     "profile",
     "shape",
+    "doctor",
     "service",
     "bench",
 ]

@@ -76,7 +76,7 @@ def test_the_report_tells_the_last_minutes_quantiles_and_the_objective(a_desk: A
     answered(desk, ttft_ms=150, tpot_ms=10)
     report = newest_report(desk)
     assert (report.ttft_ms_p50, report.ttft_ms_p99) == (150.0, 150.0)
-    assert (report.tpot_ms_p99, report.slo_tpot_ms) == (10.0, 20.0)
+    assert (report.tpot_ms_p99, report.tpot_slo_ms) == (10.0, 20.0)
     pass_ms(desk, 61_000)
     assert newest_report(desk).ttft_ms_p99 is None
 

@@ -180,11 +180,11 @@ function describe(title, unit, series, objective) {
 
 function drawAll(snapshot) {
   draw("chart-ttft", {
-    title: "First token, p99", unit: "ms", objective: snapshot.online.slo_ttft_ms,
+    title: "First token, p99", unit: "ms", objective: snapshot.online.ttft_slo_ms,
     series: [{ field: "ttft_ms_p99", name: "p99", className: "series" }],
   });
   draw("chart-tpot", {
-    title: "Later tokens, p99", unit: "ms", objective: snapshot.online.slo_tpot_ms,
+    title: "Later tokens, p99", unit: "ms", objective: snapshot.online.tpot_slo_ms,
     series: [{ field: "tpot_ms_p99", name: "p99", className: "series" }],
   });
   draw("chart-tokens", {
@@ -256,7 +256,7 @@ function take(snapshot) {
 function connect() {
   const source = new EventSource("/dashboard/events");
   source.addEventListener("history", (event) => {
-    state.samples = JSON.parse(event.data).slice(0, -1);  // the newest comes with its snapshot
+    state.samples = JSON.parse(event.data);
   });
   source.addEventListener("snapshot", (event) => take(JSON.parse(event.data)));
   source.addEventListener("error", () => {

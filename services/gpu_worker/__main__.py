@@ -183,6 +183,7 @@ class ServingProcess:
             step_timeout_ns=config.step_timeout_ns,
             copies=copies,
             planned=planned,
+            hears_peers=options.guard_bytes_per_s > 0,
             notices=_notices(config),
         )
         status = StatusServer(

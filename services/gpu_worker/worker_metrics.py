@@ -11,6 +11,7 @@ from libs.engine.scheduling.tally import CoserveTally
 from libs.runtime.metrics import Metrics
 from services.gpu_worker.checkpointing import CheckpointCounters
 from services.gpu_worker.core import WorkerCore
+from services.gpu_worker.guarding import GuardCounters
 from services.gpu_worker.shell import WorkerShell
 from services.gpu_worker.state import WorkerCounters
 
@@ -50,6 +51,8 @@ def worker_metrics(
     for counter in fields(CheckpointCounters):
         read = partial(getattr, core.checkpointing.counters, counter.name)
         show(f"checkpoint_{counter.name}", read)
+    for counter in fields(GuardCounters):
+        show(f"guard_{counter.name}", partial(getattr, core.guarding.counters, counter.name))
     for name in ("blocks_held", "copying_ns", "stepping_ns"):
         show(f"checkpoint_{name}", partial(getattr, core.checkpointing, name))
     if safepoints is not None:

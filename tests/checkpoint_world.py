@@ -18,9 +18,9 @@ from libs.contracts.sessions import (
 )
 from libs.engine.requests import SequenceRequest
 from libs.engine.scheduler import Scheduler, SchedulerOptions
-from libs.engine.scheduling.coserve import Coserve, CoserveOptions
+from libs.engine.scheduling.coserve import CoserveOptions
 from libs.engine.simulated_runner import SimulatedRunner, simulated_token
-from libs.engine.steps import PlanEntry, StepResult
+from libs.engine.steps import PlanEntry, StepPlan, StepResult
 from libs.kernel.core import SetTimer
 from libs.kernel.units import NS_PER_MS
 from libs.policy.kv_return import HostLink
@@ -85,7 +85,7 @@ class CheckpointWorld:
     host_blocks: int = 64
     link: HostLink = FAST_LINK
     copy_share_max: float = 1.0
-    coserve: Coserve = Coserve.TIDESERVE
+    coserve: CoserveOptions = field(default_factory=CoserveOptions)
     now_ns: int = 0
     step: RunStep | None = None
     copies: list[Copying] = field(default_factory=list)
@@ -104,7 +104,7 @@ class CheckpointWorld:
             context_tokens_max=BLOCK_TOKENS * self.blocks_total,
             eos_token_ids=frozenset(),
             layers=8,
-            coserve=CoserveOptions(policy=self.coserve),
+            coserve=self.coserve,
         )
         options = WorkerOptions(
             worker_id="worker-a",
@@ -213,21 +213,27 @@ class CheckpointWorld:
         """Let the step that runs end, whole or given up in the middle."""
         step, self.step = self.step, None
         assert step is not None, "no step is in flight"
-        for request in step.plan.opened:
-            known = [*request.prompt_token_ids, *request.generated_token_ids]
-            self.texts[request.sequence_id] = known
-        for entry in step.plan.entries:
-            self._compute(entry, is_yielded=is_yielded)
-        result = self.runner.run(step.plan)
-        if is_yielded:
-            self.steps_yielded += 1
-            result = StepResult(step_id=step.plan.step_id, sampled=(), is_yielded=True)
-        for token in result.sampled:
-            self.texts[token.sequence_id].append(token.token_id)
+        result = self.run_plan(step.plan, is_yielded=is_yielded)
+        assert result.is_yielded == is_yielded
+        self.steps_yielded += is_yielded
         finished = StepFinished(
             op_id=step.op_id, result=result, duration_ns=10 * NS_PER_MS, cause_id=step.cause_id
         )
         self.handle(finished)
+
+    def run_plan(self, plan: StepPlan, *, is_yielded: bool) -> StepResult:
+        """Run a step, or give it up in the middle."""
+        for request in plan.opened:
+            known = [*request.prompt_token_ids, *request.generated_token_ids]
+            self.texts[request.sequence_id] = known
+        for entry in plan.entries:
+            self._compute(entry, is_yielded=is_yielded)
+        result = self.runner.run(plan)
+        if is_yielded:
+            return StepResult(step_id=plan.step_id, sampled=(), is_yielded=True)
+        for token in result.sampled:
+            self.texts[token.sequence_id].append(token.token_id)
+        return result
 
     def _compute(self, entry: PlanEntry, *, is_yielded: bool) -> None:
         text = self.texts[entry.sequence_id]
@@ -254,7 +260,10 @@ class CheckpointWorld:
 
     def finish_copy(self, index: int = 0, *, fails: bool = False) -> None:
         """Let a copy end: all of it is read and written only now."""
-        copying = self.copies.pop(index)
+        self.handle(self.carry_out(self.copies.pop(index), fails=fails))
+
+    def carry_out(self, copying: Copying, *, fails: bool) -> WorkerEvent:
+        """Copy."""
         command = copying.command
         name = {"op_id": command.op_id, "cause_id": command.cause_id}
         outcome: WorkerEvent
@@ -273,9 +282,7 @@ class CheckpointWorld:
                     else:
                         self.device[block] = [GARBAGE] * BLOCK_TOKENS if fails else list(seen)
                 outcome = BlocksLoaded(slots_corrupt=tuple(corrupt), duration_ns=1, **name)
-        if fails:
-            outcome = HostCopyFailed(message="the test says so", **name)
-        self.handle(outcome)
+        return HostCopyFailed(message="the test says so", **name) if fails else outcome
 
     # ------------------------------------------------------------------ to the end
 

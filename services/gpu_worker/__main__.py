@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from libs.contracts.subjects import alias_of
+from libs.engine.safepoints import SafepointCounters
 from libs.engine.scheduler import SchedulerOptions
 from libs.kernel.errors import ConfigError, Unavailable
 from libs.runtime.clock import SystemClock
@@ -23,8 +24,8 @@ from libs.runtime.nats_bus import NatsBus
 from libs.runtime.notice_socket import NoticeListener
 from libs.runtime.process import die_with_parent, run_service
 from libs.runtime.status_server import StatusServer
-from services.gpu_worker.checkpoint_options import NO_ROOM, HostRoom
 from libs.runtime.tracing import close_tracing, open_tracing
+from services.gpu_worker.checkpoint_options import NO_ROOM, HostRoom
 from services.gpu_worker.commands import EXIT_DRAINED, EXIT_ENGINE_FAILED
 from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.core import WorkerCore
@@ -102,7 +103,14 @@ class ServingProcess:
         if engine.host_memory is not None:
             copies.add(SOLO_REPLICA_ID, engine.host_memory)
         try:
-            return await self._run(options, core, engine_thread, stopping, copies=copies)
+            return await self._run(
+                options,
+                core,
+                engine_thread,
+                stopping,
+                copies=copies,
+                safepoints=engine.loaded.runner.safepoints.counters,
+            )
         finally:
             copies.close()
 
@@ -127,7 +135,13 @@ class ServingProcess:
             core = WorkerCore(options, None)
             planned = PlannedParts(host=worker.hosted, desk=worker.desk)
             return await self._run(
-                options, core, worker.engine, stopping, copies=worker.copies, planned=planned
+                options,
+                core,
+                worker.engine,
+                stopping,
+                copies=worker.copies,
+                safepoints=worker.hosted.safepoint_counters,
+                planned=planned,
             )
         finally:
             await worker.close()
@@ -158,6 +172,7 @@ class ServingProcess:
         stopping: asyncio.Event,
         *,
         copies: HostCopies,
+        safepoints: SafepointCounters,
         planned: PlannedParts | None = None,
     ) -> int:
         config = self._config
@@ -173,6 +188,7 @@ class ServingProcess:
             step_timeout_ns=config.step_timeout_ns,
             copies=copies,
             planned=planned,
+            hears_peers=options.guard_bytes_per_s > 0,
             notices=_notices(config),
             spans=None if tracing is None else SessionSpans(tracing),
         )
@@ -181,6 +197,7 @@ class ServingProcess:
                 core,
                 messages_dropped=lambda: shell.messages_dropped,
                 messages_refused=lambda: shell.actor.events_refused,
+                safepoints=safepoints,
             ),
             is_ready=lambda: self._bus.is_connected and not core.is_draining,
         )

@@ -60,6 +60,21 @@ class Checkpointing:
         """The checkpoints of the position that serves, to look at."""
         return self._kv
 
+    @property
+    def blocks_held(self) -> int:
+        """Blocks in host memory now, for metrics."""
+        return 0 if self._kv is None else self._kv.tier.blocks_held
+
+    @property
+    def copying_ns(self) -> int:
+        """Time of copies of the position that serves, for metrics."""
+        return 0 if self._kv is None else self._kv.pace.copying_ns
+
+    @property
+    def stepping_ns(self) -> int:
+        """Time of its steps, for metrics."""
+        return 0 if self._kv is None else self._kv.pace.stepping_ns
+
     def advance(self) -> None:
         """Begin what can be begun between two steps."""
         if not self._options.is_on or self._state.step is not None:
@@ -162,7 +177,7 @@ class Checkpointing:
         for sequence_id in evicted:
             links = kv.uncopied.of(sequence_id)
             there = len(kv.scheduler.find_blocks([link.block_hash for link in links]))
-            if there and self._pays(kv, flushing_pays, blocks=there, blocks_before=0):
+            if there and self._pays(kv, flushing_pays, blocks=there):
                 chosen += links[: self._options.blocks_per_store_max - len(chosen)]
             else:
                 self.counters.blocks_given_up += len(links)
@@ -224,7 +239,7 @@ class Checkpointing:
             if len(wanted) + blocks_kept >= kv.scheduler.load().blocks_free:
                 self._let_go_in_turn(kv, sequence_id)
                 return  # what comes later in the order of service does not go first
-            if not prefix or not self._pays(kv, loading_pays, blocks=len(prefix), blocks_before=0):
+            if not prefix or not self._pays(kv, loading_pays, blocks=len(prefix)):
                 self._let_go_in_turn(kv, sequence_id)
             elif len(kv.loads) < self._options.loads_max:
                 self._begin_load(kv, sequence_id, prefix)
@@ -274,15 +289,16 @@ class Checkpointing:
 
     # ------------------------------------------------------------------ costs and bookkeeping
 
-    def _pays(self, kv: HostKv, test: ReturnTest, *, blocks: int, blocks_before: int) -> bool:
-        """Whether blocks behind others come back cheaper by copies than by computing."""
+    def _pays(self, kv: HostKv, test: ReturnTest, *, blocks: int) -> bool:
+        """Whether blocks come back cheaper by copies than by computing; tokens before them, which
+        make computing dearer, are left out."""
         size = kv.scheduler.options.block_tokens
         return test(
             kv.link,
             kv.scheduler.timing.model,
             bytes_=blocks * kv.position.host_room.block_bytes,
             tokens=blocks * size,
-            tokens_before=blocks_before * size,
+            tokens_before=0,
         )
 
     def _copy_ended(self, kv: HostKv, *, blocks: int, duration_ns: int) -> None:

@@ -5,6 +5,8 @@ from functools import partial
 from typing import Final
 
 from libs.contracts.reports import WorkerReport
+from libs.engine.safepoints import SafepointCounters
+from libs.kernel.units import NS_PER_S
 from libs.runtime.metrics import Metrics, Read
 from services.gpu_worker.core import WorkerCore
 
@@ -34,6 +36,30 @@ _TALLY: Final = {
     "ttft_missed": "first tokens of online sessions after the objective",
     "tbt_met": "further tokens of online sessions within the objective",
     "tbt_missed": "further tokens of online sessions after the objective",
+}
+_CHECKPOINTS: Final = {
+    "blocks_stored": "KV blocks copied to host memory",
+    "blocks_loaded": "KV blocks copied back from there",
+    "blocks_flushed": "of those stored, blocks of sessions that had been evicted already",
+    "blocks_given_up": "KV blocks of evicted sessions, cheaper to compute again",
+    "blocks_corrupt": "KV blocks found changed in host memory, and computed again",
+    "copies_failed": "copies to or from host memory that failed",
+}
+_GUARD: Final = {
+    "copies": "copies of running sessions' KV to another node",
+    "copies_failed": "such copies that failed",
+    "blocks_copied": "KV blocks kept on another node",
+    "bytes_copied": "bytes sent for that",
+}
+_SAFEPOINTS: Final = {
+    "steps": "steps that had safepoints",
+    "checks": "safepoints passed",
+    "yields": "steps given up at one",
+}
+_SAFEPOINT_TIMES: Final = {
+    "safepoint_step_seconds": ("in steps that had safepoints", "step_ns"),
+    "safepoint_check_seconds": ("in checks at safepoints", "check_ns"),
+    "safepoint_stop_seconds": ("from the signals to the stops", "stop_ns"),
 }
 _REPORTED_COUNTERS: Final = {
     "tokens_generated": "tokens computed",
@@ -68,7 +94,13 @@ _REPORTED_GAUGES: Final[dict[str, tuple[str, Callable[[WorkerReport], float]]]] 
 }
 
 
-def worker_metrics(core: WorkerCore, *, messages_dropped: Read, messages_refused: Read) -> Metrics:
+def worker_metrics(
+    core: WorkerCore,
+    *,
+    messages_dropped: Read,
+    messages_refused: Read,
+    safepoints: SafepointCounters | None = None,
+) -> Metrics:
     """Bind everything to what it shows; nothing is computed until somebody asks."""
     metrics = Metrics(service="worker")
     for name, help_text in _COUNTERS.items():
@@ -85,7 +117,45 @@ def worker_metrics(core: WorkerCore, *, messages_dropped: Read, messages_refused
     )
     metrics.show_counter("messages_dropped", "that the broker did not take", messages_dropped)
     metrics.show_counter("messages_refused", "that could not be read", messages_refused)
+    _show_checkpoints(metrics, core)
+    if safepoints is not None:
+        _show_safepoints(metrics, safepoints)
     return metrics
+
+
+def _show_checkpoints(metrics: Metrics, core: WorkerCore) -> None:
+    kept, guard = core.checkpointing, core.guarding.counters
+    for name, help_text in _CHECKPOINTS.items():
+        metrics.show_counter(f"checkpoint_{name}", help_text, partial(getattr, kept.counters, name))
+    for name, help_text in _GUARD.items():
+        metrics.show_counter(f"guard_{name}", help_text, partial(getattr, guard, name))
+    metrics.show_gauge("checkpoint_blocks", "KV blocks in host memory", lambda: kept.blocks_held)
+    for name, help_text, read in (
+        ("copying", "in copies to host memory, of the position that serves", _copying_ns),
+        ("stepping", "in steps of the position that serves", _stepping_ns),
+    ):
+        seconds = partial(_seconds, partial(read, core))
+        metrics.show_gauge(f"checkpoint_{name}_seconds", help_text, seconds)
+
+
+def _show_safepoints(metrics: Metrics, safepoints: SafepointCounters) -> None:
+    for name, help_text in _SAFEPOINTS.items():
+        metrics.show_counter(f"safepoint_{name}", help_text, partial(getattr, safepoints, name))
+    for name, (help_text, field) in _SAFEPOINT_TIMES.items():
+        read = partial(_seconds, partial(getattr, safepoints, field))
+        metrics.show_counter(name, help_text, read)
+
+
+def _copying_ns(core: WorkerCore) -> int:
+    return core.checkpointing.copying_ns
+
+
+def _stepping_ns(core: WorkerCore) -> int:
+    return core.checkpointing.stepping_ns
+
+
+def _seconds(read_ns: Callable[[], int]) -> float:
+    return read_ns() / NS_PER_S
 
 
 def _field(name: str) -> Callable[[WorkerReport], float]:

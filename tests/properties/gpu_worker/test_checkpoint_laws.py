@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from libs.engine.scheduling.coserve import Coserve
+from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from services.gpu_worker.checkpoint_options import CheckpointPolicy
 from tests.checkpoint_world import OFFLINE, ONLINE, CheckpointWorld
 
@@ -26,7 +26,7 @@ def a_disturbed_world(
     rng = Random(f"{seed}/{policy}/{coserve}")
     world = CheckpointWorld(
         policy=policy,
-        coserve=coserve,
+        coserve=CoserveOptions(policy=coserve),
         blocks_total=rng.choice([11, 12, 16]),
         host_blocks=rng.choice([3, 16, 64]),
     )

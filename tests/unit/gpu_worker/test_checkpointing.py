@@ -3,7 +3,7 @@
 import pytest
 
 from libs.engine.prefix_hashes import prefix_block_hashes
-from libs.engine.scheduling.coserve import Coserve
+from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from services.gpu_worker.commands import LoadBlocks, StoreBlocks
 from tests.checkpoint_world import (
     BLOCK_TOKENS,
@@ -62,7 +62,7 @@ def test_online_sequences_are_not_stored() -> None:
 
 
 def test_a_step_that_yielded_stores_nothing_of_what_it_wrote() -> None:
-    world = CheckpointWorld(coserve=Coserve.CONSERVE)
+    world = CheckpointWorld(coserve=CoserveOptions(policy=Coserve.CONSERVE))
     world.start("off", prompt=PROMPT)
     world.finish_step(is_yielded=True)
     assert world.copies == []

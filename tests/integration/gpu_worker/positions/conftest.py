@@ -335,6 +335,7 @@ class Fleet:
                     MODEL=str(MODEL),
                     ALIAS=ALIAS,
                     WORKER_ID=f"w{len(self._workers)}",
+                    NODE_ID=f"node-{len(self._workers)}",
                     PLACEMENT="planned",
                     BLOCKS_TOTAL="512",
                     **self._settings,

@@ -18,6 +18,7 @@ from libs.client.reader_events import (
     DeliverTokens,
     EndStream,
     GaveUp,
+    Left,
     Outcome,
     ReaderCommand,
     ReaderEvent,
@@ -96,6 +97,11 @@ class Conversation:
     def leave(self) -> None:
         """End without the rest; the request is cancelled if it may be running."""
         self._post(StreamLeft())
+
+    def abandon(self) -> None:
+        """End without the rest and let the request run: somebody else will ask for it."""
+        if self.outcome is None:
+            self._ended(Left())
 
     def unheard(self, explanation: str) -> None:
         """Note that a submission reached nobody."""

@@ -82,6 +82,12 @@ class TokenStream:
         self._conversation.leave()
         await self._conversation.finish_effects()
 
+    def abandon(self) -> None:
+        """End the stream here and let the request run: its request_id, repeated, reads it on."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._conversation.abandon()
+
     async def __aenter__(self) -> Self:
         self._open()
         return self

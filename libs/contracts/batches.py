@@ -127,6 +127,9 @@ class BatchRecord(Message):
     completion_window: str = Field(default="24h", max_length=16)
     status: BatchStatus = BatchStatus.VALIDATING
     counts: BatchCounts = BatchCounts()
+    tokens_predicted: int = Field(
+        default=0, ge=0, description="of all lines, prompt and answer, as validation guessed"
+    )
     tokens_prompt: int = Field(default=0, ge=0, description="of the lines that ended")
     tokens_generated: int = Field(default=0, ge=0, description="likewise")
     output_file_id: FileId | None = None

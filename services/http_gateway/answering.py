@@ -16,12 +16,13 @@ from starlette.responses import JSONResponse, Response
 from libs.client.answers import Usage
 from libs.client.client import TideClient
 from libs.client.errors import RequestFailedError, RequestRefused
+from libs.client.together import all_of
 from libs.kernel.errors import Unavailable
 from libs.openai_api.answer_form import Ended, JsonObject, usage_object
 from libs.openai_api.errors import ApiError, from_exception
 from libs.openai_api.orders import Order
 from libs.openai_api.schemas import StreamOptions
-from services.http_gateway.choices import Choice, all_of, merged
+from services.http_gateway.choices import Choice, merged
 from services.http_gateway.measures import Measures
 from services.http_gateway.request_ids import request_id_of, shown_id_of
 from services.http_gateway.sse import DONE, BrokenAnswer, EventStream, disconnected, event

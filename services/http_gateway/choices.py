@@ -1,18 +1,17 @@
 """The choices of one answer while they are generated."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final
 
+from libs.client.together import cancel_all
 from libs.client.token_stream import TokenStream
 from libs.openai_api.answer_form import Ended, Piece
 
 PIECES_WAITING_MAX: Final = 32
 """Pieces taken from the choices' own buffers and not yet written."""
-
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,18 +57,6 @@ class Choice:
         return Ended(choice_index=self.index, finish_reason=self.stream.finish_reason)
 
 
-async def all_of(works: Sequence[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
-    """Return all results. Raises the first error; what still runs is then cancelled."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            task.result()
-        return [task.result() for task in tasks]
-    finally:
-        await _end(tasks)
-
-
 async def merged(choices: Sequence[Choice]) -> AsyncGenerator[Piece | Ended, None]:
     """Yield the pieces of all choices as they come. Raises the first error of any."""
     if len(choices) == 1:
@@ -100,10 +87,4 @@ async def merged(choices: Sequence[Choice]) -> AsyncGenerator[Piece | Ended, Non
                 room.release()
                 yield item
     finally:
-        await _end(tasks)
-
-
-async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(tasks)

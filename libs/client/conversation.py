@@ -96,7 +96,8 @@ class Conversation:
 
     def leave(self) -> None:
         """End without the rest; the request is cancelled if it may be running."""
-        self._post(StreamLeft())
+        if self.outcome is None:
+            self._post(StreamLeft())
 
     def abandon(self) -> None:
         """End without the rest and let the request run: somebody else will ask for it."""

@@ -67,7 +67,6 @@ class QueueCounters:
     lines_failed: int = 0
     lines_expired: int = 0
     lines_put_off: int = 0
-    tokens_harvested: int = 0
     parts_leased: int = 0
     parts_given_up: int = 0
 
@@ -187,7 +186,6 @@ class QueueCore:
             lines_completed=self.counters.lines_completed,
             lines_failed=self.counters.lines_failed,
             lines_expired=self.counters.lines_expired,
-            tokens_harvested=self.counters.tokens_harvested,
             tokens_due=due.tokens,
             laxity_s_min=due.laxity_s_min,
         )
@@ -300,7 +298,6 @@ class QueueCore:
             self.counters.lines_completed += 1
         else:
             self.counters.lines_failed += 1
-        self.counters.tokens_harvested += event.prompt_tokens + event.answer_tokens
         if held is None:
             return
         part = self.intake.parts[event.part_key]

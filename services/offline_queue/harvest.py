@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from libs.contracts.reports import OfflineQueueReport, WorkerReport
-from libs.kernel.units import NS_PER_S, seconds
+from libs.kernel.units import NS_PER_S
 
 WINDOW_FIRST: Final = 8
 WINDOW_MIN: Final = 1
 HALVE_AGAIN_NS: Final = 1 * NS_PER_S
 """Rejections of one burst are one sign of congestion."""
-RATE_MEMORY: Final = 0.9
-"""Weight of the past in the rate, per observation of about a second."""
+RATE_MEMORY_NS: Final = 60 * NS_PER_S
+RATE_BUSY_NS_MIN: Final = 5 * NS_PER_S
+"""Before so much busy time nothing is predicted from it."""
 
 
 @dataclass(slots=True)
@@ -49,34 +50,43 @@ class _Heard:
 
 @dataclass(slots=True)
 class HarvestRate:
-    """Tokens per second that all queues together harvest while they have lines running."""
+    """Tokens per second that all queues together harvest while they have lines running.
 
-    tokens_per_s: float = 0.0
-    _tokens: dict[str, int] = field(default_factory=dict)
-    _pending: int = 0
+    A mean over busy time that forgets: what is RATE_MEMORY_NS old counts half.
+    """
+
+    _tokens_at: dict[str, int] = field(default_factory=dict)
+    _tokens_new: int = 0
+    _tokens: float = 0.0
+    _busy_ns: float = 0.0
     _observed_at_ns: int | None = None
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The rate; 0 as long as too little was seen."""
+        if self._busy_ns < RATE_BUSY_NS_MIN:
+            return 0.0
+        return self._tokens * NS_PER_S / self._busy_ns
 
     def hear(self, report: OfflineQueueReport) -> None:
         """Take what a queue has harvested since it was heard last."""
-        before = self._tokens.get(report.queue_id, report.tokens_harvested)
-        self._tokens[report.queue_id] = report.tokens_harvested
-        self._pending += max(0, report.tokens_harvested - before)
+        before = self._tokens_at.get(report.queue_id, report.tokens_harvested)
+        self._tokens_at[report.queue_id] = report.tokens_harvested
+        self._tokens_new += max(0, report.tokens_harvested - before)
 
     def observe(self, *, now_ns: int, is_busy: bool) -> None:
         """Bring the rate up to date; idle time says nothing of what could be harvested."""
         since_ns, self._observed_at_ns = self._observed_at_ns, now_ns
-        tokens, self._pending = self._pending, 0
-        if since_ns is None or now_ns <= since_ns or not (is_busy or tokens):
+        tokens, self._tokens_new = self._tokens_new, 0
+        if since_ns is None or not (is_busy or tokens):
             return
-        latest = tokens / seconds(now_ns - since_ns)
-        if self.tokens_per_s == 0:
-            self.tokens_per_s = latest
-        else:
-            self.tokens_per_s = RATE_MEMORY * self.tokens_per_s + (1 - RATE_MEMORY) * latest
+        kept = 0.5 ** ((now_ns - since_ns) / RATE_MEMORY_NS)
+        self._tokens = self._tokens * kept + tokens
+        self._busy_ns = self._busy_ns * kept + (now_ns - since_ns)
 
     def forget(self, queue_id: str) -> None:
         """A queue has fallen silent."""
-        self._tokens.pop(queue_id, None)
+        self._tokens_at.pop(queue_id, None)
 
 
 class Harvest:

@@ -46,9 +46,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class LoadedPart:
-    """A lease and what its lines ask."""
+    """What the lines of a part ask, and the lease of each message that brought it."""
 
-    lease: Lease
+    leases: dict[int, Lease]
+    """By the message's sequence: a part that was appended twice is one part here."""
     lines: dict[int, LoadedLine]
     job: LoadedJob | None = None
 
@@ -76,21 +77,23 @@ class Leases:
         """Renew the lease. Raises: Unavailable."""
         part = self._parts.get(part_key)
         if part is not None:
-            await part.lease.in_progress()
+            for lease in part.leases.values():
+                await lease.in_progress()
 
     async def acknowledge(self, part_key: str) -> None:
         """Remove the part from the stream. Raises: Unavailable."""
         part = self._parts.get(part_key)
         if part is not None:
-            await part.lease.ack()
+            for lease in list(part.leases.values()):
+                await lease.ack()
             self._parts.pop(part_key, None)
 
     async def give_back_all(self) -> None:
         """Let other queues have all of it at once; what cannot be told runs out."""
         parts, self._parts = self._parts, {}
-        for part in parts.values():
+        for lease in [lease for part in parts.values() for lease in part.leases.values()]:
             try:
-                await part.lease.nak()
+                await lease.nak()
             except Unavailable:
                 return
 
@@ -147,9 +150,8 @@ class Leases:
         }
         held = self._parts.get(key)
         if held is None:
-            self._parts[key] = LoadedPart(lease=lease, lines=loaded)
-        else:
-            held.lease = lease
+            held = self._parts[key] = LoadedPart(leases={}, lines=loaded)
+        held.leases[lease.message.sequence] = lease
         return LeasedPart(
             part_key=key,
             source_id=part.batch_id,
@@ -189,9 +191,8 @@ class Leases:
         held = self._parts.get(key)
         if held is None:
             loaded = LoadedJob(alias=alias, job=job, deliveries=lease.delivery_count)
-            self._parts[key] = LoadedPart(lease=lease, lines={}, job=loaded)
-        else:
-            held.lease = lease
+            held = self._parts[key] = LoadedPart(leases={}, lines={}, job=loaded)
+        held.leases[lease.message.sequence] = lease
         return LeasedJob(
             part=LeasedPart(
                 part_key=key,

@@ -78,6 +78,8 @@ class LineRunner:
         self._blobs = blobs
         self._clock = clock
         self._text = TextQuestions(client)
+        self.tokens_harvested = 0
+        """Of prompts and answers, counted as they come."""
         self.is_leaving = False
         """Whether a cancelled line is left to other queues, rather than ended."""
 
@@ -194,8 +196,14 @@ class LineRunner:
     ) -> tuple[Sequence[Token], TokenStream]:
         """Return a whole answer. Raises: RequestRefused, RequestFailedError, Unavailable."""
         stream = self._client.submit(model, submission)
+        tokens: list[Token] = []
         try:
-            return [token async for token in stream], stream
+            async for token in stream:
+                if not tokens:
+                    self.tokens_harvested += stream.prompt_tokens or 0
+                tokens.append(token)
+                self.tokens_harvested += 1
+            return tokens, stream
         except asyncio.CancelledError:
             if self.is_leaving:
                 stream.abandon()

@@ -19,6 +19,7 @@ def offline_metrics(shell: QueueShell) -> Metrics:
 
     for counter in fields(QueueCounters):
         show(counter.name, partial(getattr, core.counters, counter.name))
+    show("tokens_harvested", lambda: shell.tokens_harvested)
     show("batches_open", lambda: core.due().batches_open)
     show("lines_left", lambda: core.due().lines_left)
     show("lines_running", core.intake.running)

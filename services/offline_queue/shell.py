@@ -105,6 +105,11 @@ class QueueShell:
             core=self.core, interpret=self._interpret, clock=clock, name=options.queue_id
         )
 
+    @property
+    def tokens_harvested(self) -> int:
+        """Tokens of prompts and answers since the start."""
+        return self._runner.tokens_harvested
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until told to stop; what is under way then goes on with other queues."""
         await self._client.start()
@@ -290,8 +295,10 @@ class QueueShell:
         )
 
     async def _publish(self, command: PublishReport) -> None:
+        """Say the report, with the one figure that changes with every token."""
+        report = command.report.model_copy(update={"tokens_harvested": self.tokens_harvested})
         subject = subjects.offline_queue_report(self._options.queue_id)
         try:
-            await self._bus.publish(subject, encode(command.report))
+            await self._bus.publish(subject, encode(report))
         except (Unavailable, ContractViolation):
             self.messages_unsent += 1

@@ -73,7 +73,7 @@ def a_line(number: int, prompt: str, **body: object) -> str:
 
 def lines(count: int) -> list[str]:
     """So many requests, each with a prompt of its own."""
-    return [a_line(number, f"prompt {number}") for number in range(count)]
+    return [a_line(number, f"prompt {number:03d}") for number in range(count)]
 
 
 def echo_of(submission: SubmitRequest) -> Script:
@@ -97,10 +97,8 @@ class Queue:
 
     async def die(self) -> None:
         """End it as a kill would: no word to anybody, what it holds stays leased."""
-        if isinstance(self.bus, MemoryBus):
-            self.bus.disconnect()
-        else:
-            await self.bus.close()
+        self.shell._runner.is_leaving = True  # nothing is cancelled at the routers
+        await self.bus.close()
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
@@ -135,6 +133,8 @@ class Offline:
         task = asyncio.create_task(shell.run(stopping))
         queue = Queue(shell=shell, stopping=stopping, task=task, bus=bus)
         self.queues.append(queue)
+        while not shell.actor.events_handled:
+            await asyncio.sleep(0.005)
         return queue
 
     async def a_file(self, content: Sequence[str] | bytes, **fields: object) -> str:
@@ -205,9 +205,7 @@ class Offline:
 
     async def in_progress(self, batch_id: str) -> BatchRecord:
         """Return the record once its lines may be taken up."""
-        return await self.reaches(
-            batch_id, lambda record: record.status is BatchStatus.IN_PROGRESS
-        )
+        return await self.reaches(batch_id, lambda record: record.status is BatchStatus.IN_PROGRESS)
 
     async def result(self, file_id: str | None) -> list[dict]:
         """The lines of an output or error file."""

@@ -47,6 +47,8 @@ class FleetOptions:
     """Each with the whole model; ignored where the fleet is planned."""
     routers: int = 1
     gateways: int = 1
+    offline_queues: int = 1
+    """0: nobody takes batches and jobs."""
     device: str = "cpu"
     profile: str | None = None
     """File with the model's measured profile, for all who predict; None: they assume."""
@@ -59,6 +61,8 @@ class FleetOptions:
     """Whether a child that ends is started anew."""
     worker_settings: Mapping[str, str] = field(default_factory=dict)
     """Further fields of every worker's config, such as kv_bytes."""
+    queue_settings: Mapping[str, str] = field(default_factory=dict)
+    """Further fields of every offline queue's config, such as lease_s."""
     planned: PlannedOptions | None = None
     coserve: Coserve = Coserve.TIDESERVE
     """How offline work shares the workers with online work."""
@@ -72,6 +76,7 @@ class FleetOptions:
             ("gateways", 0),
             ("ttft_slo_ms", 1),
             ("tbt_slo_ms", 1),
+            ("offline_queues", 0),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name.replace('_', '-')}: must be at least {least}")
@@ -90,12 +95,18 @@ class Recipes:
     socket_folder: Path
     """For the watchers' sockets; short, because a socket's path may have about 100 characters."""
 
+    @property
+    def _blob_store(self) -> str:
+        """Where the files of batches lie."""
+        return f"folder:{self.options.data_folder.resolve() / 'blobs'}"
+
     def standing(self) -> list[ChildOptions]:
-        """Processes that stay: routers, gateways, and workers or those who plan for nodes."""
+        """Processes that stay: all but nodes, and workers where nobody plans for nodes."""
         options = self.options
         wanted = [
             *(self._router(number) for number in _numbers(options.routers)),
             *(self._gateway(number) for number in _numbers(options.gateways)),
+            *(self._offline_queue(number) for number in _numbers(options.offline_queues)),
         ]
         if options.planned is None:
             return [*(self._whole_worker(number) for number in _numbers(options.workers)), *wanted]
@@ -175,6 +186,14 @@ class Recipes:
             "port": str(self.options.http_port),
         }
         return self._child(f"http-gateway-{number}", service="http_gateway", settings=settings)
+
+    def _offline_queue(self, number: int) -> ChildOptions:
+        settings = {
+            "queue_id": f"offline-queue-{number}",
+            "blob_store": self._blob_store,
+            **self.options.queue_settings,
+        }
+        return self._child(f"offline-queue-{number}", service="offline_queue", settings=settings)
 
     def _planner(self, planned: PlannedOptions, number: int) -> ChildOptions:
         model = self.options.model

@@ -25,7 +25,7 @@ def status(
     ] = DEFAULT_DATA_FOLDER,
     is_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
 ) -> None:
-    """Show who is there: nodes, replicas, workers, routers and gateways, with their load."""
+    """Show who is there: replicas, workers and every kind of service, with their load."""
     url = find_nats_url(nats_url, data_folder)
     with working("listening to everybody once"):
         view = asyncio.run(_listen(url))

@@ -67,6 +67,9 @@ def up(
     ttft_slo_ms: TtftSloMs = 1_000,
     tbt_slo_ms: TbtSloMs = 100,
     routers: Annotated[int, typer.Option(help="Router processes.", min=1)] = 1,
+    offline_queues: Annotated[
+        int, typer.Option(help="Processes that answer batches and jobs; 0 for none.", min=0)
+    ] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     profile: Profile = AUTO,
     http_port: Annotated[
@@ -108,6 +111,7 @@ def up(
         workers=workers or WORKERS_DEFAULT,
         planned=planned,
         routers=routers,
+        offline_queues=offline_queues,
         device=device,
         http_port=http_port,
         nats_url=nats_url,

@@ -4,8 +4,10 @@
                      |         |                                (all requests of the batch end)
                      +-- stop: the next boundary between two tokens --> still
 
-A batch is not joined by what comes later, and its requests are answered together (FasterTransformer
-has no continuous batching). Source: SpotServe section 4.1; times are those of its cost model.
+A batch is the largest power of two of what waits here, at most B. It is not joined by what comes
+later, and its requests are answered together (FasterTransformer has no continuous batching). A
+batch that comes with its KV goes first, as it is. Source: SpotServe section 4.1 and its artifact;
+times are those of its cost model.
 """
 
 from collections import deque
@@ -15,20 +17,24 @@ from libs.kernel.core import require
 from libs.policy.cost_model import BatchTimes
 from libs.sim.world import Action, World
 from services.simulator.spot.engine import EngineOwner, EngineReport
-from services.simulator.spot.work import Work
+from services.simulator.spot.work import SimRequest, Work
 
 
 class BatchEngine:
     """See ReplicaEngine."""
 
     def __init__(
-        self, world: World, owner: EngineOwner, times: Callable[[int, int], BatchTimes]
-    ) -> None:
+        self, world: World, owner: EngineOwner, times: Callable[[int, int], BatchTimes],
+        *, batch_max: int,
+    ) -> None:  # fmt: skip
         self._world = world
         self._owner = owner
         self._times = times
         """Of (requests, prompt tokens)."""
-        self._waiting: deque[Work] = deque()
+        self._batch_max = batch_max
+        self._moved: deque[Work] = deque()
+        """Batches that came with their KV."""
+        self._fresh: deque[SimRequest] = deque()
         self._batch: Work | None = None
         self._first_token_at_ns = 0
         """When the first token of this stretch is there."""
@@ -46,7 +52,10 @@ class BatchEngine:
 
     def add(self, work: Work) -> None:
         """See ReplicaEngine."""
-        self._waiting.append(work)
+        if work.kv_tokens:
+            self._moved.append(work)
+        else:
+            self._fresh.extend(work.requests)
         if self._is_started and self._batch is None:
             self._begin_next()
 
@@ -82,19 +91,27 @@ class BatchEngine:
 
     def held(self) -> list[Work]:
         """See ReplicaEngine."""
+        waiting = [*self._moved, *(Work(requests=[request]) for request in self._fresh)]
         if self._batch is None:
-            return list(self._waiting)
+            return waiting
         if self._is_started:
             self._keep(self._batch, self._tokens_now(self._batch))
-        return [self._batch, *self._waiting]
+        return [self._batch, *waiting]
 
     def take(self) -> list[Work]:
         """See ReplicaEngine."""
         require(not self._is_started, "work is taken from an engine that computes")
         works = self.held()
         self._batch = None
-        self._waiting.clear()
+        self._moved.clear()
+        self._fresh.clear()
         return works
+
+    @property
+    def requests_held(self) -> int:
+        """See ReplicaEngine."""
+        running = 0 if self._batch is None else len(self._batch.requests)
+        return running + sum(len(work.requests) for work in self._moved) + len(self._fresh)
 
     def report(self) -> EngineReport:
         """See ReplicaEngine."""
@@ -113,10 +130,10 @@ class BatchEngine:
 
     def _begin_next(self) -> None:
         if self._batch is None:
-            if not self._waiting:
-                self._owner.engine_idle()
-                return
-            self._batch = self._waiting.popleft()
+            self._batch = self._next_batch()
+        if self._batch is None:
+            self._owner.engine_idle()
+            return
         batch = self._batch
         times = self._times(
             len(batch.requests), max(request.prompt_tokens for request in batch.requests)
@@ -141,6 +158,14 @@ class BatchEngine:
                 self._begin_next()
 
         self._world.after(ahead_ns + tokens * times.step_ns, finish)
+
+    def _next_batch(self) -> Work | None:
+        if self._moved:
+            return self._moved.popleft()
+        if not self._fresh:
+            return None
+        size = min(self._batch_max, power_of_two_within(len(self._fresh)))
+        return Work(requests=[self._fresh.popleft() for _ in range(size)])
 
     def _end(self, batch: Work) -> None:
         self._batch = None
@@ -167,3 +192,8 @@ class BatchEngine:
     @staticmethod
     def _output_tokens(batch: Work) -> int:
         return max(request.output_tokens for request in batch.requests)
+
+
+def power_of_two_within(count: int) -> int:
+    """Return the largest power of two that is not above the count, which is at least 1."""
+    return 1 << (count.bit_length() - 1)

@@ -128,6 +128,11 @@ class ContinuousEngine:
         self._works.clear()
         return works
 
+    @property
+    def requests_held(self) -> int:
+        """See ReplicaEngine."""
+        return len(self._works)
+
     def report(self) -> EngineReport:
         """See ReplicaEngine."""
         if self._is_halted:

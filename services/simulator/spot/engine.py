@@ -50,5 +50,9 @@ class ReplicaEngine(Protocol):
     def take(self) -> list[Work]:
         """Give all work away."""
 
+    @property
+    def requests_held(self) -> int:
+        """Running and waiting."""
+
     def report(self) -> EngineReport:
         """How full the engine is."""

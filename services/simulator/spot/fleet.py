@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from libs.contracts.handover import LoadWeights, ReplicaRoster, ToMigrator, WeightsFrom
 from libs.contracts.preemption import PreemptionNotice
-from libs.contracts.reports import RouterReport
+from libs.contracts.reports import ReportedPosition, RouterReport
 from libs.kernel.units import NS_PER_S
-from libs.policy.cost_model import BatchTimes, batch_times
+from libs.policy.cost_model import BatchTimes, batch_times, weight_bytes_max
 from libs.policy.liveness import LivenessOptions
 from libs.policy.shapes import ReplicaShape
 from libs.sim.world import World
@@ -57,7 +57,9 @@ class SpotFleet:
             pace=options.pace,
         )
         self.door: FrontDoor = (
-            FifoDoor(self.serving, batch_max=options.batch_max)
+            FifoDoor(
+                self.serving, batch_max=options.batch_max, batches_ahead=options.batches_ahead
+            )
             if options.engine is EngineKind.PAPER
             else RoutedDoor(self.serving, lambda r: self._workers[r.lead_id].report())
         )
@@ -179,6 +181,11 @@ class SpotFleet:
             )
         return self._replicas[roster.replica_id]
 
+    def weight_bytes(self, position: ReportedPosition) -> int:
+        """Return what the weights of a position come to, at most."""
+        shape = ReplicaShape(stages=position.stages, shards=position.shards)
+        return weight_bytes_max(self.options.profile, shape)
+
     def find_replica(self, replica_id: str) -> SimReplica | None:
         """Return the replica of this id, if it is known."""
         return self._replicas.get(replica_id)
@@ -274,8 +281,9 @@ class SpotFleet:
     def _engine(self, owner: "_Owner", shape: ReplicaShape) -> ReplicaEngine:
         if self.options.engine is EngineKind.PAPER:
             return BatchEngine(
-                self.world, owner, lambda count, tokens: self._batch_times(shape, count, tokens)
-            )
+                self.world, owner, lambda count, tokens: self._batch_times(shape, count, tokens),
+                batch_max=self.options.batch_max,
+            )  # fmt: skip
         return ContinuousEngine(
             self.world, owner, profile=self.options.profile, shape=shape,
             sequences_max=self.options.batch_max, step_tokens_max=self.options.step_tokens_max,

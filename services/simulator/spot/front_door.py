@@ -11,6 +11,7 @@ from typing import Protocol
 from libs.contracts.reports import WorkerReport
 from libs.kernel.core import require
 from services.online_router.placement import choose_worker, view_of
+from services.simulator.spot.batch_engine import power_of_two_within
 from services.simulator.spot.replica import SimReplica
 from services.simulator.spot.work import SimRequest, Work
 
@@ -33,15 +34,20 @@ class FrontDoor(Protocol):
 
 
 class FifoDoor:
-    """SpotServe's request manager: first come, first served; to idle replicas, in fixed batches.
+    """The request manager of SpotServe's artifact: first come, first served.
 
-    A batch is the largest power of two of what waits, at most B. What a replica loses waits again
-    under its time of arrival, and starts over.
+    A replica that has nothing gets the largest power of two of what waits, at most B. Where all
+    have something, the one that has least gets more ahead of time, as long as it holds fewer than
+    `batches_ahead` times B; 0 sends nothing ahead (the artifact's new batching). What a replica
+    loses waits again under its time of arrival, and starts over.
     """
 
-    def __init__(self, serving: Callable[[], Sequence[SimReplica]], *, batch_max: int) -> None:
+    def __init__(
+        self, serving: Callable[[], Sequence[SimReplica]], *, batch_max: int, batches_ahead: int
+    ) -> None:
         self._serving = serving
         self._batch_max = batch_max
+        self._batches_ahead = batches_ahead
         self._waiting: list[tuple[int, str, SimRequest]] = []
 
     @property
@@ -52,24 +58,36 @@ class FifoDoor:
     def arrive(self, request: SimRequest) -> None:
         """See FrontDoor."""
         heapq.heappush(self._waiting, (request.arrived_at_ns, request.request_id, request))
-        for replica in self._serving():
-            self.offer(replica)
+        self._send()
 
     def put_back(self, works: Sequence[Work]) -> None:
         """See FrontDoor."""
-        for work in works:
-            for request in work.requests:
-                request.tokens_recomputed += request.tokens_done
-                request.tokens_done = 0
-                self.arrive(request)
+        for request in (request for work in works for request in work.requests):
+            request.tokens_recomputed += request.tokens_done
+            request.tokens_done = 0
+            heapq.heappush(self._waiting, (request.arrived_at_ns, request.request_id, request))
+        self._send()
 
     def offer(self, replica: SimReplica) -> None:
         """See FrontDoor."""
-        if not self._waiting or replica.engine.report().requests_running:
-            return
-        size = min(self._batch_max, 1 << (len(self._waiting).bit_length() - 1))
-        batch = [heapq.heappop(self._waiting)[2] for _ in range(size)]
-        replica.engine.add(Work(requests=batch))
+        self._send()
+
+    def _send(self) -> None:
+        while self._waiting:
+            chosen = self._chosen()
+            if chosen is None:
+                return
+            size = min(self._batch_max, power_of_two_within(len(self._waiting)))
+            batch = [heapq.heappop(self._waiting)[2] for _ in range(size)]
+            chosen.engine.add(Work(requests=batch))
+
+    def _chosen(self) -> SimReplica | None:
+        held = [(replica.engine.requests_held, replica) for replica in self._serving()]
+        if not held:
+            return None
+        least, chosen = min(held, key=lambda row: row[0])
+        is_allowed = least == 0 or least < self._batches_ahead * self._batch_max
+        return chosen if is_allowed else None
 
 
 class RoutedDoor:

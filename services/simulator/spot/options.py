@@ -48,10 +48,12 @@ class SpotRunOptions:
     """Whether the planner sees what arrives; else it plans for the target alone."""
     batch_max: int = 4
     """B: requests that a replica computes at a time, whichever engine."""
+    batches_ahead: int = 1
+    """Of the paper's engine: batches that the door sends to a replica before it is idle."""
     step_tokens_max: int = 512
     """Of the continuous engine: prompt and answer tokens in one step."""
     grace_ns: int = 30 * NS_PER_S
-    """From the notice to the end of a node."""
+    """From the notice to the end of a node; of a policy that only reacts, next to nothing."""
     drain_ns_max: int = 7_200 * NS_PER_S
     """For what still runs when the trace ends; what is not done by then has failed."""
     pace: PaceOptions = field(default_factory=PaceOptions)

@@ -50,6 +50,9 @@ class Fleet(Protocol):
     def replica_of(self, roster: ReplicaRoster) -> SimReplica:
         """Return the replica of this roster, made if it is new."""
 
+    def weight_bytes(self, position: ReportedPosition) -> int:
+        """Return what the weights of a position come to."""
+
     def find_replica(self, replica_id: str) -> SimReplica | None:
         """Return the replica of this id, if it is known."""
 
@@ -132,7 +135,7 @@ class SimWorker(SimProcess):
             position=self._reported(replica),
             peer_address="",
             memory_bytes=0,
-            weights_bytes=0,
+            weights_bytes=0 if self.position is None else self._fleet.weight_bytes(self.position),
             kv_tokens=engine.kv_tokens,
             grace_left_ms=None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
             tokens_recomputed=0,

@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from libs.contracts.handover import LoadWeights, ReplicaRoster, ToMigrator, WeightsFrom
+from libs.contracts.placement import Policy
 from libs.contracts.preemption import PreemptionNotice
 from libs.contracts.reports import ReportedPosition, RouterReport
 from libs.kernel.units import NS_PER_S
-from libs.policy.cost_model import BatchTimes, batch_times, weight_bytes_max
+from libs.policy.cost_model import BatchTimes, batch_times, best_parts, weight_bytes_max
 from libs.policy.liveness import LivenessOptions
 from libs.policy.shapes import ReplicaShape
 from libs.sim.world import World
@@ -44,6 +45,10 @@ class SpotFleet:
         self.world = world
         self.options = options
         self.hardware = options.hardware
+        restart = options.hardware.restart
+        self.restart_ns = restart.engine_ns + restart.group_ns
+        if options.policy is Policy.REPARALLELIZE:
+            self.restart_ns += restart.daemons_ns
         self.log = EventLog(world)
         self.copies = KvCopies(
             world, self.log, hardware=options.hardware, size=options.profile.size
@@ -129,10 +134,7 @@ class SpotFleet:
                 continue
             held = replica.engine.held()
             if replica.is_serving or held:
-                replica.is_broken = True
-                replica.is_serving = False
-                replica.engine.halt()
-                lost = replica.engine.take()
+                lost = replica.break_up()
                 self.log.add(
                     replica.replica_id, "breaks", worker=worker_id,
                     requests=tuple(r.request_id for work in lost for r in work.requests),
@@ -294,7 +296,11 @@ class SpotFleet:
         key = (shape, count, prompt_tokens)
         if key not in self._times:
             self._times[key] = batch_times(
-                self.options.profile, shape, batch=count, prompt_tokens=prompt_tokens
+                self.options.profile,
+                shape,
+                batch=count,
+                prompt_tokens=prompt_tokens,
+                parts=best_parts(self.options.profile, shape, batch=self.options.batch_max),
             )
         return self._times[key]
 

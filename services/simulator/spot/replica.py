@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from libs.contracts.handover import ReplicaRoster
 from libs.policy.shapes import ReplicaShape
+from libs.sim.world import Action
 from services.simulator.spot.engine import ReplicaEngine
 from services.simulator.spot.transfers import Placed
 from services.simulator.spot.work import Work
@@ -23,6 +24,19 @@ class SimReplica:
     """Workers that have activated it; for membership only."""
     tokens_copied: dict[str, int] = field(default_factory=dict)
     """KV that lies at the heirs, by the name of the work."""
+
+    on_broken: list[Action] = field(default_factory=list)
+    """What waits for the replica and has to hear that it is no more."""
+
+    def break_up(self) -> list[Work]:
+        """A member is lost: nothing is computed any more. Return what was under way."""
+        self.is_broken = True
+        self.is_serving = False
+        self.engine.halt()
+        waiting, self.on_broken = self.on_broken, []
+        for tell in waiting:
+            tell()
+        return self.engine.take()
 
     @property
     def replica_id(self) -> str:

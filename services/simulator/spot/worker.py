@@ -27,7 +27,7 @@ from libs.contracts.handover import (
 from libs.contracts.preemption import Notice, NoticeWithdrawn
 from libs.contracts.reports import Market, ReportedPosition, WorkerReport
 from libs.kernel.units import NS_PER_MS, milliseconds
-from libs.sim.process import SimProcess
+from libs.sim.process import Life, SimProcess
 from libs.sim.world import World
 from services.gpu_worker.node_life import NodeLife
 from services.simulator.spot.copying import KvCopies
@@ -46,6 +46,8 @@ class Fleet(Protocol):
     """What a worker needs of the fleet around it."""
 
     hardware: Hardware
+    restart_ns: int
+    """What precedes a load from disk."""
 
     def replica_of(self, roster: ReplicaRoster) -> SimReplica:
         """Return the replica of this roster, made if it is new."""
@@ -198,10 +200,9 @@ class SimWorker(SimProcess):
 
     def _load(self, order: LoadWeights) -> None:
         traffic, loaded = self._fleet.routes(order)
-        hardware = self._fleet.hardware
-        duration_ns = traffic.duration_ns(hardware)
+        duration_ns = traffic.duration_ns(self._fleet.hardware)
         if order.weights_from is WeightsFrom.DISK:
-            duration_ns += hardware.restart.total_ns
+            duration_ns += self._fleet.restart_ns
         own = loaded.get(self.name, LoadedBytes())
         self._done_after(
             order, duration_ns, ShapeDone,
@@ -215,6 +216,7 @@ class SimWorker(SimProcess):
             self._fail(order, ShapeFailReason.UNKNOWN_REPLICA)
             return
         targets = [self._fleet.replica_of(target) for target in order.targets]
+        replica.on_broken.append(lambda: self._fail(order, ShapeFailReason.BROKEN))
         if isinstance(order, CopyKv):
             self._copies.copy(replica, targets, lambda moved: self._answer(order, **moved))
         else:
@@ -298,5 +300,8 @@ class SimWorker(SimProcess):
         )
 
     def _settle(self, answer: ToMigrator) -> None:
+        """Answer, unless it has been answered: of several outcomes the first counts."""
+        if self._answers.get(answer.op_id) is not None or self.life is Life.DEAD:
+            return
         self._answers[answer.op_id] = answer
         self._fleet.answered(answer)

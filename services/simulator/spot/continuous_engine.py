@@ -54,6 +54,8 @@ class ContinuousEngine:
             )
         )
         self._works: dict[str, Work] = {}
+        self._arriving: list[Work] = []
+        """Not told to the scheduler yet: it still has to take the steps before they came."""
         self._decoding: set[str] = set()
         """Requests that gain one token in every step of this stretch; for membership only."""
         self._is_started = False
@@ -97,21 +99,23 @@ class ContinuousEngine:
 
     def add(self, work: Work) -> None:
         """See ReplicaEngine."""
-        (request,) = work.requests
-        self._works[request.request_id] = work
-        if work.kv_tokens:
-            self._import(request, tokens=work.kv_tokens)
-        self._scheduler.add(_sequence(request))
+        self._works[work.name] = work
+        self._arriving.append(work)
         if self._plan is not None:
             self._cut()
-        elif self._is_started:
+            return
+        self._take_in()
+        if self._is_started:
             self._begin()
 
     def held(self) -> list[Work]:
         """See ReplicaEngine."""
         if not self._is_halted:
             passed = self._decodes_passed()
+            arriving = {work.name for work in self._arriving}
             for name, work in self._works.items():
+                if name in arriving:
+                    continue
                 steps = passed if name in self._decoding else 0
                 work.tokens_done = work.requests[0].tokens_done + steps
                 work.kv_tokens = self._scheduler.tokens_computed(name) + steps
@@ -138,10 +142,11 @@ class ContinuousEngine:
         if self._is_halted:
             return EngineReport()
         load = self._scheduler.load()
+        arriving = sum(work.requests[0].kv_tokens - work.kv_tokens for work in self._arriving)
         return EngineReport(
             requests_running=load.sequences_running,
-            requests_waiting=load.sequences_waiting,
-            tokens_waiting=load.tokens_waiting,
+            requests_waiting=load.sequences_waiting + len(self._arriving),
+            tokens_waiting=load.tokens_waiting + arriving,
             kv_tokens=sum(work.kv_tokens for work in self.held()),
             step_ns=self._step_ns if self._plan is not None else 0,
         )
@@ -170,6 +175,7 @@ class ContinuousEngine:
 
     def _end(self, steps: int) -> None:
         self._account(steps)
+        self._take_in()
         if self._is_started:
             self._begin()
         elif self._on_still is not None:
@@ -231,6 +237,14 @@ class ContinuousEngine:
                 self._owner.request_finished(request)
         for request in plan.opened:
             self._scheduler.release_blocks(request.sequence_id)
+
+    def _take_in(self) -> None:
+        """Tell the scheduler of what has come since the last boundary."""
+        arriving, self._arriving = self._arriving, []
+        for work in arriving:
+            if work.kv_tokens:
+                self._import(work.requests[0], tokens=work.kv_tokens)
+            self._scheduler.add(_sequence(work.requests[0]))
 
     def _import(self, request: SimRequest, *, tokens: int) -> None:
         """Let the scheduler find the KV that came with the work."""

@@ -1,8 +1,10 @@
 """The live scheduler on an engine of pure arithmetic: continuous batching, chunked prefill.
 
 A step takes the decode time of the cost model at its number of sequences, and each prompt token its
-share of the measured prefill. Beyond the largest measured batch, times go on along the last line of
-the profile, which no measurement supports: the fleet's B bounds how far.
+share of a prompt's prefill: cut into chunks that follow one another through the stages, a prompt of
+p parts takes (P + p - 1) / p of the time that its layers take on one stage. Beyond the largest
+measured batch, times go on along the last line of the profile, which no measurement supports: the
+fleet's B bounds how far.
 
     boundary --schedule--> one step, or a stretch of equal ones --account--> boundary
                                       ^-- add, stop: cut at the next boundary
@@ -25,6 +27,8 @@ from services.simulator.spot.engine import EngineOwner, EngineReport
 from services.simulator.spot.work import SimRequest, Work
 
 BLOCK_TOKENS = 16
+PREFILL_CHUNKS = 4
+"""Of a typical prompt: 128 of 512 tokens."""
 TOKEN_ID = 1
 """Of every token: what is said does not matter here. A salt keeps requests apart."""
 
@@ -68,8 +72,7 @@ class ContinuousEngine:
         self._began_at_ns = 0
         self._stretch = 0
         self._decode_ns: dict[int, int] = {}
-        whole = batch_times(profile, shape, batch=1)
-        self._prefill_token_ns = (whole.prefill_ns + whole.embedding_ns) // profile.prompt_tokens
+        self._prefill_token_ns = _prefill_token_ns(profile, shape)
 
     # ------------------------------------------------------------------ from outside
 
@@ -253,6 +256,13 @@ class ContinuousEngine:
         )
         self._scheduler.reserve_imports(request.request_id, hashes)
         self._scheduler.commit_imports(request.request_id, hashes)
+
+
+def _prefill_token_ns(profile: ModelProfile, shape: ReplicaShape) -> int:
+    """Return a prompt token's share of a prefill in PREFILL_CHUNKS parts."""
+    whole = batch_times(profile, shape, batch=1)
+    overlap = (shape.stages + PREFILL_CHUNKS - 1) / (shape.stages * PREFILL_CHUNKS)
+    return round((whole.prefill_ns * overlap + whole.embedding_ns) / profile.prompt_tokens)
 
 
 def _sequence(request: SimRequest) -> SequenceRequest:

@@ -1,12 +1,14 @@
 """The simulated fleet: nodes, workers, replicas, and requests between them."""
 
+import math
 from dataclasses import replace
+from itertools import pairwise
 
 from libs.contracts.handover import LoadWeights, ReplicaRoster, ToMigrator, WeightsFrom
 from libs.contracts.placement import Policy
 from libs.contracts.preemption import PreemptionNotice
 from libs.contracts.reports import ReportedPosition, RouterReport
-from libs.kernel.units import NS_PER_S
+from libs.kernel.units import NS_PER_S, seconds
 from libs.policy.cost_model import BatchTimes, batch_times, best_parts, weight_bytes_max
 from libs.policy.liveness import LivenessOptions
 from libs.policy.shapes import ReplicaShape
@@ -70,6 +72,8 @@ class SpotFleet:
         )
         self.finished: list[SimRequest] = []
         self.accepted = 0
+        self.begins_at_ns = 0
+        """When the trace began; before, the fleet warms up."""
         self._context_tokens_max = max(
             (a.prompt_tokens + a.output_tokens for a in options.arrivals), default=1
         )
@@ -88,7 +92,7 @@ class SpotFleet:
 
     def add_node(self, span: NodeSpan) -> None:
         """A node can be used: its workers and its watcher start."""
-        self.log.add(span.node_id, "comes", on_demand=span.is_on_demand)
+        self.log.add(span.node_id, "comes")
         for index in range(self.hardware.gpus_per_node):
             self._workers_started += 1
             worker = SimWorker(
@@ -155,7 +159,11 @@ class SpotFleet:
 
     def router_report(self) -> RouterReport | None:
         """What has been accepted, where the planner measures demand."""
-        if not self.options.is_demand_measured:
+        if self.options.demand_steps:
+            accepted = self._told()
+        elif self.options.is_demand_measured:
+            accepted = self.accepted
+        else:
             return None
         self._beat += 1
         return RouterReport(
@@ -164,8 +172,17 @@ class SpotFleet:
             journal_id="journal-1",
             process_id=1,
             sessions_open=self.door.requests_waiting,
-            sessions_accepted=self.accepted,
+            sessions_accepted=accepted,
         )
+
+    def _told(self) -> int:
+        """Count what would have arrived if the demand that the trace tells were met exactly."""
+        now_ns = self.world.now_ns - self.begins_at_ns
+        total = 0.0
+        steps = [*self.options.demand_steps, (now_ns, 0.0)]
+        for (at_ns, rate), (until_ns, _) in pairwise(steps):
+            total += rate * seconds(max(0, min(until_ns, now_ns) - at_ns))
+        return math.ceil(total)
 
     def placement_reached(self, plan_revision: int) -> None:
         """The fleet has the committed shape."""
@@ -257,6 +274,12 @@ class SpotFleet:
         self._replicas.pop(replica.replica_id, None)
 
     # ------------------------------------------------------------------ requests
+
+    def begin_trace(self) -> None:
+        """The fleet is warm: from now on things count."""
+        self.begins_at_ns = self.world.now_ns
+        self.weight_bytes_from_peers = self.weight_bytes_from_disk = 0
+        self.log.add("run", "trace begins", replicas=tuple(r.replica_id for r in self.serving()))
 
     def arrive(self, request: SimRequest) -> None:
         """A request comes in."""

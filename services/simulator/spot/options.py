@@ -46,6 +46,8 @@ class SpotRunOptions:
     """What the planner plans for at least."""
     is_demand_measured: bool
     """Whether the planner sees what arrives; else it plans for the target alone."""
+    demand_steps: tuple[tuple[int, float], ...] = ()
+    """(at_ns, requests/s from then on) that the planner is told instead of what arrives."""
     batch_max: int = 4
     """B: requests that a replica computes at a time, whichever engine."""
     batches_ahead: int = 1

@@ -35,7 +35,8 @@ def run_spot(options: SpotRunOptions, *, on_progress: OnProgress | None = None) 
     _check_fits(options)
     world = World(seed=options.seed, actions_max=options.actions_max)
     fleet = SpotFleet(world, options)
-    begins_at_ns = _warm_up(world, fleet)
+    _warm_up(world, fleet)
+    begins_at_ns = fleet.begins_at_ns
     requests = [
         SimRequest(
             request_id=f"request-{number:06}",
@@ -79,17 +80,18 @@ def _check_fits(options: SpotRunOptions) -> None:
         )
 
 
-def _warm_up(world: World, fleet: SpotFleet) -> int:
-    """Start what is there at 0 and let it load; return when it serves, which is the trace's 0."""
+def _warm_up(world: World, fleet: SpotFleet) -> None:
+    """Start what is there at 0 and let it load until it serves, which is the trace's 0."""
     first = [span for span in fleet.options.trace.spans if span.usable_at_ns == 0]
     for span in first:
         fleet.add_node(span)
     fleet.control.begin()
-    is_warm = world.run(until_ns=WARM_UP_NS_MAX, is_done=lambda: fleet.plan_revision_reached > 1)
-    if not is_warm:
-        fleet.log.add("run", "begins without a replica")
-    fleet.log.add("run", "trace begins")
-    return world.now_ns
+    planner = fleet.control.planner
+    world.run(
+        until_ns=WARM_UP_NS_MAX if first else 0,
+        is_done=lambda: fleet.plan_revision_reached > 1 or bool(planner.why_no_plan),
+    )
+    fleet.begin_trace()
 
 
 def _schedule_nodes(world: World, fleet: SpotFleet, *, begins_at_ns: int) -> None:

@@ -10,7 +10,6 @@ class NodeSpan:
     node_id: str
     usable_at_ns: int
     gone_at_ns: int | None = None
-    is_on_demand: bool = False
 
     def present_ns(self, *, end_at_ns: int) -> int:
         """How long it is there until the end of the trace."""
@@ -25,6 +24,13 @@ class NodeTrace:
     name: str
     spans: tuple[NodeSpan, ...]
     end_at_ns: int
+    on_demand_node_ns: int = 0
+    """Of all the time that nodes are there, what was bought on demand."""
+
+    @property
+    def node_ns(self) -> int:
+        """The time that all nodes are there, together."""
+        return sum(span.present_ns(end_at_ns=self.end_at_ns) for span in self.spans)
 
     @property
     def nodes_max(self) -> int:

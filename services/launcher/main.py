@@ -20,7 +20,19 @@ from libs.kernel.errors import (
     Unavailable,
 )
 from libs.runtime.logs import set_up_logs
-from services.launcher import ask, bench, cloud, demo, service, shape, status, story, top, up
+from services.launcher import (
+    ask,
+    bench,
+    cloud,
+    demo,
+    service,
+    shape,
+    simulate,
+    status,
+    story,
+    top,
+    up,
+)
 from services.launcher.console import show_error
 
 EXIT_FAILED: Final = 1
@@ -46,6 +58,7 @@ app.command("preempt")(cloud.preempt)
 app.command("kill")(cloud.kill)
 app.command("add-node")(cloud.add_node)
 app.command("shape")(shape.shape)
+app.command("simulate")(simulate.simulate)
 app.command("service")(service.service)
 app.add_typer(bench.app, name="bench")
 

@@ -35,33 +35,71 @@ class BatchTimes:
         return self.prefill_ns + self.step_ns * output_tokens + self.embedding_ns
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatches:
+    """Into how many parts a batch is cut on its way through the stages."""
+
+    prefill: int
+    """M1."""
+    decode: int
+    """M2."""
+
+    def __post_init__(self) -> None:
+        assert self.prefill >= 1
+        assert self.decode >= 1
+
+
 def batch_times(
-    profile: ModelProfile, shape: ReplicaShape, *, batch: int, prompt_tokens: int | None = None
+    profile: ModelProfile,
+    shape: ReplicaShape,
+    *,
+    batch: int,
+    prompt_tokens: int | None = None,
+    parts: MicroBatches | None = None,
 ) -> BatchTimes:
-    """Predict a batch. The shape's tensor degree must be one that was measured."""
-    times = profile.times_by_shards[shape.shards]
-    stage_layers = math.ceil(profile.size.layers / shape.stages)
-    hops = shape.stages - 1
+    """Predict a batch. The shape's tensor degree must be one that was measured.
+
+    Without `parts` each phase is cut as serves this batch best. An engine that was started for
+    another batch keeps its parts, and cuts nothing that they do not divide: the artifact's does so.
+    """
+    best = best_parts(profile, shape, batch=batch) if parts is None else parts
     prompt_share = (prompt_tokens or profile.prompt_tokens) / profile.prompt_tokens
-    prefill_ns = min(
-        (
-            time_ns(times.prefill_ns, batch / parts) * stage_layers * (hops + parts)
-            + profile.hop_prefill_ns * hops
-        )
-        / (parts if profile.is_prefill_amortised else 1)
-        for parts in _micro_batches(batch)
-    )
-    step_ns = min(
-        time_ns(times.decode_ns, batch / parts) * stage_layers * (hops + parts)
-        + profile.hop_decode_ns * hops / parts
-        for parts in _micro_batches(batch)
-    )
+    prefill_parts = best.prefill if batch % best.prefill == 0 else 1
+    decode_parts = best.decode if batch % best.decode == 0 else 1
+    prefill_ns = _prefill_ns(profile, shape, batch=batch, parts=prefill_parts)
+    step_ns = _step_ns(profile, shape, batch=batch, parts=decode_parts)
     margin = profile.margin_percent / 100
     return BatchTimes(
         prefill_ns=round(margin * prefill_ns * prompt_share),
         step_ns=round(margin * step_ns),
         embedding_ns=round(margin * 2 * time_ns(profile.embedding_ns, batch)),
     )
+
+
+def best_parts(profile: ModelProfile, shape: ReplicaShape, *, batch: int) -> MicroBatches:
+    """Choose the powers of two that serve a batch best; the fewer where they serve alike."""
+    allowed = list(_micro_batches(batch))
+    return MicroBatches(
+        prefill=min(allowed, key=lambda n: _prefill_ns(profile, shape, batch=batch, parts=n)),
+        decode=min(allowed, key=lambda n: _step_ns(profile, shape, batch=batch, parts=n)),
+    )
+
+
+def _prefill_ns(profile: ModelProfile, shape: ReplicaShape, *, batch: int, parts: int) -> float:
+    times = profile.times_by_shards[shape.shards]
+    stage_layers = math.ceil(profile.size.layers / shape.stages)
+    hops = shape.stages - 1
+    part_ns = time_ns(times.prefill_ns, batch / parts) * stage_layers
+    whole_ns = part_ns * (hops + parts) + profile.hop_prefill_ns * hops
+    return whole_ns / (parts if profile.is_prefill_amortised else 1)
+
+
+def _step_ns(profile: ModelProfile, shape: ReplicaShape, *, batch: int, parts: int) -> float:
+    times = profile.times_by_shards[shape.shards]
+    stage_layers = math.ceil(profile.size.layers / shape.stages)
+    hops = shape.stages - 1
+    part_ns = time_ns(times.decode_ns, batch / parts) * stage_layers
+    return part_ns * (hops + parts) + profile.hop_decode_ns * hops / parts
 
 
 def execution_ns(profile: ModelProfile, shape: ReplicaShape, *, batch: int) -> int:

@@ -2,11 +2,11 @@
 
     spotserve      Algorithm 1, then Kuhn-Munkres with sessions and KV in mind; one old replica for
                    each new pipeline, the sessions of further ones are computed anew
-    reparallelize  the same shapes; what changes starts anew and inherits nothing
+    reparallelize  the same shapes; where anything changes all start anew and inherit nothing
     reroute        the first shape for ever; replicas are dropped and added whole
     tideserve      waiting, cost of change and risk in the choice; every old replica is inherited
 
-Whatever the policy, a replica whose workers all stay and whose shape is the chosen one stays as it
+But for reparallelize, a replica whose workers all stay and whose shape is the chosen one stays as it
 is, under its own id and epoch: it need not even notice (see device_mapping for why that is best).
 Sessions of a replica that ends go to new ones; where none is new, replicas that stay take them in.
 """
@@ -120,6 +120,8 @@ def plan_placement(
         return candidate
     shape, count = candidate.config.shape, candidate.config.replicas
     kept = _kept(view, shape=shape, count=count)
+    if options.policy is Policy.REPARALLELIZE and _changes_anything(kept, view, count=count):
+        kept = []
     # What a replica that stays inherits already is on its way there.
     settled = {replica.replica_id for replica in kept}
     settled |= {older for replica in kept for older in replica.inherits}
@@ -223,6 +225,11 @@ def _kept(view: ClusterView, *, shape: ReplicaShape, count: int) -> list[Current
     ]
     whole.sort(key=lambda replica: (-replica.kv_tokens, replica.replica_id))
     return sorted(whole[:count], key=lambda replica: (replica.replica_epoch, replica.replica_id))
+
+
+def _changes_anything(kept: Sequence[CurrentReplica], view: ClusterView, *, count: int) -> bool:
+    """Whether a replica ends or begins. Such a change restarts the whole of SpotServe's baseline."""
+    return len(kept) < count or any(r.is_placed and r not in kept for r in view.replicas)
 
 
 def _staying(

@@ -47,11 +47,9 @@ class World:
         Raises: InvariantViolation past `actions_max`, which a livelock would reach.
         """
         while self._heap and not is_done():
-            at_ns, _, action = heapq.heappop(self._heap)
-            if at_ns > until_ns:
-                heapq.heappush(self._heap, (at_ns, self._scheduled + 1, action))
+            if self._heap[0][0] > until_ns:
                 break
-            self.now_ns = at_ns
+            self.now_ns, _, action = heapq.heappop(self._heap)
             self.actions_run += 1
             require(self.actions_run <= self._actions_max, "more actions than a run may take")
             action()

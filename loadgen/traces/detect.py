@@ -105,7 +105,7 @@ def read_availability(path_or_name: str, *, rng: Rng) -> AvailabilityTrace:
     Raises: TraceError that names the line; ConfigError if the file holds something else.
     """
     if path_or_name in SCENARIOS:
-        return scenario(path_or_name, rng=rng)
+        return scenario(path_or_name)
     path = Path(path_or_name)
     match detect(path):
         case TraceFormat.SPOT_EVENTS:

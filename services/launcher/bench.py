@@ -72,6 +72,18 @@ def moved_streams(
 
 
 @app.command()
+def spotserve(
+    json_file: JsonFile = None,
+    part: Annotated[
+        str, typer.Option(help="cells, arrivals, load or ablation; see docs/SIMULATION.md.")
+    ] = "cells",
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "1",
+) -> None:
+    """Repeat SpotServe's evaluation in the simulator, beside the published figures."""
+    _measure("spotserve", "--part", part, "--seeds", seeds, json_file=json_file)
+
+
+@app.command()
 def soak(
     json_file: JsonFile = None,
     requests: Annotated[int, typer.Option(help="Short requests through a whole fleet.")] = 10_000,

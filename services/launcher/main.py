@@ -28,6 +28,7 @@ from services.launcher import (
     profile,
     service,
     shape,
+    simulate,
     status,
     story,
     top,
@@ -60,6 +61,7 @@ app.command("add-node")(cloud.add_node)
 app.command("profile")(profile.profile)
 app.command("shape")(shape.shape)
 app.command("doctor")(doctor)
+app.command("simulate")(simulate.simulate)
 app.command("service")(service.service)
 app.add_typer(bench.app, name="bench")
 

@@ -1,0 +1,204 @@
+"""SpotServe's evaluation in the simulator, each figure beside the published one.
+
+    python -m benchmarks.spotserve --json FILE [--part cells|arrivals|load|ablation] [--seeds 1,2,3]
+
+    cells      3 models x 4 traces: spotserve, reparallelize, reroute, on-demand and tideserve
+    arrivals   GPT-20B under arrivals of a true CV of 1, 4 and 8 (the paper's "6" is nearly even)
+    load       Figure 8: GPT-20B under a load and a demand that change
+    ablation   what is left of spotserve with a fixed shape, and of tideserve without continuous
+               batching and without copying ahead
+
+What bounds it: a run is arithmetic over events; one takes one to three seconds of one core, most of
+it in the scheduler's steps under tideserve. What is assumed stands in docs/SIMULATION.md.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.provenance import provenance, write_record
+from benchmarks.spotserve_published import PUBLISHED
+from libs.kernel.errors import ConfigError
+from services.simulator.spot.options import EngineKind
+from services.simulator.spot.outcome import SpotOutcome, outcome_of
+from services.simulator.spot.run import run_spot
+from services.simulator.spot.setting import PolicyName, Setting, run_options
+
+Row = dict[str, str | int | float | None]
+LOADS: Final = ("A'_S+O", "B'_S+O")
+PAPER_CV: Final = "paper"
+
+
+def cells(seeds: Sequence[int]) -> Iterator[Setting]:
+    """Yield the twelve cells under every policy."""
+    for model, trace in PUBLISHED:
+        for policy in PolicyName:
+            for seed in seeds:
+                yield Setting(policy=policy, spot_trace=trace, model=model, seed=seed)
+
+
+def arrivals(seeds: Sequence[int]) -> Iterator[Setting]:
+    """Yield GPT-20B on A_S and B_S under arrivals that are as uneven as their name says."""
+    for trace in ("A_S", "B_S"):
+        for shape in ("poisson", "gamma:4", "gamma:8"):
+            for policy in PolicyName:
+                for seed in seeds:
+                    yield Setting(policy=policy, spot_trace=trace, arrivals=shape, seed=seed)
+
+
+def load(seeds: Sequence[int]) -> Iterator[Setting]:
+    """Yield Figure 8. On demand there is no such fleet: it would have to follow the load."""
+    for trace in LOADS:
+        for policy in PolicyName:
+            for seed in seeds:
+                if policy is not PolicyName.ON_DEMAND:
+                    yield Setting(policy=policy, spot_trace=trace, seed=seed)
+
+
+def ablation(seeds: Sequence[int]) -> Iterator[Setting]:
+    """Yield GPT-20B on A_S and B_S, whole and with one part after another taken away."""
+    for trace in ("A_S", "B_S"):
+        for seed in seeds:
+            whole = Setting(policy=PolicyName.SPOTSERVE, spot_trace=trace, seed=seed)
+            yield whole
+            yield replace(whole, is_shape_fixed=True)
+            ours = replace(whole, policy=PolicyName.TIDESERVE)
+            yield ours
+            yield replace(ours, is_shape_fixed=True)
+            yield replace(whole, engine=EngineKind.CONTINUOUS)
+            yield replace(ours, engine=EngineKind.PAPER)
+
+
+PARTS: Final[Mapping[str, Callable[[Sequence[int]], Iterator[Setting]]]] = {
+    "cells": cells,
+    "arrivals": arrivals,
+    "load": load,
+    "ablation": ablation,
+}
+
+
+def measure(setting: Setting) -> Row:
+    """Run one cell under one policy."""
+    outcome = outcome_of(run_spot(run_options(setting)), policy=setting.policy.value)
+    return row_of(setting, outcome)
+
+
+def row_of(setting: Setting, outcome: SpotOutcome) -> Row:
+    """Put the figures of a run beside the published ones."""
+    published = PUBLISHED.get((setting.model, setting.spot_trace))
+    is_theirs = published is not None and setting.arrivals == PAPER_CV
+    seconds = published.seconds.get(setting.policy) if published and is_theirs else None
+    gain = published.p99_gain(setting.policy) if published and is_theirs else None
+    return {
+        "model": setting.model,
+        "trace": setting.spot_trace,
+        "policy": setting.policy.value,
+        "cv": setting.arrivals,
+        "seed": setting.seed,
+        "engine": "" if setting.engine is None else setting.engine.value,
+        "is_shape_fixed": setting.is_shape_fixed,
+        "requests": outcome.requests,
+        "failed": outcome.failed,
+        "avg_s": outcome.avg_s,
+        "p99_s": outcome.p99_s,
+        "ttft_p99_s": outcome.ttft_p99_s,
+        "usd_per_1k_tokens": outcome.usd_per_1k_tokens,
+        "tokens_recomputed": outcome.tokens_recomputed,
+        "handovers_done": outcome.handovers_done,
+        "handovers_abandoned": outcome.handovers_abandoned,
+        "paper_avg_s": None if seconds is None else seconds[0],
+        "paper_p99_s": None if seconds is None else seconds[1],
+        "paper_p99_over_spotserve": gain,
+        "digest": outcome.digest,
+    }
+
+
+def p99_over_spotserve(row: Row, rows: Sequence[Row]) -> float | None:
+    """Return how many times the P99 of spotserve in the same cell this row's is."""
+    same = [
+        other
+        for other in rows
+        if other["policy"] == PolicyName.SPOTSERVE.value
+        and not other["engine"]
+        and not other["is_shape_fixed"]
+        and all(other[name] == row[name] for name in ("model", "trace", "cv", "seed"))
+    ]
+    if not same or not same[0]["p99_s"]:
+        return None
+    return round(float(row["p99_s"] or 0) / float(same[0]["p99_s"]), 2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a part, print its table and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--part", choices=sorted(PARTS), default="cells")
+    parser.add_argument("--seeds", default="1", help="comma-separated (default %(default)s)")
+    given = parser.parse_args(arguments)
+    settings = list(PARTS[given.part](_seeds(given.seeds)))
+    console = Console(stderr=True)
+    rows: list[Row] = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("simulating", total=len(settings))
+        for setting in settings:
+            rows.append(measure(setting))
+            progress.advance(task)
+    for row in rows:
+        row["p99_over_spotserve"] = p99_over_spotserve(row, rows)
+    console.print(_table(rows))
+    if given.json is not None:
+        record = {**provenance("benchmarks.spotserve"), "part": given.part, "cells": rows}
+        write_record(record, given.json)
+    return 0
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"seeds: {text!r} is not a list of whole numbers") from None
+    return seeds
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table("model", "trace", "policy", "arrivals", "seed")
+    for name in ("avg s", "paper", "P99 s", "paper", "P99 / spotserve", "paper", "failed"):
+        table.add_column(name, justify="right")
+    table.add_column("USD / 1k tokens", justify="right")
+    for row in rows:
+        policy = " ".join(
+            part
+            for part in (
+                str(row["policy"]),
+                str(row["engine"]),
+                "fixed shape" if row["is_shape_fixed"] else "",
+            )
+            if part
+        )
+        names = ("avg_s", "paper_avg_s", "p99_s", "paper_p99_s", "p99_over_spotserve")
+        table.add_row(
+            str(row["model"]),
+            str(row["trace"]),
+            policy,
+            str(row["cv"]),
+            str(row["seed"]),
+            *(_number(row[name]) for name in (*names, "paper_p99_over_spotserve")),
+            str(row["failed"]),
+            f"{float(row['usd_per_1k_tokens'] or 0):.5f}",
+        )
+    return table
+
+
+def _number(value: str | float | None) -> str:
+    return "" if value is None else f"{float(value):.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

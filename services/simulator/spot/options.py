@@ -1,0 +1,67 @@
+"""One run of the simulated fleet, completely: equal options give equal histories."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from libs.contracts.placement import Policy
+from libs.kernel.units import NS_PER_S
+from libs.policy.model_profile import ModelProfile
+from libs.policy.placement_plan import PlanOptions
+from services.simulator.spot.control import PaceOptions
+from services.simulator.spot.hardware import Hardware
+from services.simulator.spot.trace import NodeTrace
+
+
+class EngineKind(StrEnum):
+    """How replicas batch."""
+
+    PAPER = "paper"
+    """Fixed batches, answered together; what is lost starts over."""
+    CONTINUOUS = "continuous"
+    """The live scheduler: continuous batching; what is lost goes on from its tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """One request to come."""
+
+    at_ns: int
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpotRunOptions:
+    """Fleet, load and policy."""
+
+    seed: int
+    profile: ModelProfile
+    hardware: Hardware
+    trace: NodeTrace
+    arrivals: tuple[Arrival, ...]
+    """In order of time, from the start of the trace."""
+    plan: PlanOptions
+    engine: EngineKind
+    requests_per_s_target: float
+    """What the planner plans for at least."""
+    is_demand_measured: bool
+    """Whether the planner sees what arrives; else it plans for the target alone."""
+    demand_steps: tuple[tuple[int, float], ...] = ()
+    """(at_ns, requests/s from then on) that the planner is told instead of what arrives."""
+    batch_max: int = 4
+    """B: requests that a replica computes at a time, whichever engine."""
+    batches_ahead: int = 1
+    """Of the paper's engine: batches that the door sends to a replica before it is idle."""
+    step_tokens_max: int = 512
+    """Of the continuous engine: prompt and answer tokens in one step."""
+    grace_ns: int = 30 * NS_PER_S
+    """From the notice to the end of a node; of a policy that only reacts, next to nothing."""
+    drain_ns_max: int = 7_200 * NS_PER_S
+    """For what still runs when the trace ends; what is not done by then has failed."""
+    pace: PaceOptions = field(default_factory=PaceOptions)
+    actions_max: int = 200_000_000
+
+    @property
+    def policy(self) -> Policy:
+        """Whose decisions are simulated."""
+        return self.plan.policy

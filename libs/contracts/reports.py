@@ -109,6 +109,41 @@ class WorkerReport(Message):
         default=0, ge=0, description="of moved sessions, since the start of this process"
     )
     link_rates: tuple[LinkRate, ...] = Field(default=(), max_length=LINK_RATES_MAX)
+    coserve: str = Field(default="", max_length=64, description="how both tides are served")
+    offline_running: int = Field(default=0, ge=0, description="of sessions_running")
+    offline_waiting: int = Field(default=0, ge=0, description="of sessions_waiting")
+    offline_tokens_waiting: int = Field(default=0, ge=0, description="of tokens_waiting")
+    blocks_offline: int = Field(default=0, ge=0, description="with KV of running offline sessions")
+    blocks_offline_stored: int = Field(
+        default=0, ge=0, description="of these, what costs no computing to evict"
+    )
+    blocks_reserved_for_online: int = Field(
+        default=0, ge=0, description="of blocks_free, what offline work leaves alone"
+    )
+    prediction_error: float = Field(
+        default=0.0, ge=0.0, description="mean relative error of predicted step times, lately"
+    )
+    steps_online: int = Field(default=0, ge=0, description="without offline work, since the start")
+    steps_mixed: int = Field(default=0, ge=0)
+    steps_offline: int = Field(default=0, ge=0, description="without online work")
+    steps_yielded: int = Field(default=0, ge=0, description="given up for an online session")
+    tokens_online: int = Field(default=0, ge=0, description="computed, prompt and answer")
+    tokens_offline: int = Field(default=0, ge=0, description="likewise: the harvest")
+    tokens_yielded: int = Field(default=0, ge=0, description="thrown away by steps given up")
+    tokens_repeated: int = Field(default=0, ge=0, description="computed again after an eviction")
+    evictions_stored: int = Field(
+        default=0, ge=0, description="offline sessions that made room at no cost in computing"
+    )
+    evictions_recomputed: int = Field(
+        default=0, ge=0, description="offline sessions that made room and are computed again"
+    )
+    preemptions: int = Field(default=0, ge=0, description="sessions that gave blocks to their kind")
+    ttft_met: int = Field(default=0, ge=0, description="online sessions within the SLO, here")
+    ttft_missed: int = Field(default=0, ge=0)
+    tbt_met: int = Field(default=0, ge=0, description="further online tokens within the SLO")
+    tbt_missed: int = Field(default=0, ge=0)
+    predicted_ns: int = Field(default=0, ge=0, description="of all steps that ran to their end")
+    observed_ns: int = Field(default=0, ge=0, description="what the same steps took")
 
 
 class RouterReport(Message):

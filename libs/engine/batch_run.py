@@ -19,11 +19,11 @@ class PlanRunner(Protocol):
 def run_to_completion(
     scheduler: Scheduler, runner: PlanRunner, requests: Sequence[SequenceRequest]
 ) -> dict[str, list[TokenEmitted]]:
-    """Return the tokens of every sequence, by its id; all arrive together."""
+    """Return the tokens of every sequence, by its id; all arrive together. Time stands still."""
     emitted: dict[str, list[TokenEmitted]] = {request.sequence_id: [] for request in requests}
     for request in requests:
-        scheduler.add(request)
-    while (plan := scheduler.schedule()) is not None:
-        for token in scheduler.account(runner.run(plan)):
+        scheduler.add(request, now_ns=0)
+    while (plan := scheduler.schedule(now_ns=0)) is not None:
+        for token in scheduler.account(runner.run(plan), now_ns=0):
             emitted[token.sequence_id].append(token)
     return emitted

@@ -48,6 +48,11 @@ class BlockHolds:
         return (hold.block_ids for hold in self._holds.values())
 
     @property
+    def committed_tables(self) -> list[list[int]]:
+        """The blocks of each hold that `give_up_committed` could let go."""
+        return [hold.committed for hold in self._holds.values()]
+
+    @property
     def is_any_firm(self) -> bool:
         """Whether blocks are held that only `release` can free."""
         return any(hold.pinned or hold.arriving for hold in self._holds.values())

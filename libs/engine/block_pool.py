@@ -34,6 +34,10 @@ class BlockPool:
         """Blocks that `allocate` can give: free ones and cached ones that it may evict."""
         return len(self._free) + len(self._cached)
 
+    def references(self, block: int) -> int:
+        """Count the tables and holds that the block is in."""
+        return self._references[block]
+
     def blocks_for(self, tokens: int) -> int:
         """How many blocks hold this many tokens."""
         return -(-tokens // self.block_tokens)

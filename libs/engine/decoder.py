@@ -23,6 +23,7 @@ from libs.engine.linear import Linear
 from libs.engine.model_config import Activation, ModelConfig
 from libs.engine.parallel.position import Position
 from libs.engine.rotary import RotaryTables, Rotation
+from libs.engine.safepoints import Safepoints
 
 ACTIVATION_FUNCTIONS: Final[dict[Activation, Callable[[torch.Tensor], torch.Tensor]]] = {
     "silu": partial(functional.silu, inplace=True),
@@ -112,6 +113,10 @@ class ShardSum(Protocol):
         """Replace the tensor by its sum over the shards."""
         ...
 
+    def add_up_voting_(self, partial_NC: torch.Tensor, *, is_for: bool) -> bool:
+        """As `add_up_`, in the same sum; return whether any shard is for what they vote on."""
+        ...
+
     def join_columns(self, part_RV: torch.Tensor, *, columns: int) -> torch.Tensor | None:
         """Return all shards' columns, in their order, on shard 0; None on the others."""
         ...
@@ -130,8 +135,8 @@ class Pass:
 class Decoder:
     """The part of a dense decoder that stands at one position; its KV is in a PagedAttention.
 
-    One forward pass: `embed` at the first stage or `enter` at a later one, then `run_layers`, all
-    at once or group by group, then `logits` at the last.
+    One forward pass: `embed` at the first stage or `enter` at a later one, then `run_layers`, then
+    `logits` at the last.
     """
 
     def __init__(
@@ -163,16 +168,18 @@ class Decoder:
         self._activation = ACTIVATION_FUNCTIONS[config.activation]
         self._is_gated = len(config.family.names.up) == 2
 
-    def forward(self, step: DecoderStep, *, attention: PagedAttention) -> torch.Tensor:
-        """Compute the rows, write their KV, and return logits_RV in the weights' type.
+    def forward(
+        self, step: DecoderStep, *, attention: PagedAttention, safepoints: Safepoints | None = None
+    ) -> torch.Tensor | None:
+        """Compute the rows, write their KV, and return logits_RV in the weights' type; None if the
+        step was given up at a safepoint.
 
         For a position that holds the whole model.
         """
         rows = self.embed(step)
-        self.run_layers(rows, self.position.layers, attention=attention)
-        logits_RV = self.logits(self.logit_rows(rows))
-        assert logits_RV is not None
-        return logits_RV
+        if not self.run_layers(rows, attention=attention, safepoints=safepoints):
+            return None
+        return self.logits(self.logit_rows(rows))
 
     def embed(self, step: DecoderStep) -> Pass:
         """Begin a pass at the first stage."""
@@ -192,18 +199,32 @@ class Decoder:
             scratch=self._scratch(rows=hidden_NC.shape[0]),
         )
 
-    def run_layers(self, rows: Pass, layers: range, *, attention: PagedAttention) -> None:
-        """Compute some layers of this position, in the order of the model; writes their KV."""
+    def run_layers(
+        self, rows: Pass, *, attention: PagedAttention, safepoints: Safepoints | None = None
+    ) -> bool:
+        """Compute the layers of this position and write their KV; say whether they are complete.
+
+        If they were given up at a safepoint the hidden states are worthless. All shards of the
+        stage return the same. Without safepoints they are never given up.
+        """
         hidden_NC = rows.hidden_NC
-        for index in layers:
+        for index in self.position.layers:
             layer = self._layers[index - self.position.layer_start]
-            attended_NC = self._attend(rows, layer, index=index, attention=attention)
+            change_NC = self._attend(rows, layer, index=index, attention=attention)
             if self.config.is_residual_parallel:
-                transformed_NC = self._transform(hidden_NC, layer, rows.scratch)
-                hidden_NC.add_(self._summed(transformed_NC.add_(attended_NC)))
+                change_NC = self._transform(hidden_NC, layer, rows.scratch).add_(change_NC)
             else:
-                hidden_NC.add_(self._summed(attended_NC))
-                hidden_NC.add_(self._summed(self._transform(hidden_NC, layer, rows.scratch)))
+                hidden_NC.add_(self._summed(change_NC))
+                change_NC = self._transform(hidden_NC, layer, rows.scratch)
+            if self._is_safepoint(index + 1, safepoints):
+                assert safepoints is not None
+                vote = None if self.shard_sum is None else partial(self._vote, change_NC)
+                if safepoints.must_stop(layer=index + 1, vote=vote):
+                    return False
+            else:
+                self._summed(change_NC)
+            hidden_NC.add_(change_NC)
+        return True
 
     def logit_rows(self, rows: Pass) -> torch.Tensor:
         """Return hidden_RC of the rows whose logits are wanted."""
@@ -227,6 +248,14 @@ class Decoder:
             rows_N.masked_fill_(is_elsewhere_N, 0), embedding.tokens_VC
         )
         return self._summed(hidden_NC.masked_fill_(is_elsewhere_N[:, None], 0.0))
+
+    def _is_safepoint(self, layer: int, safepoints: Safepoints | None) -> bool:
+        """Whether one lies before this layer: none behind the last, where only the head is left."""
+        return safepoints is not None and layer < self.config.layers and safepoints.is_before(layer)
+
+    def _vote(self, partial_NC: torch.Tensor, is_for: bool) -> bool:
+        assert self.shard_sum is not None
+        return self.shard_sum.add_up_voting_(partial_NC, is_for=is_for)
 
     def _summed(self, partial_NC: torch.Tensor) -> torch.Tensor:
         if self.shard_sum is not None:

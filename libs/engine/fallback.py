@@ -40,6 +40,7 @@ from libs.engine.model_config import (
     read_eos_token_ids,
     refuse_quantized,
 )
+from libs.engine.safepoints import Safepoints
 from libs.engine.steps import PlanEntry
 
 IMPLEMENTATION: Final = "tideserve_paged"
@@ -106,19 +107,36 @@ class FallbackDecoder:
         self.device = model.device
         self._model = model
 
-    def forward(self, step: DecoderStep, *, attention: PagedAttention) -> torch.Tensor:
-        """Compute the rows, write their KV, and return logits_RV in the weights' type."""
+    def forward(
+        self, step: DecoderStep, *, attention: PagedAttention, safepoints: Safepoints | None = None
+    ) -> torch.Tensor | None:
+        """Compute the rows, write their KV, and return logits_RV in the weights' type; None if the
+        step was given up at a safepoint.
+
+        A safepoint is reached when its layer asks for attention, the one moment at which the code
+        of transformers comes back here.
+        """
 
         def attend(call: LayerCall) -> torch.Tensor:
+            is_safepoint = safepoints is not None and safepoints.is_before(call.layer)
+            if is_safepoint and safepoints is not None and safepoints.must_stop(layer=call.layer):
+                raise _GivenUp
             return _attend_paged(call, step.attention, attention)
 
-        return _logits(
-            self._model,
-            step.token_ids_N,
-            positions_N=step.positions_N,
-            rows_R=step.logit_rows_R,
-            attend=attend,
-        )
+        try:
+            return _logits(
+                self._model,
+                step.token_ids_N,
+                positions_N=step.positions_N,
+                rows_R=step.logit_rows_R,
+                attend=attend,
+            )
+        except _GivenUp:
+            return None
+
+
+class _GivenUp(Exception):
+    """Leaves the code of transformers in the middle of a model."""
 
 
 def load_fallback(folder: Path, *, dtype: torch.dtype, device: torch.device) -> FallbackDecoder:
@@ -266,7 +284,9 @@ def _prove(model: PreTrainedModel, decoder: FallbackDecoder) -> None:
     paged, start = [], 0
     for tokens in chunks:
         ids = token_ids_N[start : start + tokens].tolist()
-        paged.append(decoder.forward(_proof_step(ids, start, attention), attention=attention))
+        logits = decoder.forward(_proof_step(ids, start, attention), attention=attention)
+        assert logits is not None
+        paged.append(logits)
         start += tokens
     plain_NV = _plain_logits(model, token_ids_N.to(decoder.device))
     error = (torch.cat(paged) - plain_NV).float().norm() / plain_NV.float().norm()

@@ -7,6 +7,7 @@ import torch
 
 from libs.engine.attention import PagedAttention
 from libs.engine.decoder import DecoderStep
+from libs.engine.safepoints import Safepoints
 from libs.engine.steps import PlanEntry, StepPlan
 
 
@@ -18,9 +19,15 @@ class ForwardPass(Protocol):
         """Where the logits are."""
         ...
 
-    def logits(self, plan: StepPlan) -> torch.Tensor:
+    @property
+    def safepoints(self) -> Safepoints:
+        """Where its steps may be given up, and their signal."""
+        ...
+
+    def logits(self, plan: StepPlan) -> torch.Tensor | None:
         """Compute the plan's rows, write their KV, and return logits_RV of the wanted ones: entry
-        by entry, `PlanEntry.logit_rows` of each."""
+        by entry, `PlanEntry.logit_rows` of each. None if the step was given up at a safepoint: its
+        KV is then to be computed again."""
         ...
 
 
@@ -37,8 +44,11 @@ class StepDecoder(Protocol):
         """Where the weights are."""
         ...
 
-    def forward(self, step: DecoderStep, *, attention: PagedAttention) -> torch.Tensor:
-        """Compute the rows, write their KV, and return logits_RV of the wanted ones."""
+    def forward(
+        self, step: DecoderStep, *, attention: PagedAttention, safepoints: Safepoints | None = None
+    ) -> torch.Tensor | None:
+        """Compute the rows, write their KV, and return logits_RV of the wanted ones; None if they
+        were given up at a safepoint."""
         ...
 
 
@@ -48,17 +58,20 @@ class WholePass:
     def __init__(self, decoder: StepDecoder, attention: PagedAttention) -> None:
         self._decoder = decoder
         self._attention = attention
+        self.safepoints = Safepoints(decoder.device)
 
     @property
     def device(self) -> torch.device:
         """Where the logits are."""
         return self._decoder.device
 
-    def logits(self, plan: StepPlan) -> torch.Tensor:
-        """Compute the plan's rows, write their KV, and return logits_RV of the wanted ones: entry
-        by entry, `PlanEntry.logit_rows` of each."""
+    def logits(self, plan: StepPlan) -> torch.Tensor | None:
+        """See ForwardPass."""
         step = decoder_step(plan.entries, self._attention, device=self.device)
-        return self._decoder.forward(step, attention=self._attention)
+        with self.safepoints.of_step(plan):
+            return self._decoder.forward(
+                step, attention=self._attention, safepoints=self.safepoints
+            )
 
 
 def decoder_step(

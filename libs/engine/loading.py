@@ -1,7 +1,7 @@
 """Makes an engine of a model folder: finds the files, sizes the KV, loads the weights."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -23,6 +23,7 @@ from libs.engine.model_config import (
 )
 from libs.engine.runner import ModelRunner
 from libs.engine.scheduler import SchedulerOptions
+from libs.engine.scheduling.coserve import CoserveOptions
 from libs.engine.tokenization import TokenizerDetokenizer, load_tokenizer
 from libs.kernel.units import MIB
 
@@ -55,6 +56,8 @@ class EngineOptions:
     """Shortens the model's own context; None keeps it, as far as the KV memory holds it."""
     enable_prefix_cache: bool = True
     """Whether sequences share the KV of equal prefixes."""
+    coserve: CoserveOptions = field(default_factory=CoserveOptions)
+    """How online and offline sequences share the engine."""
     row_copy_bytes_max: int = 1024 * MIB
     """Weights on a CPU may be held a second time, up to this size, in a layout that makes steps
     with a single sequence about 1.2 times as fast; 0 saves the memory."""
@@ -157,6 +160,8 @@ def scheduler_options_for(
         context_tokens_max=context_tokens_max,
         eos_token_ids=config.eos_token_ids,
         enable_prefix_cache=options.enable_prefix_cache,
+        layers=config.layers,
+        coserve=options.coserve,
     )
 
 

@@ -12,6 +12,7 @@ from libs.engine.grammar import AnswerGrammar, GrammarVocabulary
 from libs.engine.logits_adjuster import LogitsAdjuster, needs_adjuster
 from libs.engine.prompt_scores import PromptScores
 from libs.engine.requests import SequenceRequest
+from libs.engine.safepoints import Safepoints
 from libs.engine.sampling import SamplingRow, sample_tokens
 from libs.engine.steps import PlanEntry, SampledToken, StepPlan, StepResult
 from libs.engine.text_stream import Detokenizer, TextStream
@@ -30,8 +31,8 @@ class _OpenSequence:
 class ModelRunner:
     """Owns the weights, the KV and the text of the open sequences of one engine.
 
-    Synchronous; all calls come from one thread, which may differ from the scheduler's. Its state
-    follows the plans: each plan runs exactly once, in order.
+    Synchronous; all calls but `request_yield` come from one thread, which may differ from the
+    scheduler's. Its state follows the plans: each plan runs exactly once, in order.
     """
 
     def __init__(
@@ -51,8 +52,20 @@ class ModelRunner:
         self._grammars = grammars
         self._sequences: dict[str, _OpenSequence] = {}
 
+    @property
+    def safepoints(self) -> Safepoints:
+        """Where steps may be given up, and what became of it."""
+        return self._forward.safepoints
+
+    def request_yield(self, step_id: int) -> None:
+        """Ask this step to end at its next safepoint, if it has one left. From any thread."""
+        self._forward.safepoints.request(step_id)
+
     def run(self, plan: StepPlan) -> StepResult:
-        """Run one step; the KV of its tokens is written and its samples are returned."""
+        """Run one step; the KV of its tokens is written and its samples are returned.
+
+        One that yields opens and closes sequences all the same, and changes nothing else.
+        """
         for sequence_id in plan.closed:
             del self._sequences[sequence_id]
         for request in plan.opened:
@@ -70,6 +83,8 @@ class ModelRunner:
             )
         with torch.inference_mode():
             all_logits_RV = self._forward.logits(plan)
+            if all_logits_RV is None:
+                return StepResult(step_id=plan.step_id, sampled=(), is_yielded=True)
             self._score_prompts(all_logits_RV, plan)
             logits_RV = _of_samples(all_logits_RV, plan)
             token_ids = sample_tokens(logits_RV, rows) if rows else []

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from libs.contracts.online import ScoredToken, TokenLogprobs
 from libs.engine.requests import SequenceRequest
 from libs.engine.steps import SampledToken, StepPlan, StepResult
+from libs.engine.yield_signal import YieldSignal
 from libs.kernel.core import require
 from libs.kernel.units import NS_PER_MS, NS_PER_US
 
@@ -44,9 +45,14 @@ class SimulatedRunner:
         self._eos_token_ids = eos_token_ids
         self._open: dict[str, SequenceRequest] = {}
         self._step_id: int | None = None
+        self._signal = YieldSignal()
+
+    def request_yield(self, step_id: int) -> None:
+        """Give this step up, if it has safepoints and has not run yet."""
+        self._signal.request(step_id)
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Return the token of every sampling entry.
+        """Return the token of every sampling entry; none of a step that was to be given up.
 
         Raises: InvariantViolation if the plan breaks a promise of StepPlan.
         """
@@ -62,6 +68,8 @@ class SimulatedRunner:
         for request in plan.opened:
             require(request.sequence_id not in self._open, f"{request.sequence_id} is open twice")
             self._open[request.sequence_id] = request
+        if plan.layers_between_safepoints is not None and self._signal.is_requested(plan.step_id):
+            return StepResult(step_id=plan.step_id, sampled=(), is_yielded=True)
         sampled = tuple(
             self._sample(self._open[entry.sequence_id], entry.output_index)
             for entry in plan.entries

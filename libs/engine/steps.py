@@ -124,3 +124,19 @@ class EngineLoad:
     sequences_waiting: int
     tokens_waiting: int
     """Tokens not yet computed of all sequences, waiting or in prefill."""
+    offline_running: int = 0
+    """Of sequences_running, those that are offline; and so on."""
+    offline_waiting: int = 0
+    offline_tokens_waiting: int = 0
+    blocks_reserved_for_online: int = 0
+    """Of blocks_free, those that offline sequences do not take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineBlocks:
+    """What evicting all running offline sequences would cost."""
+
+    blocks_computed: int
+    """Blocks with KV of theirs."""
+    blocks_stored: int
+    """Those of them that can be brought back by copying."""

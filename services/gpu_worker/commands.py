@@ -38,6 +38,18 @@ class RunStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class YieldStep:
+    """Ask the step that is under way to be given up, because an online session would be late.
+
+    Has no outcome of its own: StepFinished says whether it was, and may have come already.
+    """
+
+    replica_id: str
+    step_id: int
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AllocatePosition:
     """Make room for a position: its part of the model and its KV, both still empty.
 
@@ -159,6 +171,7 @@ PositionCommand = AllocatePosition | LoadPosition | FormGroup | CopyBlocks | Fre
 
 WorkerCommand = (
     RunStep
+    | YieldStep
     | PositionCommand
     | BreakGroup
     | AnswerMigrator

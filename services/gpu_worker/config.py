@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from libs.contracts.subjects import alias_of
+from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_MS
 
@@ -42,6 +43,21 @@ class WorkerConfig:
     """Tokens per engine step: bounds what a long prompt delays the running sessions by."""
     sequences_max: int = 64
     """Sessions computed at a time; more of them wait."""
+    coserve: Literal[
+        "tideserve",
+        "conserve",
+        "online-only",
+        "non-preemptive",
+        "priority-recompute",
+        "fixed-chunk",
+    ] = "tideserve"
+    """How offline sessions share the engine with online ones; the others than the default are there
+    to be compared with."""
+    ttft_slo_ms: int = 1_000
+    """First token of an online session, from its arrival at the worker: what offline work gives a
+    step up for."""
+    tbt_slo_ms: int = 100
+    """Time between two tokens of an online session: what offline work fills up to."""
     sessions_max: int = 1024
     """Sessions held, those that wait included; past it a session is refused as full."""
     context_tokens_max: int | None = None
@@ -95,6 +111,8 @@ class WorkerConfig:
             "block_tokens",
             "step_tokens_max",
             "sequences_max",
+            "ttft_slo_ms",
+            "tbt_slo_ms",
             "sessions_max",
             "report_interval_ms",
             "step_timeout_ms",
@@ -139,6 +157,15 @@ class WorkerConfig:
     def has_gpu(self) -> bool:
         """Whether it computes on something else than a CPU."""
         return self.device != "cpu"
+
+    @property
+    def coserve_options(self) -> CoserveOptions:
+        """How both tides share the engine."""
+        return CoserveOptions(
+            policy=Coserve(self.coserve),
+            ttft_slo_ns=self.ttft_slo_ms * NS_PER_MS,
+            tbt_slo_ns=self.tbt_slo_ms * NS_PER_MS,
+        )
 
     @property
     def grace_reserve_ns(self) -> int:

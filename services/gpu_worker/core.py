@@ -21,6 +21,7 @@ from libs.contracts.preemption import NoticeWithdrawn, PreemptionNotice
 from libs.contracts.reports import WorkerReport
 from libs.contracts.sessions import RefuseReason
 from libs.engine.scheduler import Scheduler
+from libs.engine.scheduling.tally import CoserveTally
 from libs.kernel.core import TimerFired, require
 from services.gpu_worker.arriving import Arriving
 from services.gpu_worker.commands import EXIT_DRAINED, WorkerCommand
@@ -81,6 +82,7 @@ class WorkerCore:
             sessions=sessions,
             delivery=Delivery(options, sessions),
             reporting=Reporting(options),
+            tally=CoserveTally() if scheduler is None else scheduler.tally,
         )
         self._serving = Serving(self._state)
         self._stepping = Stepping(self._state)
@@ -98,6 +100,11 @@ class WorkerCore:
     def counters(self) -> WorkerCounters:
         """What happened since the start, for metrics."""
         return self._state.counters
+
+    @property
+    def tally(self) -> CoserveTally:
+        """What serving online and offline sessions together came to, for metrics."""
+        return self._state.tally
 
     @property
     def tokens_resent(self) -> int:
@@ -135,6 +142,7 @@ class WorkerCore:
         if not state.is_stopped:
             self._copying.advance()
             self._stepping.run_next_step()
+            self._stepping.yield_step_if_late()
             self._serving.arm_resend()
         return state.commands
 

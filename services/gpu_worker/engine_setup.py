@@ -1,6 +1,6 @@
 """Loads the engine, warms it up, and describes the worker around it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -12,6 +12,7 @@ from libs.engine.runner import ModelRunner
 from libs.engine.scheduler import Scheduler, SchedulerOptions
 from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.options import WorkerOptions
+from services.gpu_worker.step_latency import step_latency
 
 WARM_UP_TOKENS: Final = 64
 """Enough for the shapes of a prefill; the first real prompt then finds everything allocated."""
@@ -38,8 +39,11 @@ def start_engine(config: WorkerConfig) -> WarmEngine:
 
 
 def engine_options(config: WorkerConfig) -> EngineOptions:
-    """Say to the engine what the operator set."""
-    return EngineOptions(
+    """Say to the engine what the operator set, and how long its steps are expected to take.
+
+    Raises: ConfigError for a profile, ModelLoadError for a model that cannot be read.
+    """
+    options = EngineOptions(
         dtype=config.engine_dtype,
         device=config.device,
         kv_bytes_max=config.kv_bytes,
@@ -48,7 +52,12 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
         step_tokens_max=config.step_tokens_max,
         sequences_max=config.sequences_max,
         context_tokens_max=config.context_tokens_max,
+        coserve=config.coserve_options,
     )
+    latency = step_latency(config, options)
+    if latency is None:
+        return options
+    return replace(options, coserve=replace(options.coserve, latency=latency))
 
 
 def warm_up(scheduler: Scheduler, runner: ModelRunner) -> None:
@@ -61,10 +70,11 @@ def warm_up(scheduler: Scheduler, runner: ModelRunner) -> None:
             sampling=SamplingOptions(temperature=1.0),
             stop=StopOptions(max_tokens=2, ignore_eos=True),
             cache_salt="warm-up",
-        )
+        ),
+        now_ns=0,
     )
-    while (plan := scheduler.schedule()) is not None:
-        scheduler.account(runner.run(plan))
+    while (plan := scheduler.schedule(now_ns=0)) is not None:
+        scheduler.account(runner.run(plan), now_ns=0)
 
 
 def worker_options(

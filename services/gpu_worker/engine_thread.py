@@ -11,7 +11,7 @@ from libs.engine.steps import StepPlan, StepResult
 from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
 from libs.runtime.clock import Clock
-from services.gpu_worker.commands import RunStep
+from services.gpu_worker.commands import RunStep, YieldStep
 from services.gpu_worker.events import StepFailed, StepFinished
 
 ResultT = TypeVar("ResultT")
@@ -20,13 +20,18 @@ _log = structlog.get_logger(__name__)
 
 
 class StepRunner(Protocol):
-    """An engine as the worker sees it; synchronous, called from one thread only."""
+    """An engine as the worker sees it; synchronous, called from one thread only, save for
+    `request_yield`."""
 
     def run(self, plan: StepPlan) -> StepResult | None:
         """Execute one plan; None from a member, which does not sample.
 
         Whatever it raises means that the engine is broken, or a peer of it lost.
         """
+        ...
+
+    def request_yield(self, step_id: int) -> None:
+        """Have this step, and no other, end at its next safepoint. From any thread."""
         ...
 
 
@@ -46,6 +51,13 @@ class EngineThread:
     def remove(self, replica_id: str) -> None:
         """Run no more steps of this replica."""
         self._runners.pop(replica_id, None)
+
+    def request_yield(self, command: YieldStep) -> None:
+        """Ask a step that runs, or waits for the thread, to be given up. From any thread; a step
+        that is over, or of a replica that is gone, needs no asking."""
+        runner = self._runners.get(command.replica_id)
+        if runner is not None:
+            runner.request_yield(command.step_id)
 
     async def call(self, work: Callable[[], ResultT]) -> ResultT:
         """Do something between two steps."""

@@ -1,9 +1,11 @@
 """The worker's heartbeat: its whole state, counted and averaged."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 from libs.contracts.reports import LINK_RATES_MAX, PREFIX_HASHES_MAX, LinkRate, WorkerReport
-from libs.engine.steps import EngineLoad
+from libs.engine.scheduling.tally import CoserveTally
+from libs.engine.steps import EngineLoad, OfflineBlocks
 from libs.kernel.bounded import RecentMap
 from libs.kernel.units import NS_PER_MS, milliseconds
 from services.gpu_worker.options import WorkerOptions
@@ -16,6 +18,7 @@ IDLE = EngineLoad(
     blocks_total=0, blocks_free=0, sequences_running=0, sequences_waiting=0, tokens_waiting=0
 )
 """The load of a worker that schedules nothing."""
+NO_BLOCKS = OfflineBlocks(blocks_computed=0, blocks_stored=0)
 
 
 class Reporting:
@@ -51,6 +54,7 @@ class Reporting:
         *,
         position: WorkerPosition | None,
         sessions: SessionTable,
+        tally: CoserveTally,
         is_draining: bool,
         grace_left_ns: int | None,
     ) -> WorkerReport:
@@ -58,6 +62,7 @@ class Reporting:
         options = self._options
         scheduler = None if position is None else position.scheduler
         load = IDLE if scheduler is None else scheduler.load()
+        offline = NO_BLOCKS if scheduler is None else scheduler.offline_blocks()
         beat, self._beat = self._beat, self._beat + 1
         self.latest = WorkerReport(
             worker_id=options.worker_id,
@@ -91,6 +96,15 @@ class Reporting:
             grace_left_ms=None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
             tokens_recomputed=self.tokens_recomputed,
             link_rates=tuple(self._link_rates.values()),
+            coserve=options.engine.coserve.policy.value,
+            offline_running=load.offline_running,
+            offline_waiting=load.offline_waiting,
+            offline_tokens_waiting=load.offline_tokens_waiting,
+            blocks_offline=offline.blocks_computed,
+            blocks_offline_stored=offline.blocks_stored,
+            blocks_reserved_for_online=load.blocks_reserved_for_online,
+            prediction_error=0.0 if scheduler is None else scheduler.timing.error,
+            **asdict(tally),
         )
         return self.latest
 

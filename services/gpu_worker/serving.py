@@ -122,7 +122,9 @@ class Serving:
             start, scheduler=position.scheduler, resend_delay_ns=state.options.resend_after_ns
         )
         state.sessions.add(session)
-        session.scheduler.add(sequence_of(start, sequence_id=session.sequence_id))
+        session.scheduler.add(
+            sequence_of(start, sequence_id=session.sequence_id), now_ns=state.now_ns
+        )
         state.counters.sessions_started += 1
         self._answer_started(session)
 

@@ -147,9 +147,11 @@ class Shaping:
         position.kv_blocks = kv_blocks
         if position.is_lead:
             engine = self._state.options.engine_of(
-                kv_blocks=kv_blocks, batch_sequences_max=position.batch_sequences_max
+                kv_blocks=kv_blocks,
+                batch_sequences_max=position.batch_sequences_max,
+                stages=position.roster.stages,
             )
-            position.scheduler = Scheduler(engine)
+            position.scheduler = Scheduler(engine, tally=self._state.tally)
             position.tickets_ended.clear()
 
     def _answer_staged(self, op_id: str, position: WorkerPosition) -> None:

@@ -35,6 +35,7 @@ from services.gpu_worker.commands import (
     SendToRouter,
     StopProcess,
     WorkerCommand,
+    YieldStep,
 )
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.engine_thread import EngineThread, step_failed
@@ -183,6 +184,8 @@ class WorkerShell:
                     failed=lambda error: step_failed(command, error),
                     timeout_ns=self._step_timeout_ns,
                 )
+            case YieldStep():
+                self._engine.request_yield(command)
             case AllocatePosition() | LoadPosition() | FormGroup() | CopyBlocks() | FreePosition():
                 return self._position_effect(command)
             case BreakGroup():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from libs.contracts.sessions import RefuseReason, SessionRefused
+from libs.engine.scheduling.tally import CoserveTally
 from libs.engine.steps import StepPlan
 from libs.kernel.core import SetTimer
 from services.gpu_worker.commands import PublishReport, SendToRouter, StopProcess, WorkerCommand
@@ -50,6 +51,8 @@ class WorkerState:
     sessions: SessionTable
     delivery: Delivery
     reporting: Reporting
+    tally: CoserveTally
+    """Of all positions that this worker has led."""
     positions: Positions = field(default_factory=Positions)
     step: StepInFlight | None = None
     node_life: NodeLife = field(default_factory=NodeLife)
@@ -80,6 +83,7 @@ class WorkerState:
         report = self.reporting.next_report(
             position=self.positions.serving,
             sessions=self.sessions,
+            tally=self.tally,
             is_draining=self.is_refusing,
             grace_left_ns=self.node_life.grace_left_ns(now_ns=self.now_ns),
         )

@@ -9,7 +9,7 @@ lives. In a replica of one it means that the engine itself cannot be trusted: th
 from libs.contracts.sessions import RefuseReason
 from libs.engine.steps import StepPlan
 from libs.kernel.core import require
-from services.gpu_worker.commands import EXIT_ENGINE_FAILED, BreakGroup, RunStep
+from services.gpu_worker.commands import EXIT_ENGINE_FAILED, BreakGroup, RunStep, YieldStep
 from services.gpu_worker.events import PeerLost, PlanReceived, StepFailed, StepFinished
 from services.gpu_worker.positions import PositionPhase, WorkerPosition
 from services.gpu_worker.state import StepInFlight, WorkerState
@@ -28,13 +28,27 @@ class Stepping:
         if state.step is not None or position is None or not position.is_serving:
             return
         assert position.scheduler is not None
-        plan = position.scheduler.schedule()
+        plan = position.scheduler.schedule(now_ns=state.now_ns)
         if plan is None:
             return
         self._count_recomputed(plan)
         op_id = f"{position.replica_id}/{plan.step_id}"
         state.step = StepInFlight(op_id=op_id, plan=plan, position=position)
         self._run(op_id, position, plan)
+
+    def yield_step_if_late(self) -> None:
+        """Have the step under way given up if an online session that came since would be late."""
+        state = self._state
+        step = state.step
+        if step is None or step.position.scheduler is None or step.position.is_broken:
+            return
+        step_id = step.position.scheduler.step_to_yield(now_ns=state.now_ns)
+        if step_id is not None:
+            state.emit(
+                YieldStep(
+                    replica_id=step.position.replica_id, step_id=step_id, cause_id=state.cause_id
+                )
+            )
 
     def plan_received(self, event: PlanReceived) -> None:
         """Compute our part of a step. Its lead has been told to begin, so we may, too."""
@@ -54,8 +68,9 @@ class Stepping:
         step = self._take_step(event.op_id)
         if step.position.is_broken or step.position.scheduler is None:
             return  # its sessions have been sent away
-        emitted = step.position.scheduler.account(event.result)
-        state.reporting.step_finished(tokens=len(emitted), duration_ns=event.duration_ns)
+        emitted = step.position.scheduler.account(event.result, now_ns=state.now_ns)
+        if not event.result.is_yielded:
+            state.reporting.step_finished(tokens=len(emitted), duration_ns=event.duration_ns)
         state.emit(
             *state.delivery.deliver(
                 emitted,
@@ -105,7 +120,7 @@ class Stepping:
         assert position.scheduler is not None
         load = position.scheduler.load()
         require(
-            load.sequences_running + load.sequences_waiting == 0 or position.scheduler.is_copying,
+            load.sequences_running + load.sequences_waiting == 0 or position.scheduler.may_rest,
             "the engine has work and stands still",
         )
 

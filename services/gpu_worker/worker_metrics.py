@@ -6,6 +6,7 @@ from functools import partial
 from typing import Final
 
 from libs.contracts.reports import WorkerReport
+from libs.engine.scheduling.tally import CoserveTally
 from libs.runtime.metrics import Metrics
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.shell import WorkerShell
@@ -20,6 +21,13 @@ REPORTED: Final = (
     "tokens_generated",
     "steps",
     "step_ms_recent",
+    "offline_running",
+    "offline_waiting",
+    "offline_tokens_waiting",
+    "blocks_offline",
+    "blocks_offline_stored",
+    "blocks_reserved_for_online",
+    "prediction_error",
 )
 """Fields of WorkerReport that are numbers worth a line in a chart."""
 
@@ -33,6 +41,8 @@ def worker_metrics(core: WorkerCore, shell: WorkerShell) -> Metrics:
 
     for counter in fields(WorkerCounters):
         show(counter.name, partial(getattr, core.counters, counter.name))
+    for counter in fields(CoserveTally):
+        show(counter.name, partial(getattr, core.tally, counter.name))
     for name in REPORTED:
         show(name, partial(_reported, core, name))
     show("sessions_held", lambda: core.sessions_held)

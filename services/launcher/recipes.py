@@ -7,6 +7,7 @@ from pathlib import Path
 
 from libs.contracts.placement import Policy
 from libs.contracts.reports import Market
+from libs.engine.scheduling.coserve import Coserve
 from libs.kernel.errors import ConfigError
 from services.launcher.child_process import ChildOptions
 from services.launcher.model_source import ModelSource
@@ -59,11 +60,21 @@ class FleetOptions:
     worker_settings: Mapping[str, str] = field(default_factory=dict)
     """Further fields of every worker's config, such as kv_bytes."""
     planned: PlannedOptions | None = None
+    coserve: Coserve = Coserve.TIDESERVE
+    """How offline work shares the workers with online work."""
+    ttft_slo_ms: int = 1_000
+    tbt_slo_ms: int = 100
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("routers", 1), ("gateways", 0)):
+        for name, least in (
+            ("workers", 1),
+            ("routers", 1),
+            ("gateways", 0),
+            ("ttft_slo_ms", 1),
+            ("tbt_slo_ms", 1),
+        ):
             if getattr(self, name) < least:
-                raise ConfigError(f"--{name}: must be at least {least}")
+                raise ConfigError(f"--{name.replace('_', '-')}: must be at least {least}")
         if self.device not in ("cpu", "cuda"):
             raise ConfigError("--device: must be cpu or cuda")
         if not 0 <= self.http_port <= 65535:
@@ -142,6 +153,9 @@ class Recipes:
             "device": self.options.device,
             "threads": str(threads),
             **self._profile(),
+            "coserve": self.options.coserve.value,
+            "ttft_slo_ms": str(self.options.ttft_slo_ms),
+            "tbt_slo_ms": str(self.options.tbt_slo_ms),
             **self.options.worker_settings,
         }
         return self._child(name or worker_id, service="gpu_worker", settings={**shared, **settings})

@@ -3,11 +3,12 @@
 import asyncio
 import signal
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import typer
 
 from libs.contracts.placement import Policy
+from libs.engine.scheduling.coserve import Coserve
 from libs.kernel.errors import ConfigError
 from libs.runtime.profile_cache import AUTO, profile_file, read_measured
 from services.launcher.console import say, show, show_json
@@ -19,11 +20,33 @@ from services.launcher.recipes import FleetOptions, PlannedOptions
 from services.launcher.state_file import DEFAULT_DATA_FOLDER
 
 WORKERS_DEFAULT = 2
-Profile: TypeAlias = Annotated[
+
+PlannerCount = Annotated[
+    int, typer.Option(help="With --nodes: planners; one leads, the others stand by.", min=1)
+]
+MigratorCount = Annotated[
+    int, typer.Option(help="With --nodes: migrators; one acts, the others stand by.", min=1)
+]
+CoserveChoice = Annotated[
+    Coserve, typer.Option(help="How offline work shares the workers with online work.")
+]
+TtftSloMs = Annotated[
+    int, typer.Option(help="Online work: time to first token, from the worker on.", min=1)
+]
+TbtSloMs = Annotated[
+    int, typer.Option(help="Online work: time between two tokens of an answer.", min=1)
+]
+ProfileChoice = Annotated[
     str,
     typer.Option(
         help="What `tideserve profile` measured: its file, none, or auto: if there is one."
     ),
+]
+DataFolder = Annotated[
+    Path, typer.Option("--data-dir", help="Journal, logs and state of the fleet.")
+]
+ReadyJson = Annotated[
+    bool, typer.Option("--json", help="Print one line of JSON when the fleet is ready.")
 ]
 
 
@@ -41,30 +64,25 @@ def up(
     policy: Annotated[
         Policy, typer.Option(help="With --nodes: how the fleet follows them.")
     ] = Policy.TIDESERVE,
-    planners: Annotated[
-        int, typer.Option(help="With --nodes: planners; one leads, the others stand by.", min=1)
-    ] = 1,
-    migrators: Annotated[
-        int, typer.Option(help="With --nodes: migrators; one acts, the others stand by.", min=1)
-    ] = 1,
+    planners: PlannerCount = 1,
+    migrators: MigratorCount = 1,
     transport: Annotated[
         str, typer.Option(help="With --nodes, between workers: auto, tcp or ucx.")
     ] = "auto",
+    coserve: CoserveChoice = Coserve.TIDESERVE,
+    ttft_slo_ms: TtftSloMs = 1_000,
+    tbt_slo_ms: TbtSloMs = 100,
     routers: Annotated[int, typer.Option(help="Router processes.", min=1)] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    profile: Profile = AUTO,
+    profile: ProfileChoice = AUTO,
     http_port: Annotated[
         int, typer.Option(help="Port of the HTTP API; 0 takes a free one.")
     ] = 8000,
     nats_url: Annotated[
         str | None, typer.Option("--nats", help="Use this broker instead of an own one.")
     ] = None,
-    data_folder: Annotated[
-        Path, typer.Option("--data-dir", help="Journal, logs and state of the fleet.")
-    ] = DEFAULT_DATA_FOLDER,
-    is_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON when the fleet is ready.")
-    ] = False,
+    data_folder: DataFolder = DEFAULT_DATA_FOLDER,
+    is_json: ReadyJson = False,
 ) -> None:
     """Start a whole fleet on this machine; Ctrl-C stops it.
 
@@ -95,6 +113,9 @@ def up(
         device=device,
         http_port=http_port,
         nats_url=nats_url,
+        coserve=coserve,
+        ttft_slo_ms=ttft_slo_ms,
+        tbt_slo_ms=tbt_slo_ms,
     )
     asyncio.run(_run(options, is_json=is_json))
 

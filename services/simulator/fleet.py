@@ -2,6 +2,7 @@
 
 from libs.contracts.subjects import CLAIM_BUCKET
 from libs.engine.scheduler import SchedulerOptions
+from libs.engine.scheduling.coserve import CoserveOptions
 from libs.engine.simulated_runner import StepTimeModel
 from libs.kernel.units import NS_PER_MS
 from libs.runtime.memory_broker import MemoryBroker
@@ -18,6 +19,10 @@ from services.simulator.worker_process import WorkerProcess
 ALIAS = "simulated"
 VOCABULARY_SIZE = 997
 EOS_TOKEN_IDS = frozenset({0, 1, 2, 3})
+LAYERS = 8
+TTFT_SLO_NS = 15 * NS_PER_MS
+"""Tight for steps of a few milliseconds, so that steps are given up now and then."""
+TBT_SLO_NS = 10 * NS_PER_MS
 
 
 class SimFleet:
@@ -60,6 +65,8 @@ class SimFleet:
             blocks_total=blocks_total,
             context_tokens_max=min(1024, blocks_total * self.options.block_tokens),
             eos_token_ids=EOS_TOKEN_IDS,
+            layers=LAYERS,
+            coserve=CoserveOptions(ttft_slo_ns=TTFT_SLO_NS, tbt_slo_ns=TBT_SLO_NS),
         )
 
     def sessions_held(self) -> int:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from libs.client.reader_events import Left
+from libs.contracts.batches import OFFLINE_PRIORITY
 from libs.contracts.online import RequestFinished, SamplingParameters, SubmitRequest
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
 from libs.engine.simulated_runner import simulated_tokens
@@ -15,6 +16,7 @@ from services.simulator.client_process import ClientProcess
 from services.simulator.fleet import ALIAS, EOS_TOKEN_IDS, VOCABULARY_SIZE, SimFleet
 from services.simulator.scenario import ScenarioOptions
 
+TENANTS = ("", "shore", "harbour")
 LEAK_CHECK_NS = 150 * NS_PER_S
 """After the last answer: time for the fleet to let go of everything it held."""
 
@@ -125,6 +127,8 @@ def _submission(
         max_tokens=rng.randint(1, options.output_tokens_max),
         sampling=SamplingParameters(temperature=rng.choice((0.0, 1.0))),
         ignore_eos=rng.random() < 0.5,
+        priority=OFFLINE_PRIORITY if rng.random() < options.offline_probability else 0,
+        tenant=rng.choice(TENANTS),
     )
 
 

@@ -40,6 +40,8 @@ class ScenarioOptions:
     prompt_tokens_max: int = 200
     output_tokens_max: int = 48
     cancel_probability: float = 0.05
+    offline_probability: float = 0.3
+    """Of a request, to be offline work, which gives way to the rest."""
     blocks_total: int = 160
     block_tokens: int = 8
     settle_ns_max: int = 240 * NS_PER_S

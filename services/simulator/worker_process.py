@@ -5,6 +5,7 @@ from typing import assert_never
 from libs.contracts import subjects
 from libs.engine.scheduler import Scheduler
 from libs.engine.simulated_runner import SimulatedRunner, StepTimeModel
+from libs.engine.steps import StepResult
 from libs.kernel.core import SetTimer, TimerFired, require
 from libs.runtime.bus import BusMessage
 from libs.sim.broker import SimBroker
@@ -24,6 +25,7 @@ from services.gpu_worker.commands import (
     SendToRouter,
     StopProcess,
     WorkerCommand,
+    YieldStep,
 )
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.events import StepFinished, WorkerEvent, WorkerStarted
@@ -44,6 +46,9 @@ class WorkerProcess(SimProcess):
         self._runner = SimulatedRunner(
             vocabulary_size=options.vocabulary_size, eos_token_ids=options.engine.eos_token_ids
         )
+        self._layers = options.engine.layers
+        self._step: RunStep | None = None
+        self._step_began_at_ns = 0
         network.subscribe(self, subjects.worker_control(options.worker_id), self._on_message)
         self.post(WorkerStarted(cause_id=options.worker_id))
 
@@ -61,6 +66,8 @@ class WorkerProcess(SimProcess):
         match command:
             case RunStep():
                 self._run_step(command)
+            case YieldStep():
+                self._yield_step(command)
             case SendTokens() | SendToRouter() | PublishReport():
                 out = outgoing(command)
                 self._network.publish(self, BusMessage(subject=out.subject, payload=out.payload))
@@ -86,11 +93,35 @@ class WorkerProcess(SimProcess):
                 assert_never(command)
 
     def _run_step(self, command: RunStep) -> None:
+        self._step, self._step_began_at_ns = command, self.world.now_ns
         duration_ns = self._step_time.duration_ns(command.plan)
+        self._finish_step(command, self._runner.run(command.plan), duration_ns=duration_ns)
+
+    def _yield_step(self, command: YieldStep) -> None:
+        """End the step at the next safepoint behind now, if it is still the one under way."""
+        step = self._step
+        if step is None or step.plan.step_id != command.step_id:
+            return
+        spacing, layers = step.plan.layers_between_safepoints, self._layers
+        assert spacing is not None, "a step without safepoints is asked to yield"
+        assert layers is not None
+        whole_ns = self._step_time.duration_ns(step.plan)
+        group_ns = max(1, whole_ns * spacing // layers)
+        groups = (self.world.now_ns - self._step_began_at_ns) // group_ns + 1
+        if groups * group_ns < whole_ns:
+            given_up = StepResult(step_id=command.step_id, sampled=(), is_yielded=True)
+            self._finish_step(step, given_up, duration_ns=groups * group_ns)
+
+    def _finish_step(self, command: RunStep, result: StepResult, *, duration_ns: int) -> None:
+        """Let the step end so long after it began, unless it has ended before."""
         finished = StepFinished(
-            op_id=command.op_id,
-            result=self._runner.run(command.plan),
-            duration_ns=duration_ns,
-            cause_id=command.cause_id,
+            op_id=command.op_id, result=result, duration_ns=duration_ns, cause_id=command.cause_id
         )
-        self.world.after(duration_ns, lambda: self.deliver(lambda: self.post(finished)))
+
+        def end() -> None:
+            if self._step is command:
+                self._step = None
+                self.post(finished)
+
+        left_ns = self._step_began_at_ns + duration_ns - self.world.now_ns
+        self.world.after(left_ns, lambda: self.deliver(end))

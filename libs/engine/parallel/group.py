@@ -121,6 +121,20 @@ class ReplicaGroup:
         if stage is not None:
             self._guard(lambda: stage.allreduce([partial_NC]).wait())
 
+    def add_up_voting_(self, partial_NC: torch.Tensor, *, is_for: bool) -> bool:
+        """As `add_up_`, in the same sum: one element more says whether any shard is for what they
+        vote on. All shards get the same answer.
+
+        With two shards the sums are bitwise those of `add_up_`; with more, the order of additions
+        at the edges of gloo's segments moves by one element.
+        """
+        ballot = partial_NC.new_empty(partial_NC.numel() + 1)
+        ballot[:-1] = partial_NC.reshape(-1)
+        ballot[-1] = is_for
+        self.add_up_(ballot)
+        partial_NC.copy_(ballot[:-1].view_as(partial_NC))
+        return bool(ballot[-1].item())
+
     def join_columns(self, part_RV: torch.Tensor, *, columns: int) -> torch.Tensor | None:
         """Return the shards' even shares of so many columns side by side, on shard 0 alone."""
         stage, shards = self._stage, self.position.shards

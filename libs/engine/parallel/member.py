@@ -26,13 +26,23 @@ from libs.engine.parallel.micro_batches import MICRO_BATCH_TOKENS_MIN
 from libs.engine.parallel.position import Position
 from libs.engine.parallel.stage_pass import MemberRunner, StagePass
 from libs.engine.parallel.weight_store import WeightStore
+from libs.engine.safepoints import Safepoints
 from libs.engine.scheduler import SchedulerOptions
 from libs.engine.steps import StepPlan, StepResult
 from libs.engine.tokenization import load_tokenizer
 
 
 class StageRunner(Protocol):
-    """Carries out plans at one position; all calls come from one thread."""
+    """Carries out plans at one position; all calls but `request_yield` come from one thread."""
+
+    @property
+    def safepoints(self) -> Safepoints:
+        """Where steps may be given up, and what became of it."""
+        ...
+
+    def request_yield(self, step_id: int) -> None:
+        """Ask this step to end at its next safepoint here. From any thread."""
+        ...
 
     def run(self, plan: StepPlan) -> StepResult | None:
         """Run one step together with the other positions; the lead returns its result.

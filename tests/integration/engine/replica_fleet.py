@@ -108,18 +108,28 @@ class Replica:
 
     def send(self) -> StepPlan:
         """Plan a step and tell the members."""
-        plan = self.scheduler.schedule()
+        plan = self.scheduler.schedule(now_ns=0)
         assert plan is not None
         self.plans.append(plan)
-        entries = [asdict(entry) for entry in plan.entries]
-        for member in self.members:
-            member.tell(command="plan", step_id=plan.step_id, entries=entries)
+        self.tell(plan, yield_after_s=[None] * len(self.members))
         return plan
+
+    def tell(self, plan: StepPlan, *, yield_after_s: Sequence[float | None]) -> None:
+        """Let the members run a plan, each of which may be asked to yield after some time."""
+        entries = [asdict(entry) for entry in plan.entries]
+        for member, after_s in zip(self.members, yield_after_s, strict=True):
+            member.tell(
+                command="plan",
+                step_id=plan.step_id,
+                entries=entries,
+                layers_between_safepoints=plan.layers_between_safepoints,
+                yield_after_s=after_s,
+            )
 
     def step(self) -> tuple[TokenEmitted, ...]:
         result = self.lead.runner.run(self.send())
         assert result is not None
-        emitted = self.scheduler.account(result)
+        emitted = self.scheduler.account(result, now_ns=0)
         self.scheduler.check_invariants()
         return emitted
 
@@ -150,7 +160,7 @@ class Replica:
 
     def answers(self, requests: Sequence[SequenceRequest]) -> dict[str, list[TokenEmitted]]:
         for request in requests:
-            self.scheduler.add(request)
+            self.scheduler.add(request, now_ns=0)
         tokens: dict[str, list[TokenEmitted]] = {request.sequence_id: [] for request in requests}
         while self.scheduler.sequence_ids:
             for token in self.step():

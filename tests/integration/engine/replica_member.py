@@ -1,12 +1,15 @@
 """A member of a replica in a process of its own: reads commands, one JSON object a line.
 
-`load` builds a position, `join` forms its group; `plan` runs a step and answers only if the replica
-broke; `export` and `import` copy KV through a file; `sync` answers when everything before it is
+`load` builds a position, `join` forms its group; `plan` runs a step, which may be asked to yield in
+the middle, and answers only if the replica broke; `export` and `import` copy KV through a file; `sync` answers when everything before it is
 done. Answers are one JSON object a line.
 """
 
 import json
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from libs.engine.parallel.group import ReplicaBroken, ReplicaGroup
 from libs.engine.parallel.member import (
     ReplicaMember,
     ReplicaModel,
+    StageRunner,
     load_replica_member,
     read_replica_model,
 )
@@ -86,9 +90,15 @@ class MemberProcess:
             for entry in command["entries"]
         )
         assert self.member is not None
-        self.member.runner.run(
-            StepPlan(step_id=command["step_id"], entries=entries, opened=(), closed=())
+        plan = StepPlan(
+            step_id=command["step_id"],
+            entries=entries,
+            opened=(),
+            closed=(),
+            layers_between_safepoints=command["layers_between_safepoints"],
         )
+        with asking_to_yield(self.member.runner, plan.step_id, after_s=command["yield_after_s"]):
+            self.member.runner.run(plan)
 
     def export_kv(self, command: dict[str, Any]) -> None:
         assert self.member is not None
@@ -97,6 +107,18 @@ class MemberProcess:
     def import_kv(self, command: dict[str, Any]) -> None:
         assert self.member is not None
         import_piece(self.member, command["piece"], Path(command["path"]).read_bytes())
+
+
+@contextmanager
+def asking_to_yield(runner: StageRunner, step_id: int, *, after_s: float | None) -> Iterator[None]:
+    """Ask a step to yield, from another thread, at a time when it may be at any point."""
+    if after_s is None:
+        yield
+        return
+    asking = threading.Timer(after_s, runner.request_yield, [step_id])
+    asking.start()
+    yield
+    asking.join()
 
 
 def export_piece(member: ReplicaMember, piece: dict[str, Any]) -> bytes:

@@ -106,11 +106,11 @@ def tokens_of(
     emitted: list[TokenEmitted] = []
     starts: dict[str, list[int]] = {request.sequence_id: [] for request in requests}
     for request in requests:
-        scheduler.add(request)
-    while (plan := scheduler.schedule()) is not None:
+        scheduler.add(request, now_ns=0)
+    while (plan := scheduler.schedule(now_ns=0)) is not None:
         for entry in plan.entries:
             starts[entry.sequence_id].append(entry.start_position)
-        emitted += scheduler.account(engine.runner.run(plan))
+        emitted += scheduler.account(engine.runner.run(plan), now_ns=0)
     tokens = {
         name: [token.token_id for token in emitted if token.sequence_id == name] for name in starts
     }

@@ -182,7 +182,7 @@ def moved(
     target = form_replica(
         fleet, TINY, stages=target_stages, shards=target_shards, members=there, step_tokens_max=512
     )
-    source.scheduler.add(a_request())
+    source.scheduler.add(a_request(), now_ns=0)
     tokens: list[int] = []
     while len(tokens) < TOKENS_BEFORE:
         tokens += [token.token_id for token in source.step()]

@@ -33,7 +33,7 @@ def a_request(generated: tuple[int, ...] = ()) -> SequenceRequest:
 
 
 def tokens_before_the_loss(replica: Replica) -> list[int]:
-    replica.scheduler.add(a_request())
+    replica.scheduler.add(a_request(), now_ns=0)
     tokens: list[int] = []
     while len(tokens) < TOKENS_BEFORE:
         tokens += [token.token_id for token in replica.step()]
@@ -111,7 +111,7 @@ def test_a_rank_that_never_comes_is_an_error_for_the_one_that_waits() -> None:
 
 def test_a_group_that_was_given_up_refuses_at_once(fleet: Fleet, llama_folder: Path) -> None:
     replica = form_replica(fleet, llama_folder, stages=2, shards=1)
-    replica.scheduler.add(a_request())
+    replica.scheduler.add(a_request(), now_ns=0)
     replica.step()
     assert replica.lead.forward.group is not None
     replica.lead.forward.group.abort()

@@ -102,9 +102,10 @@ def test_a_position_of_several_refuses_to_run_without_its_group(llama_folder: Pa
             prompt_token_ids=(1, 2),
             sampling=SamplingOptions(),
             stop=StopOptions(max_tokens=1),
-        )
+        ),
+        now_ns=0,
     )
-    plan = scheduler.schedule()
+    plan = scheduler.schedule(now_ns=0)
     assert plan is not None
     with pytest.raises(AssertionError, match="no group"):
         member.runner.run(plan)

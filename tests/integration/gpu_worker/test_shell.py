@@ -336,7 +336,7 @@ def test_a_broken_invariant_ends_the_process_with_its_own_exit_code() -> None:
     class BrokenCore(WorkerCore):
         def handle(self, event: Any, *, now_ns: int) -> Any:
             super().handle(event, now_ns=now_ns)
-            scheduler.account(StepResult(step_id=0, sampled=()))
+            scheduler.account(StepResult(step_id=0, sampled=()), now_ns=0)
 
     scheduler = Scheduler(ENGINE)
 

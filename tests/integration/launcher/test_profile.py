@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from libs.policy.latency_model import StepWork
+from libs.policy.latency_model import LatencyModel, StepWork
 from libs.runtime.profile_cache import AUTO, CACHE_VARIABLE, profile_file, read_measured
 from services.gpu_worker.config import WorkerConfig
-from services.gpu_worker.step_latency import step_latency
+from services.gpu_worker.engine_setup import engine_options
 from services.launcher.main import run
 from services.launcher.model_source import bundled_model
+
+
+def step_latency(config: WorkerConfig) -> LatencyModel:
+    return engine_options(config).coserve.latency
+
 
 PROMPT = StepWork().with_prefill(tokens=256, tokens_before=0)
 

@@ -52,7 +52,7 @@ class Fleet:
     opened: set[str] = field(default_factory=set)
 
     def add(self, request: SequenceRequest) -> None:
-        self.scheduler.add(request)
+        self.scheduler.add(request, now_ns=0)
         self.requests[request.sequence_id] = request
         self.tokens[request.sequence_id] = [
             *request.prompt_token_ids,
@@ -83,7 +83,7 @@ class Fleet:
         )
 
     def take(self, result: StepResult) -> None:
-        for token in self.scheduler.account(result):
+        for token in self.scheduler.account(result, now_ns=0):
             assert token.sequence_id not in self.aborted
             self.tokens[token.sequence_id].append(token.token_id)
             self.emitted[token.sequence_id].append(token)
@@ -182,7 +182,7 @@ def test_every_admitted_sequence_gets_the_tokens_of_an_undisturbed_run(data: st.
                 fleet.add(request)
         elif event == "abort" and fleet.requests:
             abort(fleet, data.draw(st.sampled_from(sorted(fleet.requests))))
-        elif (plan := fleet.scheduler.schedule()) is not None:
+        elif (plan := fleet.scheduler.schedule(now_ns=0)) is not None:
             if event == "abort in step":
                 abort(fleet, data.draw(st.sampled_from(sorted(fleet.requests))))
                 fleet.scheduler.check_invariants()
@@ -202,7 +202,7 @@ def abort(fleet: Fleet, sequence_id: str) -> None:
 def run_until_idle(fleet: Fleet) -> None:
     """Liveness: with no further arrival, everything admitted ends within a bound of steps."""
     steps_left = 4_000
-    while (plan := fleet.scheduler.schedule()) is not None:
+    while (plan := fleet.scheduler.schedule(now_ns=0)) is not None:
         fleet.take(fleet.run(plan))
         fleet.scheduler.check_invariants()
         steps_left -= 1
@@ -239,10 +239,10 @@ def test_equal_calls_give_equal_plans(data: st.DataObject) -> None:
         for request in drawn:
             if is_admissible(request, options):
                 fleet.add(request)
-    plans = [fleet.scheduler.schedule() for fleet in fleets]
+    plans = [fleet.scheduler.schedule(now_ns=0) for fleet in fleets]
     while plans[0] is not None or plans[1] is not None:
         assert plans[0] == plans[1]
         for fleet, plan in zip(fleets, plans, strict=True):
             assert plan is not None
             fleet.take(fleet.run(plan))
-        plans = [fleet.scheduler.schedule() for fleet in fleets]
+        plans = [fleet.scheduler.schedule(now_ns=0) for fleet in fleets]

@@ -35,7 +35,7 @@ def a_request(name: str, prompt: tuple[int, ...] = PROMPT, *, tokens: int = 9) -
 
 
 def step(scheduler: Scheduler) -> StepPlan | None:
-    plan = scheduler.schedule()
+    plan = scheduler.schedule(now_ns=0)
     if plan is not None:
         sampled = tuple(
             SampledToken(
@@ -48,7 +48,7 @@ def step(scheduler: Scheduler) -> StepPlan | None:
             for entry in plan.entries
             if entry.is_sampling
         )
-        scheduler.account(StepResult(step_id=plan.step_id, sampled=sampled))
+        scheduler.account(StepResult(step_id=plan.step_id, sampled=sampled), now_ns=0)
     scheduler.check_invariants()
     return plan
 
@@ -60,15 +60,15 @@ def start_of(plan: StepPlan | None, name: str) -> int:
 
 def test_full_blocks_are_those_that_are_computed_whole() -> None:
     scheduler = a_scheduler()
-    scheduler.add(a_request("s"))
+    scheduler.add(a_request("s"), now_ns=0)
     assert scheduler.full_blocks("s") == ()
-    plan = scheduler.schedule()
+    plan = scheduler.schedule(now_ns=0)
     assert plan is not None
     assert scheduler.full_blocks("s") == (), "a step in flight has written nothing yet"
     sampled = SampledToken(
         sequence_id="s", token_id=7, text="", text_if_last="", is_stop_matched=False
     )
-    scheduler.account(StepResult(step_id=plan.step_id, sampled=(sampled,)))
+    scheduler.account(StepResult(step_id=plan.step_id, sampled=(sampled,)), now_ns=0)
     blocks = scheduler.full_blocks("s")
     assert [block_hash for block_hash, _ in blocks] == HASHES
     assert [block for _, block in blocks] == list(plan.entries[0].block_table[:2])
@@ -78,14 +78,14 @@ def test_imported_blocks_are_found_once_they_are_committed() -> None:
     scheduler = a_scheduler()
     reserved = scheduler.reserve_imports("in", HASHES)
     assert list(reserved) == HASHES
-    scheduler.add(a_request("early"))
+    scheduler.add(a_request("early"), now_ns=0)
     assert start_of(step(scheduler), "early") == 0
     scheduler = a_scheduler()
     reserved = scheduler.reserve_imports("in", HASHES)
     scheduler.commit_imports("in", HASHES[:1])
     scheduler.commit_imports("in", HASHES[1:])
-    scheduler.add(a_request("s"))
-    plan = scheduler.schedule()
+    scheduler.add(a_request("s"), now_ns=0)
+    plan = scheduler.schedule(now_ns=0)
     assert start_of(plan, "s") == 8
     assert plan is not None
     assert plan.entries[0].block_table[:2] == tuple(reserved.values())
@@ -114,7 +114,7 @@ def test_what_comes_after_the_release_is_ignored() -> None:
 
 def test_a_known_block_is_not_copied_again_and_stays_with_the_rest() -> None:
     scheduler = a_scheduler(blocks=4)
-    scheduler.add(a_request("first", PROMPT[:5], tokens=1))
+    scheduler.add(a_request("first", PROMPT[:5], tokens=1), now_ns=0)
     step(scheduler)
     assert list(scheduler.reserve_imports("in", HASHES)) == HASHES[1:]
     scheduler.check_invariants()
@@ -131,7 +131,7 @@ def test_a_block_on_its_way_is_left_to_the_copy_that_brings_it() -> None:
 
 def test_as_many_as_fit_are_reserved_from_the_first_on_and_nobody_is_preempted() -> None:
     scheduler = a_scheduler(blocks=5)
-    scheduler.add(a_request("running", tuple(range(50, 56))))
+    scheduler.add(a_request("running", tuple(range(50, 56))), now_ns=0)
     step(scheduler)
     many = prefix_block_hashes(tuple(range(1, 30)), block_tokens=4, salt="")
     reserved = scheduler.reserve_imports("in", many)
@@ -141,14 +141,14 @@ def test_as_many_as_fit_are_reserved_from_the_first_on_and_nobody_is_preempted()
 
 def test_pinned_blocks_outlive_their_sequence_and_keep_their_content() -> None:
     scheduler = a_scheduler(blocks=4)
-    scheduler.add(a_request("s", tokens=1))
+    scheduler.add(a_request("s", tokens=1), now_ns=0)
     step(scheduler)
-    scheduler.add(a_request("t", tokens=2))
+    scheduler.add(a_request("t", tokens=2), now_ns=0)
     step(scheduler)
     pinned = [block for _, block in scheduler.full_blocks("t")]
     scheduler.pin_blocks("out", pinned)
     scheduler.abort("t")
-    scheduler.add(a_request("other", tuple(range(60, 66)), tokens=1))
+    scheduler.add(a_request("other", tuple(range(60, 66)), tokens=1), now_ns=0)
     plan = step(scheduler)
     assert plan is not None
     assert not set(pinned) & set(plan.entries[0].block_table)
@@ -159,7 +159,7 @@ def test_pinned_blocks_outlive_their_sequence_and_keep_their_content() -> None:
 
 def test_committed_blocks_are_given_up_before_a_running_sequence_is_preempted() -> None:
     scheduler = a_scheduler(blocks=4)
-    scheduler.add(a_request("running", (50, 51, 52)))
+    scheduler.add(a_request("running", (50, 51, 52)), now_ns=0)
     step(scheduler)
     scheduler.reserve_imports("in", HASHES)
     scheduler.commit_imports("in", HASHES)
@@ -172,8 +172,8 @@ def test_committed_blocks_are_given_up_before_a_running_sequence_is_preempted() 
 def test_nothing_is_planned_while_copies_hold_every_block_and_all_goes_on_after_them() -> None:
     scheduler = a_scheduler(blocks=3)
     scheduler.reserve_imports("in", [1, 2, 3])
-    scheduler.add(a_request("s", (50, 51, 52)))
-    assert scheduler.schedule() is None
+    scheduler.add(a_request("s", (50, 51, 52)), now_ns=0)
+    assert scheduler.schedule(now_ns=0) is None
     scheduler.check_invariants()
     scheduler.release_blocks("in")
     assert start_of(step(scheduler), "s") == 0
@@ -182,7 +182,7 @@ def test_nothing_is_planned_while_copies_hold_every_block_and_all_goes_on_after_
 def test_without_a_prefix_cache_nothing_is_imported() -> None:
     scheduler = a_scheduler(enable_prefix_cache=False)
     assert scheduler.reserve_imports("in", HASHES) == {}
-    scheduler.add(a_request("s"))
+    scheduler.add(a_request("s"), now_ns=0)
     step(scheduler)
     assert [block_hash for block_hash, _ in scheduler.full_blocks("s")] == HASHES
 

@@ -37,8 +37,8 @@ def expected(request: SequenceRequest) -> tuple[int, ...]:
 
 def a_plan() -> StepPlan:
     scheduler = Scheduler(OPTIONS)
-    scheduler.add(a_request())
-    plan = scheduler.schedule()
+    scheduler.add(a_request(), now_ns=0)
+    plan = scheduler.schedule(now_ns=0)
     assert plan is not None
     return plan
 
@@ -51,10 +51,10 @@ def a_runner() -> SimulatedRunner:
 def test_a_run_brings_forth_the_tokens_known_in_advance(seed: int) -> None:
     request = a_request(sampling=SamplingOptions(temperature=1.0, seed=seed))
     scheduler, runner = Scheduler(OPTIONS), a_runner()
-    scheduler.add(request)
+    scheduler.add(request, now_ns=0)
     tokens = []
-    while (plan := scheduler.schedule()) is not None:
-        tokens += [token.token_id for token in scheduler.account(runner.run(plan))]
+    while (plan := scheduler.schedule(now_ns=0)) is not None:
+        tokens += [token.token_id for token in scheduler.account(runner.run(plan), now_ns=0)]
     assert tuple(tokens) == expected(request)
 
 

@@ -1,0 +1,1 @@
+"""The parts of the scheduler, each of which decides one thing; pure."""

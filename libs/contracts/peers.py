@@ -8,7 +8,9 @@ a replica's lead to each of its members:
                                   <---    StepsOpened | StepsRefused
     CarryPlan + plan              --->                at each step, unanswered
     PeerAlive                     --->    PeerAlive   so that silence means something
+    YieldStep                     --->                unanswered
     OpenTicket, CloseTicket       --->    TicketOpened, TicketClosed
+    StoreToHost, LoadFromHost     --->    HostCopyEnded
                                   <---    MemberFailed
 
 Other links carry one question at a time, each answered before the next, or the transfers
@@ -134,6 +136,48 @@ class CarryPlan(Message):
     """
 
     type: Literal["carry_plan.v1"] = "carry_plan.v1"
+
+
+class YieldStep(Message):
+    """The step of this number shall end at its next safepoint, if it is not over.
+
+    Sent by the lead to every member, behind the plan. Handled by the member's engine, at once and
+    beside what it computes. Late: the step runs to its end.
+    """
+
+    type: Literal["yield_step.v1"] = "yield_step.v1"
+    step_id: int = Field(ge=0, lt=2**63)
+
+
+class StoreToHost(Message):
+    """Asks for a copy of blocks to host memory: the body has pairs of block and slot.
+
+    Sent by the lead to every member. Handled beside the steps; answered by HostCopyEnded.
+    """
+
+    type: Literal["store_to_host.v1"] = "store_to_host.v1"
+    copy_id: KvTicketId
+
+
+class LoadFromHost(Message):
+    """Asks for a copy of blocks from host memory: the body has pairs of slot and block.
+
+    Sent by the lead to every member. Handled beside the steps; answered by HostCopyEnded.
+    """
+
+    type: Literal["load_from_host.v1"] = "load_from_host.v1"
+    copy_id: KvTicketId
+
+
+class HostCopyEnded(Message):
+    """Nothing of this copy goes on; the body has the slots whose content was found changed.
+
+    Sent by the member; the lead awaits it of all.
+    """
+
+    type: Literal["host_copy_ended.v1"] = "host_copy_ended.v1"
+    copy_id: KvTicketId
+    failure: str = Field(default="", max_length=1024, description="empty: all was copied")
 
 
 class PeerAlive(Message):
@@ -328,6 +372,10 @@ StepLinkMessage = (
     OpenSteps
     | StepsOpened
     | CarryPlan
+    | YieldStep
+    | StoreToHost
+    | LoadFromHost
+    | HostCopyEnded
     | PeerAlive
     | OpenTicket
     | TicketOpened

@@ -137,7 +137,8 @@ class PagedAttention:
         self.shape = shape
         self._group = heads // shape.kv_heads
         self._windows = sorted(windows)
-        self._device = device
+        self.dtype = dtype
+        self.device = device
         self._heads = heads
         self._token_elements = 2 * shape.kv_heads * shape.head_size
         self._block_elements = shape.block_tokens * self._token_elements
@@ -234,6 +235,20 @@ class PagedAttention:
         """Copy in what `export_blocks` of any shape of replica copied out."""
         import_blocks(self._rectangle(layers, heads), block_ids, data)
 
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Layers, and elements of one block of one layer: a row of `gather_blocks`."""
+        return self.shape.layers, self._block_elements
+
+    def gather_blocks(self, block_ids: Sequence[int]) -> torch.Tensor:
+        """Return a copy rows_BLE of whole blocks, on the device."""
+        return self._kv_LBE.index_select(1, self._integers(block_ids)).transpose(0, 1).contiguous()
+
+    def scatter_blocks(self, block_ids: Sequence[int], rows_BLE: torch.Tensor) -> None:
+        """Overwrite whole blocks with what `gather_blocks` returned."""
+        rows_LBE = rows_BLE.transpose(0, 1).to(self.device)
+        self._kv_LBE.index_copy_(1, self._integers(block_ids), rows_LBE)
+
     def _rectangle(self, layers: range, heads: range) -> torch.Tensor:
         """Return a view kv_LBT2KD of these layers and KV heads."""
         shape = self.shape
@@ -289,12 +304,12 @@ class PagedAttention:
     def _decode_mask(self, positions: list[int], *, window: int | None) -> torch.Tensor | None:
         if window is None and min(positions) == max(positions):
             return None
-        columns = torch.arange(max(positions), device=self._device)
+        columns = torch.arange(max(positions), device=self.device)
         ends_S1 = self._integers(positions)[:, None]
         is_hidden = columns >= ends_S1
         if window is not None:
             is_hidden |= columns < ends_S1 - window
-        mask = torch.zeros(is_hidden.shape, dtype=self._kv_LBE.dtype, device=self._device)
+        mask = torch.zeros(is_hidden.shape, dtype=self._kv_LBE.dtype, device=self.device)
         return mask.masked_fill_(is_hidden, float("-inf"))[:, None, None, :]
 
     def _prepare_prefill(self, entry: PlanEntry, *, first_row: int) -> _Prefill:
@@ -313,7 +328,7 @@ class PagedAttention:
         return _Prefill(rows, gather, masks)
 
     def _prefill_mask(self, start: int, end: int, *, window: int | None) -> torch.Tensor:
-        columns = torch.arange(end, device=self._device)
+        columns = torch.arange(end, device=self.device)
         rows_N1 = columns[start:, None]
         mask_NP = columns <= rows_N1
         if window is not None:
@@ -370,7 +385,7 @@ class PagedAttention:
         return attended.transpose(1, 2).reshape(rows, self.shape.kv_heads, self._group, head_size)
 
     def _integers(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 
 def _gathered(gather: _Gather, kv_BE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -71,6 +71,8 @@ class LoadedEngine:
     """An engine ready to run: one scheduler over these options, one thread calling the runner."""
 
     runner: ModelRunner
+    attention: PagedAttention
+    """Its KV."""
     scheduler_options: SchedulerOptions
     tokenizer: PreTrainedTokenizerBase
     config: DecoderShape
@@ -103,6 +105,7 @@ def load_engine(model: str, *, options: EngineOptions) -> LoadedEngine:
     )
     return LoadedEngine(
         runner=make_runner(WholePass(decoder, attention), config, tokenizer, grammars=grammars),
+        attention=attention,
         scheduler_options=scheduler_options,
         tokenizer=tokenizer,
         config=config,

@@ -254,6 +254,12 @@ class Scheduler:
 
     # ------------------------------------------------------------------ KV stored elsewhere
 
+    def find_blocks(self, hashes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Return (prefix hash, block id) of those whose content is here, whoever computed it: in
+        use by a sequence, or left by one and not overwritten yet. They can be pinned."""
+        found = ((block_hash, self._blocks.pool.match([block_hash])) for block_hash in hashes)
+        return tuple((block_hash, blocks[0]) for block_hash, blocks in found if blocks)
+
     def set_stored(self, stored: Container[int]) -> None:
         """Say which blocks can be brought back by copying; asked, by hash, whenever it matters.
 

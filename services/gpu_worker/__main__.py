@@ -23,11 +23,13 @@ from libs.runtime.nats_bus import NatsBus
 from libs.runtime.notice_socket import NoticeListener
 from libs.runtime.process import die_with_parent, run_service
 from libs.runtime.status_server import StatusServer
+from services.gpu_worker.checkpoint_options import NO_ROOM, HostRoom
 from services.gpu_worker.commands import EXIT_DRAINED, EXIT_ENGINE_FAILED
 from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.engine_setup import start_engine, worker_options
 from services.gpu_worker.engine_thread import EngineThread
+from services.gpu_worker.host_copies import HostCopies
 from services.gpu_worker.options import WorkerOptions
 from services.gpu_worker.planned_setup import plan_worker, read_outline
 from services.gpu_worker.position_memory import memory_rule
@@ -90,11 +92,18 @@ class ServingProcess:
             vocabulary_size=engine.loaded.config.vocabulary_size,
             engine=engine.loaded.scheduler_options,
             can_hold_to_schema=engine.loaded.can_hold_to_schema,
+            room=engine.host_room,
         )
         engine_thread = EngineThread(self._clock, self._thread)
         engine_thread.add(SOLO_REPLICA_ID, engine.loaded.runner)
         core = WorkerCore(options, engine.scheduler)
-        return await self._run(options, core, engine_thread, stopping)
+        copies = HostCopies(self._clock, threads=self._config.threads)
+        if engine.host_memory is not None:
+            copies.add(SOLO_REPLICA_ID, engine.host_memory)
+        try:
+            return await self._run(options, core, engine_thread, stopping, copies=copies)
+        finally:
+            copies.close()
 
     async def serve_planned(self, stopping: asyncio.Event) -> int:
         """Serve what a migrator says; return the exit code."""
@@ -117,12 +126,19 @@ class ServingProcess:
             )
             core = WorkerCore(options, None)
             planned = PlannedParts(host=worker.hosted, desk=worker.desk)
-            return await self._run(options, core, worker.engine, stopping, planned=planned)
+            return await self._run(
+                options, core, worker.engine, stopping, copies=worker.copies, planned=planned
+            )
         finally:
             await worker.close()
 
     def _options(
-        self, *, vocabulary_size: int, engine: SchedulerOptions, can_hold_to_schema: bool
+        self,
+        *,
+        vocabulary_size: int,
+        engine: SchedulerOptions,
+        can_hold_to_schema: bool,
+        room: HostRoom = NO_ROOM,
     ) -> WorkerOptions:
         return worker_options(
             self._config,
@@ -131,6 +147,7 @@ class ServingProcess:
             vocabulary_size=vocabulary_size,
             engine=engine,
             can_hold_to_schema=can_hold_to_schema,
+            room=room,
         )
 
     async def _run(
@@ -140,6 +157,7 @@ class ServingProcess:
         engine: EngineThread,
         stopping: asyncio.Event,
         *,
+        copies: HostCopies,
         planned: PlannedParts | None = None,
     ) -> int:
         config = self._config
@@ -150,6 +168,7 @@ class ServingProcess:
             bus=self._bus,
             clock=self._clock,
             step_timeout_ns=config.step_timeout_ns,
+            copies=copies,
             planned=planned,
             notices=_notices(config),
         )

@@ -2,7 +2,8 @@
 
 RunStep ends in StepFinished or StepFailed, AllocatePosition in PositionAllocated, LoadPosition in
 PositionLoaded, FormGroup in GroupFormed, CopyBlocks in BlocksCopied, FreePosition in PositionFreed;
-each of these but the first may end in PositionWorkFailed instead.
+each of these but the first may end in PositionWorkFailed instead. StoreBlocks ends in BlocksStored,
+LoadBlocks in BlocksLoaded, either in HostCopyFailed instead.
 
 Everything sent may be lost: tokens are sent again until acknowledged, answers are asked for again,
 and a report is replaced by the next.
@@ -96,6 +97,28 @@ class CopyBlocks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoreBlocks:
+    """Copy blocks of every rank of this replica to host memory, beside its steps."""
+
+    op_id: str
+    replica_id: str
+    pairs: tuple[tuple[int, int], ...]
+    """(block, slot); the blocks are pinned until the outcome."""
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadBlocks:
+    """Copy blocks of every rank of this replica back from host memory, beside its steps."""
+
+    op_id: str
+    replica_id: str
+    pairs: tuple[tuple[int, int], ...]
+    """(slot, block); the blocks are reserved until the outcome."""
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BreakGroup:
     """Abort the group: a peer is lost, and whoever waits for it shall know. Has no outcome."""
 
@@ -169,8 +192,12 @@ class StopProcess:
 PositionCommand = AllocatePosition | LoadPosition | FormGroup | CopyBlocks | FreePosition
 """What takes a while and may fail; each ends in one event."""
 
+HostCommand = StoreBlocks | LoadBlocks
+"""Copies between a replica's KV and its host memory; each ends in one event."""
+
 WorkerCommand = (
     RunStep
+    | HostCommand
     | YieldStep
     | PositionCommand
     | BreakGroup

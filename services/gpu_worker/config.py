@@ -89,6 +89,12 @@ class WorkerConfig:
     memory_bytes: int | None = None
     """Of a planned worker, for weights and KV; none takes nine tenths of a GPU, or of a CPU's
     machine a quarter of its memory."""
+    checkpoints: Literal["off", "eager", "lazy"] = "eager"
+    """Copies of offline KV in host memory, from which an evicted sequence goes on: of every block
+    when it is full, only when blocks run out, or none."""
+    host_kv_bytes: int | None = None
+    """Host memory for them at most; none takes an eighth of the machine's with a GPU, or a 32nd
+    without. On a CPU it is taken from the system only when used."""
     group_timeout_ms: int = 10_000
     """Longest wait for another worker of the replica within a step; then it counts as lost. Above
     the longest that one stage computes while another waits."""
@@ -131,7 +137,13 @@ class WorkerConfig:
                 raise ConfigError(f"{name}: 1 to 64 of a-z, 0-9, _ and -, not {value!r}")
         if self.node_socket is not None and self.node_id is None:
             raise ConfigError("node_socket: set node_id, too")
-        for name in ("kv_bytes", "blocks_total", "context_tokens_max", "memory_bytes"):
+        for name in (
+            "kv_bytes",
+            "blocks_total",
+            "context_tokens_max",
+            "memory_bytes",
+            "host_kv_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: must be at least 1, or none")

@@ -10,6 +10,7 @@ The parts, each of which sees the worker from one side:
     stepping   the engine: steps are planned, finish, fail
     shaping    the migrator: positions come and go        copying    KV that leaves with them
     arriving   other workers: KV that comes here          node_life  how long the node will be there
+    checkpointing   host memory: copies of offline KV
 
 A solo worker holds one position from the start, that of the whole model, and is told of no other.
 """
@@ -24,15 +25,20 @@ from libs.engine.scheduler import Scheduler
 from libs.engine.scheduling.tally import CoserveTally
 from libs.kernel.core import TimerFired, require
 from services.gpu_worker.arriving import Arriving
+from services.gpu_worker.checkpointing import Checkpointing
 from services.gpu_worker.commands import EXIT_DRAINED, WorkerCommand
 from services.gpu_worker.copying import Copying
 from services.gpu_worker.delivery import Delivery
 from services.gpu_worker.events import (
     AcknowledgeReceived,
     BlocksCopied,
+    BlocksLoaded,
+    BlocksStored,
     DrainRequested,
     EndReceived,
     GroupFormed,
+    HostCopyFailed,
+    HostEvent,
     KvCommitted,
     KvDropped,
     KvOffered,
@@ -90,6 +96,7 @@ class WorkerCore:
         self._copying = Copying(self._state, self._answers)
         self._shaping = Shaping(self._state, self._answers, self._copying)
         self._arriving = Arriving(self._state)
+        self._checkpointing = Checkpointing(self._state)
         self._reports_draining = 0
         if scheduler is not None:
             position = _solo_position(options, scheduler)
@@ -100,6 +107,11 @@ class WorkerCore:
     def counters(self) -> WorkerCounters:
         """What happened since the start, for metrics."""
         return self._state.counters
+
+    @property
+    def checkpointing(self) -> Checkpointing:
+        """The checkpoints of offline KV, to look at."""
+        return self._checkpointing
 
     @property
     def tally(self) -> CoserveTally:
@@ -141,6 +153,7 @@ class WorkerCore:
         self._apply(event)
         if not state.is_stopped:
             self._copying.advance()
+            self._checkpointing.advance()
             self._stepping.run_next_step()
             self._stepping.yield_step_if_late()
             self._serving.arm_resend()
@@ -152,6 +165,7 @@ class WorkerCore:
         state.sessions.check_invariants()
         state.positions.check_invariants()
         self._copying.check_invariants()
+        self._checkpointing.check_invariants()
         if state.is_stopped:
             return
         require(len(state.sessions) <= state.options.sessions_max, "too many sessions are held")
@@ -177,6 +191,7 @@ class WorkerCore:
             case EndReceived(message=message):
                 self._serving.end(message)
             case StepFinished():
+                self._checkpointing.step_finished(event)
                 self._stepping.step_finished(event)
             case StepFailed():
                 self._stepping.step_failed(event)
@@ -190,6 +205,8 @@ class WorkerCore:
                 self._drain()
             case PlanReceived() | PeerLost() | KvOffered() | KvCommitted() | KvDropped():
                 self._apply_peers(event)
+            case BlocksStored() | BlocksLoaded() | HostCopyFailed():
+                self._apply_host(event)
             case _:
                 self._apply_outcome(event)
 
@@ -223,6 +240,17 @@ class WorkerCore:
                 self._arriving.committed(event)
             case KvDropped():
                 self._arriving.dropped(event)
+            case _:
+                assert_never(event)
+
+    def _apply_host(self, event: HostEvent) -> None:
+        match event:
+            case BlocksStored():
+                self._checkpointing.stored(event)
+            case BlocksLoaded():
+                self._checkpointing.loaded(event)
+            case HostCopyFailed():
+                self._checkpointing.failed(event)
             case _:
                 assert_never(event)
 
@@ -310,5 +338,6 @@ def _solo_position(options: WorkerOptions, scheduler: Scheduler) -> WorkerPositi
         is_loaded=True,
         is_formed=True,
         kv_blocks=scheduler.options.blocks_total,
+        host_room=options.checkpoints.room,
         scheduler=scheduler,
     )

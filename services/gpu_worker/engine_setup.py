@@ -1,19 +1,28 @@
 """Loads the engine, warms it up, and describes the worker around it."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 
 from libs.contracts.reports import Market
+from libs.engine.attention import PagedAttention
+from libs.engine.host_memory import HostMemory
 from libs.engine.loading import EngineOptions, LoadedEngine, load_engine
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
 from libs.engine.runner import ModelRunner
 from libs.engine.scheduler import Scheduler, SchedulerOptions
+from services.gpu_worker.checkpoint_options import CheckpointOptions, HostRoom, host_room
 from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.options import WorkerOptions
 from services.gpu_worker.step_latency import step_latency
+from services.gpu_worker.yield_log import log_yield
 
+CPU_HOST_SHARE: Final = 32
+"""One of so many parts of the machine's memory: there may be many workers on it."""
+GPU_HOST_SHARE: Final = 8
+"""Likewise where each worker has a GPU."""
 WARM_UP_TOKENS: Final = 64
 """Enough for the shapes of a prefill; the first real prompt then finds everything allocated."""
 
@@ -24,6 +33,9 @@ class WarmEngine:
 
     loaded: LoadedEngine
     scheduler: Scheduler
+    host_memory: HostMemory | None
+    """For checkpoints; None: there are none."""
+    host_room: HostRoom
 
 
 def start_engine(config: WorkerConfig) -> WarmEngine:
@@ -35,7 +47,33 @@ def start_engine(config: WorkerConfig) -> WarmEngine:
     loaded = load_engine(config.model, options=engine_options(config))
     scheduler = Scheduler(loaded.scheduler_options)
     warm_up(scheduler, loaded.runner)
-    return WarmEngine(loaded=loaded, scheduler=scheduler)
+    loaded.runner.safepoints.on_yield = log_yield
+    room = _host_room(config, loaded.attention)
+    return WarmEngine(
+        loaded=loaded,
+        scheduler=scheduler,
+        host_memory=HostMemory(loaded.attention, slots=room.blocks) if room.blocks else None,
+        host_room=room,
+    )
+
+
+def host_bytes_of(config: WorkerConfig, device: torch.device) -> int:
+    """Return the host memory for checkpoints of one position."""
+    if config.checkpoints == "off":
+        return 0
+    if config.host_kv_bytes is not None:
+        return config.host_kv_bytes
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_bytes // (CPU_HOST_SHARE if device.type == "cpu" else GPU_HOST_SHARE)
+
+
+def _host_room(config: WorkerConfig, attention: PagedAttention) -> HostRoom:
+    blocks = attention.shape.blocks
+    return host_room(
+        host_bytes=host_bytes_of(config, attention.device),
+        block_bytes=attention.shape.bytes_total(attention.dtype) // blocks,
+        kv_blocks=blocks,
+    )
 
 
 def engine_options(config: WorkerConfig) -> EngineOptions:
@@ -85,6 +123,7 @@ def worker_options(
     vocabulary_size: int,
     engine: SchedulerOptions,
     can_hold_to_schema: bool,
+    room: HostRoom,
 ) -> WorkerOptions:
     """Say to the core who it is and what its engine can do."""
     return WorkerOptions(
@@ -102,4 +141,5 @@ def worker_options(
         report_interval_ns=config.report_interval_ns,
         drain_ns_max=config.drain_ns_max,
         grace_reserve_ns=config.grace_reserve_ns,
+        checkpoints=CheckpointOptions(policy=config.checkpoints, room=room),
     )

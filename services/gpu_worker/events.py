@@ -8,6 +8,7 @@ from libs.contracts.reports import LinkRate
 from libs.contracts.sessions import AcknowledgeTokens, EndSession, StartSession
 from libs.engine.steps import StepPlan, StepResult
 from libs.kernel.core import TimerFired
+from services.gpu_worker.checkpoint_options import NO_ROOM, HostRoom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,8 @@ class PositionAllocated:
     rendezvous: str
     """Where the members meet; empty from one that is not the lead."""
     cause_id: str
+    host_room: HostRoom = NO_ROOM
+    """For checkpoints of its KV."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +215,38 @@ class KvDropped:
     cause_id: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlocksStored:
+    """The blocks of a StoreBlocks lie in host memory, on every rank."""
+
+    op_id: str
+    duration_ns: int
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlocksLoaded:
+    """The blocks of a LoadBlocks lie on the device, on every rank, but for those that some rank
+    found changed in host memory."""
+
+    op_id: str
+    slots_corrupt: tuple[int, ...]
+    duration_ns: int
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostCopyFailed:
+    """A HostCommand failed, and nothing of it goes on; what it wrote is worthless."""
+
+    op_id: str
+    message: str
+    cause_id: str
+
+
+HostEvent = BlocksStored | BlocksLoaded | HostCopyFailed
+"""The outcomes of a HostCommand."""
+
 PositionEvent = (
     PositionAllocated
     | PositionLoaded
@@ -237,5 +272,6 @@ WorkerEvent = (
     | NoticeReceived
     | ShapeReceived
     | PositionEvent
+    | HostEvent
     | PeerEvent
 )

@@ -10,6 +10,7 @@ from libs.engine.attention import PagedAttention
 from libs.engine.parallel.group import Rendezvous, ReplicaGroup
 from libs.engine.parallel.member import ReplicaMember
 from libs.engine.parallel.position import Position
+from services.gpu_worker.checkpoint_options import HostRoom
 from services.gpu_worker.position_work import PositionRefused
 
 ResultT = TypeVar("ResultT")
@@ -25,6 +26,8 @@ class HostedPosition:
     """Its KV, into which blocks are copied before there are weights."""
     rendezvous: Rendezvous | None
     """Of the lead of several workers."""
+    host_room: HostRoom
+    """For checkpoints of its KV."""
     member: ReplicaMember | None = None
     group: ReplicaGroup | None = None
     is_freed: bool = False

@@ -18,6 +18,7 @@ import torch
 from libs.contracts.handover import ShapeFailReason
 from libs.contracts.reports import LinkRate
 from libs.engine.attention import PagedAttention
+from libs.engine.host_memory import HostMemory
 from libs.engine.parallel.group import Rendezvous, ReplicaGroup
 from libs.engine.parallel.member import ReplicaModel, build_member, new_attention
 from libs.engine.parallel.position import Position, check_shape, position_at
@@ -34,6 +35,7 @@ from services.gpu_worker.commands import (
     FreePosition,
     LoadPosition,
     RunStep,
+    YieldStep,
 )
 from services.gpu_worker.engine_thread import EngineThread
 from services.gpu_worker.events import (
@@ -43,6 +45,7 @@ from services.gpu_worker.events import (
     PositionFreed,
     PositionLoaded,
 )
+from services.gpu_worker.host_copies import HostCopies
 from services.gpu_worker.hosted_position import HostedPosition
 from services.gpu_worker.peers.network import PeerNetwork
 from services.gpu_worker.peers.ports import KvCopyEnd
@@ -50,6 +53,7 @@ from services.gpu_worker.position_memory import PositionMemory
 from services.gpu_worker.position_work import PositionRefused
 from services.gpu_worker.weight_loading import WeightLoading
 from services.gpu_worker.weight_plan import plan_weights
+from services.gpu_worker.yield_log import log_yield
 
 _log = structlog.get_logger(__name__)
 
@@ -72,6 +76,7 @@ class HostedPositions:
         threads: int,
         peer_host: str,
         group_timeout_ns: int,
+        copies: HostCopies,
     ) -> None:
         self._worker_id = worker_id
         self._model = model
@@ -80,6 +85,7 @@ class HostedPositions:
         self._clock = clock
         self._peer_host = peer_host
         self._group_timeout_ns = group_timeout_ns
+        self._copies = copies
         self._hosted: dict[str, HostedPosition] = {}
         self._changing = asyncio.Lock()
         """Allocations and releases follow one another in the order in which they were asked for."""
@@ -128,6 +134,7 @@ class HostedPositions:
             op_id=command.op_id,
             kv_blocks=hosted.attention.shape.blocks,
             rendezvous="" if hosted.rendezvous is None else hosted.rendezvous.address,
+            host_room=hosted.host_room,
             cause_id=command.cause_id,
         )
 
@@ -175,6 +182,12 @@ class HostedPositions:
         if hosted is not None and hosted.has_members:
             await self._peers.send_plan(command.replica_id, command.plan)
 
+    async def tell_members_to_yield(self, command: YieldStep) -> None:
+        """Ask the members of a replica that this worker leads to end a step early."""
+        hosted = self._hosted.get(command.replica_id)
+        if hosted is not None and hosted.has_members:
+            await self._peers.ask_to_yield(command.replica_id, command.step_id)
+
     # ------------------------------------------------------------------ for peers
 
     async def export_kv(
@@ -217,6 +230,22 @@ class HostedPositions:
             )
         )
 
+    def request_yield(self, *, replica_id: str, step_id: int) -> None:
+        """End this step at its next safepoint, if it is not over; the lead asks for it."""
+        hosted = self._hosted.get(replica_id)
+        if hosted is not None and hosted.member is not None:
+            hosted.member.runner.request_yield(step_id)
+
+    async def store_to_host(self, *, replica_id: str, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks into host memory, beside the steps."""
+        await self._copies.store_here(replica_id, pairs)
+
+    async def load_from_host(
+        self, *, replica_id: str, pairs: Sequence[tuple[int, int]]
+    ) -> tuple[int, ...]:
+        """Copy blocks back from host memory, beside the steps."""
+        return await self._copies.load_here(replica_id, pairs)
+
     # ------------------------------------------------------------------ steps of the work
 
     @property
@@ -251,6 +280,9 @@ class HostedPositions:
             position=position,
             attention=attention,
             rendezvous=Rendezvous(host=self._peer_host) if is_meeting else None,
+            host_room=self._memory.host_room(
+                self._model, stages=roster.stages, shards=roster.shards
+            ),
         )
 
     async def _new_attention(self, position: Position, kv_blocks: int) -> PagedAttention:
@@ -298,6 +330,7 @@ class HostedPositions:
         if hosted.group is not None:
             member.join(hosted.group)
         hosted.member = member
+        member.runner.safepoints.on_yield = log_yield
         self._engine.add(hosted.roster.replica_id, member.runner)
 
     async def _form(self, hosted: HostedPosition, command: FormGroup) -> GroupFormed:
@@ -309,6 +342,9 @@ class HostedPositions:
             hosted.group = await self._meet(hosted, command)
             if hosted.member is not None:
                 hosted.member.join(hosted.group)
+        if hosted.host_room.blocks:
+            memory = HostMemory(hosted.attention, slots=hosted.host_room.blocks)
+            self._copies.add(command.replica_id, memory)
         return GroupFormed(op_id=command.op_id, cause_id=command.cause_id)
 
     async def _meet(self, hosted: HostedPosition, command: FormGroup) -> ReplicaGroup:
@@ -367,6 +403,7 @@ class HostedPositions:
         await self._peers.close_replica(replica_id)
         self._hosted.pop(replica_id, None)
         self._engine.remove(replica_id)
+        await self._copies.remove(replica_id)
         if hosted.group is not None:
             self._breaking.submit(hosted.group.abort)
         # Behind whatever step of it is still under way; then nothing uses its memory any more.

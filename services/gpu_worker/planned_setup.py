@@ -20,9 +20,11 @@ from libs.kernel.units import NS_PER_S, seconds
 from libs.runtime.clock import Clock
 from libs.transfer.opening import open_transport
 from services.gpu_worker.config import WorkerConfig
-from services.gpu_worker.engine_setup import engine_options
+from services.gpu_worker.engine_setup import engine_options, host_bytes_of
 from services.gpu_worker.engine_thread import EngineThread
+from services.gpu_worker.host_copies import HostCopies
 from services.gpu_worker.hosted_positions import HostedPositions
+from services.gpu_worker.member_copies import MemberCopies
 from services.gpu_worker.peer_desk import PeerDesk
 from services.gpu_worker.peers.kv_plan import KvGeometry
 from services.gpu_worker.peers.network import PeerNetwork
@@ -45,6 +47,7 @@ class PlannedWorker:
     memory: PositionMemory
     engine: EngineThread
     hosted: HostedPositions
+    copies: HostCopies
     desk: PeerDesk
     network: PeerNetwork
 
@@ -61,6 +64,7 @@ class PlannedWorker:
             async with asyncio.timeout(seconds(CLOSE_NS)):
                 await self.hosted.close()
                 await self.network.stop()
+        self.copies.close()
 
 
 def read_outline(config: WorkerConfig) -> ReplicaModel:
@@ -90,7 +94,10 @@ def plan_worker(
         memory_bytes=config.memory_bytes or _memory_bytes(model.device),
         kv_bytes_max=config.kv_bytes,
         blocks_max=config.blocks_total,
+        host_bytes=host_bytes_of(config, model.device),
     )
+    members = MemberCopies()
+    copies = HostCopies(clock, threads=config.threads, others=members)
     hosted = HostedPositions(
         worker_id=worker_id,
         model=model,
@@ -100,6 +107,7 @@ def plan_worker(
         threads=config.threads,
         peer_host=peer_host,
         group_timeout_ns=config.group_timeout_ns,
+        copies=copies,
     )
     desk = PeerDesk()
     network = PeerNetwork(
@@ -111,8 +119,15 @@ def plan_worker(
         clock=clock,
     )
     hosted.connect(network)
+    members.connect(network)
     return PlannedWorker(
-        model=model, memory=memory, engine=engine, hosted=hosted, desk=desk, network=network
+        model=model,
+        memory=memory,
+        engine=engine,
+        hosted=hosted,
+        copies=copies,
+        desk=desk,
+        network=network,
     )
 
 

@@ -12,6 +12,7 @@ from libs.engine.linear import is_packing_sound, is_row_copy_faster
 from libs.engine.parallel.member import ReplicaModel
 from libs.engine.parallel.memory_needs import ReplicaMemory
 from libs.policy.shapes import ReplicaShape
+from services.gpu_worker.checkpoint_options import HostRoom, host_room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,8 @@ class PositionMemory:
     """For KV of one position at most."""
     blocks_max: int | None = None
     """KV blocks of one position at most."""
+    host_bytes: int = 0
+    """Host memory for checkpoints of one position; 0: there are none."""
 
     def kv_blocks(self, model: ReplicaModel, *, stages: int, shards: int) -> int:
         """Return the KV blocks of a replica of this shape; 0 if not even the weights fit."""
@@ -33,6 +36,15 @@ class PositionMemory:
             kv_bytes_max=self.kv_bytes_max,
         )
         return min(blocks, self.blocks_max or blocks, model.blocks_useful)
+
+    def host_room(self, model: ReplicaModel, *, stages: int, shards: int) -> HostRoom:
+        """Return the room for checkpoints of a replica of this shape, the same on all its ranks."""
+        needs = replica_memory(model).stages(ReplicaShape(stages=stages, shards=shards))
+        return host_room(
+            host_bytes=self.host_bytes,
+            block_bytes=max(stage.kv_block_bytes for stage in needs),
+            kv_blocks=self.kv_blocks(model, stages=stages, shards=shards),
+        )
 
     def blocks_min(self, model: ReplicaModel) -> int:
         """Return the KV blocks of the longest session that is admitted; fewer are of no use."""

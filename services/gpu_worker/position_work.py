@@ -14,6 +14,7 @@ from services.gpu_worker.commands import (
     LoadPosition,
     PositionCommand,
     RunStep,
+    YieldStep,
 )
 from services.gpu_worker.events import (
     BlocksCopied,
@@ -67,6 +68,10 @@ class PositionHost(Protocol):
 
     async def tell_members(self, command: RunStep) -> None:
         """Send the plan to the other workers of a replica that this one leads, if there are any."""
+        ...
+
+    async def tell_members_to_yield(self, command: YieldStep) -> None:
+        """Ask the other workers of a replica that this one leads to end a step early."""
         ...
 
 

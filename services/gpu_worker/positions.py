@@ -18,6 +18,7 @@ from libs.contracts.handover import ReplicaRoster
 from libs.contracts.reports import ReportedPosition
 from libs.engine.scheduler import Scheduler
 from libs.kernel.core import require
+from services.gpu_worker.checkpoint_options import NO_ROOM, HostRoom
 
 POSITIONS_MAX: Final = 2
 SOLO_REPLICA_ID: Final = "solo"
@@ -60,6 +61,8 @@ class WorkerPosition:
     is_broken: bool = False
     rendezvous: str = ""
     kv_blocks: int = 0
+    host_room: HostRoom = NO_ROOM
+    """For checkpoints of its KV."""
     scheduler: Scheduler | None = None
     """Of the lead, from the allocation on: KV is copied into its pool before it serves."""
     tickets_ended: list[str] = field(default_factory=list)

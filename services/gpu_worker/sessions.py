@@ -73,6 +73,11 @@ class HeldSession:
         return (-self.spec.priority, -self.tokens_known, self.sequence_id)
 
     @property
+    def is_offline(self) -> bool:
+        """Whether it yields to all that is not."""
+        return self.spec.priority < 0
+
+    @property
     def is_unacknowledged(self) -> bool:
         """Whether the router lacks tokens or the end. Once it lacks nothing of a finished session,
         the session is no longer held."""

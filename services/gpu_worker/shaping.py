@@ -140,6 +140,7 @@ class Shaping:
             return
         position.is_allocated = True
         position.rendezvous = event.rendezvous
+        position.host_room = event.host_room
         self._set_blocks(position, event.kv_blocks)
         self._answer_staged(event.op_id, position)
 
@@ -149,7 +150,6 @@ class Shaping:
             engine = self._state.options.engine_of(
                 kv_blocks=kv_blocks,
                 batch_sequences_max=position.batch_sequences_max,
-                stages=position.roster.stages,
             )
             position.scheduler = Scheduler(engine, tally=self._state.tally)
             position.tickets_ended.clear()

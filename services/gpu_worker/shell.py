@@ -27,6 +27,8 @@ from services.gpu_worker.commands import (
     CopyBlocks,
     FormGroup,
     FreePosition,
+    HostCommand,
+    LoadBlocks,
     LoadPosition,
     PositionCommand,
     PublishReport,
@@ -34,12 +36,14 @@ from services.gpu_worker.commands import (
     SendTokens,
     SendToRouter,
     StopProcess,
+    StoreBlocks,
     WorkerCommand,
     YieldStep,
 )
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.engine_thread import EngineThread, step_failed
 from services.gpu_worker.events import DrainRequested, StepFinished, WorkerEvent, WorkerStarted
+from services.gpu_worker.host_copies import HostCopies, host_copy_failed
 from services.gpu_worker.outbox import Outbox
 from services.gpu_worker.peer_desk import PeerDesk
 from services.gpu_worker.position_work import (
@@ -61,6 +65,9 @@ answers no more would leave its sessions held, and silent, for ever."""
 POSITION_WORK_TIMEOUT_NS: Final = 600 * NS_PER_S
 """Weights of hundreds of gigabytes from a slow disk take minutes; what waits for a peer has shorter
 time-outs of its own."""
+
+HOST_COPY_TIMEOUT_NS: Final = 60 * NS_PER_S
+"""A copy takes milliseconds; what waits for a member has a shorter time-out of its own."""
 
 _log = structlog.get_logger(__name__)
 
@@ -94,6 +101,7 @@ class WorkerShell:
         bus: CoreBus,
         clock: Clock,
         step_timeout_ns: int = STEP_TIMEOUT_NS,
+        copies: HostCopies | None = None,
         planned: PlannedParts | None = None,
         notices: NodeNotices | None = None,
     ) -> None:
@@ -101,6 +109,7 @@ class WorkerShell:
         self._worker_id = worker_id
         self._bus = bus
         self._engine = engine
+        self._copies = copies
         self._planned = planned
         self._notices = notices
         self._outbox = Outbox(bus)
@@ -171,6 +180,23 @@ class WorkerShell:
             timeout_ns=POSITION_WORK_TIMEOUT_NS,
         )
 
+    def _host_effect(self, command: HostCommand) -> Effect[WorkerEvent]:
+        copies = self._copies
+        require(copies is not None, "a worker without host memory is told of checkpoints")
+        assert copies is not None
+        return Effect(
+            work=lambda: copies.carry_out(command),
+            failed=lambda error: host_copy_failed(command, error),
+            timeout_ns=HOST_COPY_TIMEOUT_NS,
+        )
+
+    def _yield_effect(self, command: YieldStep) -> Effect[WorkerEvent] | None:
+        """Let the other workers of the replica know, too; the step itself says what came of it."""
+        if self._planned is None:
+            return None
+        host = self._planned.host
+        return Effect(work=lambda: host.tell_members_to_yield(command))
+
     def _planned_parts(self) -> PlannedParts:
         require(self._planned is not None, "a solo worker is told of another position")
         assert self._planned is not None
@@ -184,8 +210,11 @@ class WorkerShell:
                     failed=lambda error: step_failed(command, error),
                     timeout_ns=self._step_timeout_ns,
                 )
+            case StoreBlocks() | LoadBlocks():
+                return self._host_effect(command)
             case YieldStep():
                 self._engine.request_yield(command)
+                return self._yield_effect(command)
             case AllocatePosition() | LoadPosition() | FormGroup() | CopyBlocks() | FreePosition():
                 return self._position_effect(command)
             case BreakGroup():

@@ -18,17 +18,26 @@ from services.gpu_worker.commands import (
     CopyBlocks,
     FormGroup,
     FreePosition,
+    HostCommand,
+    LoadBlocks,
     LoadPosition,
     PublishReport,
     RunStep,
     SendTokens,
     SendToRouter,
     StopProcess,
+    StoreBlocks,
     WorkerCommand,
     YieldStep,
 )
 from services.gpu_worker.core import WorkerCore
-from services.gpu_worker.events import StepFinished, WorkerEvent, WorkerStarted
+from services.gpu_worker.events import (
+    BlocksLoaded,
+    BlocksStored,
+    StepFinished,
+    WorkerEvent,
+    WorkerStarted,
+)
 from services.gpu_worker.options import WorkerOptions
 from services.gpu_worker.wire import event_of, outgoing
 
@@ -43,6 +52,7 @@ class WorkerProcess(SimProcess):
         self.core = WorkerCore(options, Scheduler(options.engine))
         self._network = network
         self._step_time = step_time
+        self._checkpoints = options.checkpoints
         self._runner = SimulatedRunner(
             vocabulary_size=options.vocabulary_size, eos_token_ids=options.engine.eos_token_ids
         )
@@ -66,6 +76,8 @@ class WorkerProcess(SimProcess):
         match command:
             case RunStep():
                 self._run_step(command)
+            case StoreBlocks() | LoadBlocks():
+                self._copy_blocks(command)
             case YieldStep():
                 self._yield_step(command)
             case SendTokens() | SendToRouter() | PublishReport():
@@ -125,3 +137,24 @@ class WorkerProcess(SimProcess):
 
         left_ns = self._step_began_at_ns + duration_ns - self.world.now_ns
         self.world.after(left_ns, lambda: self.deliver(end))
+
+    def _copy_blocks(self, command: HostCommand) -> None:
+        """Let a copy take as long as it is assumed to; a block has no content here."""
+        checkpoints = self._checkpoints
+        duration_ns = checkpoints.link_assumed.duration_ns(
+            len(command.pairs) * checkpoints.room.block_bytes
+        )
+        outcome: WorkerEvent
+        match command:
+            case StoreBlocks():
+                outcome = BlocksStored(
+                    op_id=command.op_id, duration_ns=duration_ns, cause_id=command.cause_id
+                )
+            case LoadBlocks():
+                outcome = BlocksLoaded(
+                    op_id=command.op_id,
+                    slots_corrupt=(),
+                    duration_ns=duration_ns,
+                    cause_id=command.cause_id,
+                )
+        self.world.after(duration_ns, lambda: self.deliver(lambda: self.post(outcome)))

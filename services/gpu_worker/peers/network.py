@@ -10,7 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from libs.contracts.handover import ReplicaRoster
-from libs.contracts.peers import STEP_LINK, OpenSteps, StepsRefused
+from libs.contracts.peers import (
+    STEP_LINK,
+    LoadFromHost,
+    OpenSteps,
+    StepsRefused,
+    StoreToHost,
+)
 from libs.contracts.transfers import TRANSFER_REQUESTS, IntroducePeer
 from libs.contracts.wire import encode
 from libs.engine.steps import StepPlan
@@ -61,6 +67,7 @@ class PeerNetwork:
         self._worker_id = worker_id
         self._transport = transport
         self._host = host
+        self._engine = engine
         self._clock = clock
         self._options = options or PeerOptions()
         self._listener: Listener | None = None
@@ -147,6 +154,7 @@ class PeerNetwork:
                 worker_id=self._worker_id,
                 transport=self._transport,
                 host=self._host,
+                engine=self._engine,
                 clock=self._clock,
                 options=self._options,
             )
@@ -171,6 +179,26 @@ class PeerNetwork:
         Raises: Unavailable if the replica is not open or lacks a member: it can compute no more.
         """
         await self._replicas.get(replica_id).send_plan(plan)
+
+    async def ask_to_yield(self, replica_id: str, step_id: int) -> None:
+        """As the lead, ask every member to end a step early, if it is not over there.
+
+        Raises: Unavailable if the replica is not open or lacks a member.
+        """
+        await self._replicas.get(replica_id).ask_to_yield(step_id)
+
+    async def copy_host(
+        self,
+        replica_id: str,
+        question: StoreToHost | LoadFromHost,
+        pairs: Sequence[tuple[int, int]],
+    ) -> tuple[int, ...]:
+        """As the lead, let every member copy between its KV and its host memory; return the slots
+        that any found changed.
+
+        Raises: Unavailable if one is lost or could not; none of them copies any more.
+        """
+        return await self._replicas.get(replica_id).copy_host(question, pairs)
 
     async def report_failure(self, replica_id: str, reason: str) -> None:
         """As a member, tell the lead that this rank cannot go on; it hears `peer_lost`."""

@@ -6,12 +6,12 @@ lost is reported to the worker once and never comes back: what follows is anothe
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 
 import structlog
 
 from libs.contracts.handover import PlacedWorker, ReplicaRoster
-from libs.contracts.peers import OpenSteps, PeerRefusal
+from libs.contracts.peers import LoadFromHost, OpenSteps, PeerRefusal, StoreToHost
 from libs.contracts.transfers import IntroducePeer
 from libs.contracts.wire import encode
 from libs.engine.steps import StepPlan
@@ -21,7 +21,7 @@ from libs.kernel.units import NS_PER_MS, seconds
 from libs.runtime.clock import Clock
 from libs.transfer.transport import Connection, PeerUnreachable, Transport
 from services.gpu_worker.peers.plan_codec import STEP_PLANS
-from services.gpu_worker.peers.ports import PeerHost, PeerOptions
+from services.gpu_worker.peers.ports import EngineAccess, PeerHost, PeerOptions
 from services.gpu_worker.peers.questions import Purpose, RefusedByPeer
 from services.gpu_worker.peers.step_links import LinkToLead, LinkToMember
 from services.gpu_worker.peers.store_gate import StoreGate
@@ -42,6 +42,7 @@ class OpenReplica:
         worker_id: str,
         transport: Transport,
         host: PeerHost,
+        engine: EngineAccess,
         clock: Clock,
         options: PeerOptions,
     ) -> None:
@@ -51,6 +52,7 @@ class OpenReplica:
         self._worker_id = worker_id
         self._transport = transport
         self._host = host
+        self._engine = engine
         self._clock = clock
         self._options = options
         self._to_members: dict[str, LinkToMember] = {}
@@ -104,6 +106,26 @@ class OpenReplica:
         packed = STEP_PLANS.pack(plan)
         await _all(link.send_plan(packed) for link in self._to_members.values())
 
+    async def ask_to_yield(self, step_id: int) -> None:
+        """As the lead, ask every member to end a step early. Raises: Unavailable."""
+        self._require_links()
+        await _all(link.ask_to_yield(step_id) for link in self._to_members.values())
+
+    async def copy_host(
+        self, question: StoreToHost | LoadFromHost, pairs: Sequence[tuple[int, int]]
+    ) -> tuple[int, ...]:
+        """As the lead, let every member copy to or from host memory, and return the slots that any
+        found changed. Raises: Unavailable if one is lost or could not; none copies any more."""
+        self._require_links()
+        links = self._to_members.values()
+        corrupt: set[int] = set()
+
+        async def copy(link: LinkToMember) -> None:
+            corrupt.update(await link.copy_host(question, pairs))
+
+        await _all(copy(link) for link in links)
+        return tuple(sorted(corrupt))
+
     async def open_ticket(self, ticket_id: str) -> None:
         """As the lead, let KV of this copy be stored on every rank. Raises: Unavailable."""
         self._require_links()
@@ -126,7 +148,7 @@ class OpenReplica:
             connection,
             gate=self.gate,
             options=self._options,
-            plan_received=self._plan_received,
+            member=self,
         )
         try:
             await link.serve(worker_id=self._worker_id)
@@ -197,12 +219,25 @@ class OpenReplica:
         else:
             self._to_members[member.worker_id] = link
 
-    def _plan_received(self, plan: StepPlan) -> None:
+    def plan_received(self, plan: StepPlan) -> None:
+        """See MemberOfReplica."""
         self._host.plan_received(
             replica_id=self.roster.replica_id,
             replica_epoch=self.roster.replica_epoch,
             plan=plan,
         )
+
+    def yield_asked(self, step_id: int) -> None:
+        """See MemberOfReplica."""
+        self._engine.request_yield(replica_id=self.roster.replica_id, step_id=step_id)
+
+    async def store_to_host(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """See MemberOfReplica."""
+        await self._engine.store_to_host(replica_id=self.roster.replica_id, pairs=pairs)
+
+    async def load_from_host(self, pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+        """See MemberOfReplica."""
+        return await self._engine.load_from_host(replica_id=self.roster.replica_id, pairs=pairs)
 
     def _peer_lost(self, worker_id: str, reason: str) -> None:
         if self._is_closed or worker_id in self._lost:

@@ -51,7 +51,8 @@ class PeerHost(Protocol):
 
 
 class EngineAccess(Protocol):
-    """The KV memory of this worker's positions. Runs on the engine's thread, between steps.
+    """The KV memory of this worker's positions. What peers export and import runs on the engine's
+    thread, between steps.
 
     Layers and heads are counted over the whole model. The layout of the bytes is
     [layers, blocks, tokens of a block, keys and values, heads, head size]. A call that has returned
@@ -81,6 +82,21 @@ class EngineAccess(Protocol):
         data: memoryview,
     ) -> None:
         """Scatter a rectangle into these blocks, which nobody reads yet; `data` is only lent."""
+        ...
+
+    def request_yield(self, *, replica_id: str, step_id: int) -> None:
+        """As a member, end this step at its next safepoint, if it has one left. Returns at once."""
+        ...
+
+    async def store_to_host(self, *, replica_id: str, pairs: Sequence[tuple[int, int]]) -> None:
+        """As a member, copy blocks into slots of host memory, beside the steps."""
+        ...
+
+    async def load_from_host(
+        self, *, replica_id: str, pairs: Sequence[tuple[int, int]]
+    ) -> tuple[int, ...]:
+        """As a member, copy slots into blocks, beside the steps; return the slots whose content is
+        not what was stored."""
         ...
 
 

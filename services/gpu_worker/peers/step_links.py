@@ -4,18 +4,21 @@
 
 Plans go unanswered, since the step itself is the answer; so either end listens for a sign of life
 at least every `silence_ns`. What opens and closes the tickets of KV copies travels on the same
-link, in order with the plans.
+link, in order with the plans, and so does what all ranks copy to host memory and back.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Final, Protocol
 
 from libs.contracts.peers import (
+    BLOCKS_PER_BATCH_MAX,
     STEP_LINK,
     CarryPlan,
     CloseTicket,
+    HostCopyEnded,
+    LoadFromHost,
     MemberFailed,
     OpenSteps,
     OpenTicket,
@@ -23,8 +26,10 @@ from libs.contracts.peers import (
     StepLinkMessage,
     StepsOpened,
     StepsRefused,
+    StoreToHost,
     TicketClosed,
     TicketOpened,
+    YieldStep,
 )
 from libs.contracts.wire import encode
 from libs.engine.steps import StepPlan
@@ -32,6 +37,12 @@ from libs.kernel.errors import ContractViolation, Unavailable
 from libs.kernel.units import seconds
 from libs.runtime.clock import Clock
 from libs.transfer.transport import Connection, ConnectionLost, Message
+from services.gpu_worker.peers.bodies import (
+    pack_integers,
+    pack_pairs,
+    unpack_integers,
+    unpack_pairs,
+)
 from services.gpu_worker.peers.plan_codec import STEP_PLANS
 from services.gpu_worker.peers.ports import PeerOptions
 from services.gpu_worker.peers.questions import RefusedByPeer
@@ -57,6 +68,7 @@ class LinkToMember:
         self._lost = lost
         self._sending = asyncio.Lock()
         self._answers: dict[StepLinkMessage, asyncio.Future[None]] = {}
+        self._host_copies: dict[str, asyncio.Future[tuple[int, ...]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._alive_sent_at_ns = 0
         self.round_trip_ns: int | None = None
@@ -81,6 +93,29 @@ class LinkToMember:
     async def send_plan(self, packed: bytes) -> None:
         """Send a packed plan after all before it. Raises: ConnectionLost, PeerSilent."""
         await self._send(CARRY_PLAN, packed)
+
+    async def ask_to_yield(self, step_id: int) -> None:
+        """Have the member end this step early, if it can. Raises: ConnectionLost, PeerSilent."""
+        await self._send(encode(YieldStep(step_id=step_id)))
+
+    async def copy_host(
+        self, question: StoreToHost | LoadFromHost, pairs: Sequence[tuple[int, int]]
+    ) -> tuple[int, ...]:
+        """Return, once the member has copied, the slots that it found changed.
+
+        Raises: Unavailable if it could not; ConnectionLost, PeerSilent if it is lost, and with it
+        all that reads its memory.
+        """
+        ended = self._host_copies[question.copy_id] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(seconds(self._options.piece_ns)):
+                await self._send(encode(question), pack_pairs(pairs))
+                return await asyncio.shield(ended)
+        except TimeoutError as error:
+            self._fail("silent for too long (host copy)")
+            raise ConnectionLost(f"{self._connection.peer_address}: no answer") from error
+        finally:
+            self._host_copies.pop(question.copy_id, None)
 
     async def open_ticket(self, ticket_id: str) -> None:
         """Let the member store KV of this copy. Raises: ConnectionLost, PeerSilent."""
@@ -130,10 +165,22 @@ class LinkToMember:
                     answered = self._answers.pop(answer, None)
                     if answered is not None and not answered.done():
                         answered.set_result(None)
+                case HostCopyEnded() as ended:
+                    self._host_copy_ended(ended, message.body)
                 case MemberFailed(message=reason):
                     raise Unavailable(reason, retry_after_ns=self._options.alive_ns)
                 case other:
                     raise ContractViolation(f"{type(other).__name__} from a member")
+
+    def _host_copy_ended(self, ended: HostCopyEnded, body: memoryview) -> None:
+        waiting = self._host_copies.get(ended.copy_id)
+        if waiting is None or waiting.done():
+            return
+        if ended.failure:
+            retry_after_ns = self._options.alive_ns
+            waiting.set_exception(Unavailable(ended.failure, retry_after_ns=retry_after_ns))
+        else:
+            waiting.set_result(unpack_integers(body, integers_max=BLOCKS_PER_BATCH_MAX))
 
     async def _say_alive(self) -> None:
         number = 0
@@ -153,10 +200,32 @@ class LinkToMember:
         for task in tasks:
             if task is not asyncio.current_task():
                 task.cancel()
-        for answered in self._answers.values():
+        waiting: list[asyncio.Future[None] | asyncio.Future[tuple[int, ...]]]
+        waiting = [*self._answers.values(), *self._host_copies.values()]
+        for answered in waiting:
             if not answered.done():
                 answered.set_exception(ConnectionLost(reason))
         self._answers.clear()
+
+
+class MemberOfReplica(Protocol):
+    """What a lead asks of a member, beside the tickets of copies. Called on the event loop."""
+
+    def plan_received(self, plan: StepPlan) -> None:
+        """Run this plan after all that came before it."""
+        ...
+
+    def yield_asked(self, step_id: int) -> None:
+        """End this step early, if that is still possible."""
+        ...
+
+    async def store_to_host(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks into slots of host memory. Raises: Unavailable if that is not possible."""
+        ...
+
+    async def load_from_host(self, pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+        """Copy slots into blocks; return those found changed. Raises: Unavailable."""
+        ...
 
 
 class LinkToLead:
@@ -168,14 +237,14 @@ class LinkToLead:
         *,
         gate: StoreGate,
         options: PeerOptions,
-        plan_received: Callable[[StepPlan], None],
+        member: MemberOfReplica,
     ) -> None:
         self._connection = connection
         self._gate = gate
         self._options = options
-        self._plan_received = plan_received
+        self._member = member
         self._sending = asyncio.Lock()
-        self._closings: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, *, worker_id: str) -> None:
         """Serve until the link ends. Raises: ConnectionLost, PeerSilent, ContractViolation."""
@@ -185,8 +254,8 @@ class LinkToLead:
                 message = await self._connection.receive(timeout_ns=self._options.silence_ns)
                 await self._serve_message(message)
         finally:
-            for closing in self._closings:
-                closing.cancel()
+            for task in self._tasks:
+                task.cancel()
 
     async def fail(self, reason: str) -> None:
         """Tell the lead that this member cannot go on."""
@@ -200,18 +269,44 @@ class LinkToLead:
     async def _serve_message(self, message: Message) -> None:
         match STEP_LINK.decode(message.header):
             case CarryPlan():
-                self._plan_received(STEP_PLANS.unpack(message.body))
+                self._member.plan_received(STEP_PLANS.unpack(message.body))
+            case YieldStep(step_id=step_id):
+                self._member.yield_asked(step_id)
+            case (StoreToHost() | LoadFromHost()) as question:
+                # No plan may wait for a copy.
+                pairs = unpack_pairs(message.body, pairs_max=BLOCKS_PER_BATCH_MAX)
+                self._beside(self._copy_host(question, pairs))
             case PeerAlive() as alive:
                 await self._send(alive)
             case OpenTicket(ticket_id=ticket_id):
                 await self._open_ticket(ticket_id)
             case CloseTicket(ticket_id=ticket_id):
                 # What is being stored waits for the engine, and no plan may wait for that.
-                closing = asyncio.create_task(self._close_ticket(ticket_id))
-                self._closings.add(closing)
-                closing.add_done_callback(self._closings.discard)
+                self._beside(self._close_ticket(ticket_id))
             case other:
                 raise ContractViolation(f"{type(other).__name__} from a lead")
+
+    def _beside(self, work: Coroutine[None, None, None]) -> None:
+        """Do something while the link goes on."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _copy_host(
+        self, question: StoreToHost | LoadFromHost, pairs: Sequence[tuple[int, int]]
+    ) -> None:
+        failure = ""
+        corrupt: tuple[int, ...] = ()
+        try:
+            if isinstance(question, StoreToHost):
+                await self._member.store_to_host(pairs)
+            else:
+                corrupt = await self._member.load_from_host(pairs)
+        except Unavailable as error:
+            failure = str(error)[:1024]
+        with contextlib.suppress(Unavailable):
+            answer = HostCopyEnded(copy_id=question.copy_id, failure=failure)
+            await self._send(answer, pack_integers(corrupt))
 
     async def _open_ticket(self, ticket_id: str) -> None:
         # One too many stays unanswered: the lead bounds its tickets by the same number.
@@ -224,6 +319,7 @@ class LinkToLead:
         with contextlib.suppress(Unavailable):
             await self._send(TicketClosed(ticket_id=ticket_id))
 
-    async def _send(self, message: StepLinkMessage) -> None:
+    async def _send(self, message: StepLinkMessage, body: bytes = b"") -> None:
         async with self._sending:
-            await self._connection.send(encode(message), [], timeout_ns=self._options.silence_ns)
+            parts = [body] if body else []
+            await self._connection.send(encode(message), parts, timeout_ns=self._options.silence_ns)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from libs.engine.attention import KvShape, PagedAttention
+from libs.engine.host_memory import HostMemory
 from libs.kernel.errors import Unavailable
 from tests.integration.gpu_worker_peers.shapes import (
     BLOCK_TOKENS,
@@ -16,12 +17,16 @@ from tests.integration.gpu_worker_peers.shapes import (
     LAYERS,
 )
 
+HOST_SLOTS = 8
+
 
 class KvMemory:
     """The KV of a worker's positions, touched by one thread alone, as an engine's is."""
 
     def __init__(self) -> None:
         self.positions: dict[str, PagedAttention] = {}
+        self.host: dict[str, HostMemory] = {}
+        self.yields: list[tuple[str, int]] = []
         self.imports = 0
         self.may_import = asyncio.Event()
         """Unset: imports wait, as for a long step."""
@@ -89,8 +94,26 @@ class KvMemory:
             ),
         )
 
+    def request_yield(self, *, replica_id: str, step_id: int) -> None:
+        self.yields.append((replica_id, step_id))
+
+    async def store_to_host(self, *, replica_id: str, pairs: Sequence[tuple[int, int]]) -> None:
+        self._host(replica_id, max(slot for _, slot in pairs)).store(pairs)
+
+    async def load_from_host(
+        self, *, replica_id: str, pairs: Sequence[tuple[int, int]]
+    ) -> tuple[int, ...]:
+        return self._host(replica_id, max(slot for slot, _ in pairs)).load(pairs)
+
     def close(self) -> None:
         self._thread.shutdown()
+
+    def _host(self, replica_id: str, slot_max: int) -> HostMemory:
+        if replica_id not in self.host:
+            self.host[replica_id] = HostMemory(self._position(replica_id), slots=HOST_SLOTS)
+        if slot_max >= HOST_SLOTS:
+            raise Unavailable(f"{replica_id} has no such slots", retry_after_ns=1)
+        return self.host[replica_id]
 
     def _position(self, replica_id: str) -> PagedAttention:
         if replica_id not in self.positions:

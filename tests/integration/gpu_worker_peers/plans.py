@@ -22,6 +22,7 @@ def a_plan(step_id: int, *, sequences: int = 2) -> StepPlan:
         ),
         opened=(a_request(),),
         closed=("sequence-gone",),
+        layers_between_safepoints=4,
     )
 
 
@@ -52,6 +53,7 @@ def a_request() -> SequenceRequest:
             min_tokens=2,
         ),
         priority=3,
+        tenant="tenant-b",
         answer_schema='{"type": "integer"}',
         cache_salt="tenant-a",
     )

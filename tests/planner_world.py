@@ -7,6 +7,7 @@ from typing import assert_never
 from libs.contracts.placement import Placement, Policy
 from libs.contracts.preemption import NoticeKind, NoticeWithdrawn, PreemptionNotice
 from libs.contracts.reports import Market, ReportedPosition, RouterReport, WorkerReport
+from libs.engine.model_config import ModelConfig
 from libs.kernel.core import SetTimer, TimerFired
 from libs.kernel.units import MIB, NS_PER_MS, NS_PER_S
 from libs.policy.model_profile import LayerTimes, ModelBytes, ModelProfile
@@ -81,11 +82,13 @@ def planner_options(
     shape: ReplicaShape | None = PAIR,
     capacity: CapacityOptions | None = None,
     model: ModelProfile = MODEL,
+    cut: ModelConfig | None = None,
 ) -> PlannerOptions:
     return PlannerOptions(
         planner_id=planner_id,
         alias=ALIAS,
         profile=model,
+        model=cut,
         plan=PlanOptions(policy=policy, search=SearchOptions(shape_only=shape)),
         capacity=capacity or CapacityOptions(),
     )

@@ -44,6 +44,18 @@ class ReportedPosition(Message):
     is_broken: bool = Field(default=False, description="a peer was lost; nothing can be computed")
 
 
+class MemoryRule(Message):
+    """How a worker holds weights: what the planner must know to place only what fits."""
+
+    element_bytes: int = Field(ge=1, description="of weights and KV")
+    packed_copies: int = Field(
+        default=0, ge=0, description="of every linear, beside the plain weights that peers fetch"
+    )
+    row_copy_bytes_max: int = Field(
+        default=0, ge=0, description="further copies of linears, for single rows"
+    )
+
+
 class WorkerReport(Message):
     """Load, cache state and liveness of one worker.
 
@@ -85,6 +97,9 @@ class WorkerReport(Message):
     )
     peer_address: str = Field(default="", max_length=256, description="for KV, weights and plans")
     memory_bytes: int = Field(default=0, ge=0, description="for weights and KV, both positions")
+    memory_rule: MemoryRule | None = Field(
+        default=None, description="of a planned worker; None: each weight is held once"
+    )
     weights_bytes: int = Field(default=0, ge=0, description="held now")
     kv_tokens: int = Field(default=0, ge=0, description="of the sessions that run here")
     grace_left_ms: int | None = Field(

@@ -93,7 +93,10 @@ class LatencyTracker:
 
     def observe(self, work: StepWork, duration_ns: int) -> DriftChange | None:
         """Take in a step that ran to its end; say if that changed what is to be thought of the
-        profile. Steps that yielded, or waited for a peer that was lost, tell nothing."""
+        profile. Steps that yielded, or waited for a peer that was lost, tell nothing; nor do those
+        of a clock that stands still, as while an engine warms up."""
+        if duration_ns <= 0:
+            return None
         sample = StepSample(work=work, duration_ns=duration_ns)
         self._errors.append(relative_error(self._model, sample))
         self._profile_errors.append(relative_error(self.profile, sample))

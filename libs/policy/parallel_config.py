@@ -12,7 +12,7 @@ arrivals cause; memory is real bytes rather than a least number of GPUs.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from libs.kernel.units import MIB, NS_PER_S
 from libs.policy.cost_model import (
@@ -91,6 +91,28 @@ class NoShapeFits:
     workers_missing: int = 0
 
 
+class ShapeMemory(Protocol):
+    """What the workers of a replica need, as they themselves compute it."""
+
+    def bytes_needed(self, shape: ReplicaShape, *, tokens: int) -> int | None:
+        """Return the least memory of every worker for KV of so many tokens, at least those of the
+        longest session that workers admit; None if the model cannot be cut so."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileMemory:
+    """What a profile alone lets expect: every weight once, KV once, even shards."""
+
+    profile: ModelProfile
+
+    def bytes_needed(self, shape: ReplicaShape, *, tokens: int) -> int | None:
+        """Return the least memory of the worker that holds the most."""
+        tokens = max(tokens, self.profile.context_tokens_max)
+        kv_bytes = kv_bytes_max(self.profile, shape, tokens=tokens)
+        return weight_bytes_max(self.profile, shape) + kv_bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigSearch:
     """One decision of Algorithm 1."""
@@ -102,6 +124,8 @@ class ConfigSearch:
     memory_bytes: int | None
     """Of each, for weights and KV; None: unknown, everything fits."""
     options: SearchOptions
+    memory: ShapeMemory | None = None
+    """The workers' own arithmetic; None: the profile's."""
 
     def choose(self) -> Candidate | NoShapeFits:
         """Decide, or say what is missing."""
@@ -143,20 +167,25 @@ class ConfigSearch:
         """
         if self.memory_bytes is None:
             return self.options.batches[-1]
-        if self.memory_bytes < self.bytes_needed(shape):
-            return None
-        weight_bytes = weight_bytes_max(self.profile, shape)
-        left = self.memory_bytes - weight_bytes - self.options.workspace_bytes
-        session_bytes = kv_bytes_max(self.profile, shape, tokens=self.profile.session_tokens)
-        sequences = left // max(1, session_bytes)
-        return max(batch for batch in self.options.batches if batch <= sequences)
+        return max(
+            (
+                batch
+                for batch in self.options.batches
+                if (needed := self.bytes_needed(shape, batch=batch)) is not None
+                and needed <= self.memory_bytes
+            ),
+            default=None,
+        )
 
-    def bytes_needed(self, shape: ReplicaShape) -> int:
-        """Return the least memory of a worker in this shape."""
-        profile, options = self.profile, self.options
-        tokens = max(profile.context_tokens_max, options.batches[0] * profile.session_tokens)
-        kv_bytes = kv_bytes_max(profile, shape, tokens=tokens)
-        return weight_bytes_max(profile, shape) + kv_bytes + options.workspace_bytes
+    def bytes_needed(self, shape: ReplicaShape, *, batch: int | None = None) -> int | None:
+        """Return the least memory of a worker in this shape, for a batch or the smallest one.
+
+        None if the workers cannot be cut so, whatever their memory.
+        """
+        memory = self.memory or ProfileMemory(profile=self.profile)
+        tokens = (batch or self.options.batches[0]) * self.profile.session_tokens
+        needed = memory.bytes_needed(shape, tokens=tokens)
+        return None if needed is None else needed + self.options.workspace_bytes
 
     def why_nothing_fits(self) -> NoShapeFits:
         """Say what is missing: workers of the least replica, or bytes on each worker."""
@@ -171,9 +200,10 @@ class ConfigSearch:
                 workers_missing=workers_min - self.workers,
             )
         needs = [
-            self.bytes_needed(shape)
+            needed
             for shape in self.shapes()
             if shape.workers >= profile.replica_workers_min
+            and (needed := self.bytes_needed(shape)) is not None
         ]
         if not needs or self.memory_bytes is None:
             named = "no shape" if only is None else f"no shape {only.stages} x {only.shards}"

@@ -31,6 +31,7 @@ from libs.policy.parallel_config import (
     ConfigSearch,
     NoShapeFits,
     SearchOptions,
+    ShapeMemory,
     Workload,
     best_of,
 )
@@ -77,6 +78,8 @@ class ClusterView:
     replicas: tuple[CurrentReplica, ...] = ()
     workload: Workload
     link_bytes_per_s: int | None = None
+    memory: ShapeMemory | None = None
+    """What the workers say they need; None: what the profile says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +176,7 @@ def _choose(
         workers=len(view.workers),
         memory_bytes=min((w.memory_bytes for w in view.workers if w.memory_bytes), default=None),
         options=replace(options.search, shape_only=_shape_given(view, options)),
+        memory=view.memory,
     )
     found = search.candidates()
     if not found:

@@ -34,6 +34,7 @@ from services.gpu_worker.engine_thread import EngineThread
 from services.gpu_worker.host_copies import HostCopies
 from services.gpu_worker.options import WorkerOptions
 from services.gpu_worker.planned_setup import plan_worker, read_outline
+from services.gpu_worker.position_memory import memory_rule
 from services.gpu_worker.positions import SOLO_REPLICA_ID
 from services.gpu_worker.session_spans import SessionSpans
 from services.gpu_worker.shell import NodeNotices, PlannedParts, WorkerShell
@@ -131,6 +132,7 @@ class ServingProcess:
                 ),
                 peer_address=peer_address,
                 memory_bytes=worker.memory.memory_bytes,
+                memory_rule=memory_rule(model),
             )
             core = WorkerCore(options, None)
             planned = PlannedParts(host=worker.hosted, desk=worker.desk)

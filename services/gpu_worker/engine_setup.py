@@ -1,7 +1,7 @@
 """Loads the engine, warms it up, and describes the worker around it."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -16,6 +16,7 @@ from libs.engine.scheduler import Scheduler, SchedulerOptions
 from services.gpu_worker.checkpoint_options import CheckpointOptions, HostRoom, host_room
 from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.options import WorkerOptions
+from services.gpu_worker.step_latency import step_latency
 from services.gpu_worker.yield_log import log_yield
 
 CPU_HOST_SHARE: Final = 32
@@ -76,8 +77,11 @@ def _host_room(config: WorkerConfig, attention: PagedAttention) -> HostRoom:
 
 
 def engine_options(config: WorkerConfig) -> EngineOptions:
-    """Say to the engine what the operator set."""
-    return EngineOptions(
+    """Say to the engine what the operator set, and how long its steps are expected to take.
+
+    Raises: ConfigError for a profile, ModelLoadError for a model that cannot be read.
+    """
+    options = EngineOptions(
         dtype=config.engine_dtype,
         device=config.device,
         kv_bytes_max=config.kv_bytes,
@@ -88,6 +92,10 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
         context_tokens_max=config.context_tokens_max,
         coserve=config.coserve_options,
     )
+    latency = step_latency(config, options)
+    if latency is None:
+        return options
+    return replace(options, coserve=replace(options.coserve, latency=latency))
 
 
 def warm_up(scheduler: Scheduler, runner: ModelRunner) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from libs.contracts.reports import Market
+from libs.contracts.reports import Market, MemoryRule
 from libs.engine.scheduler import SchedulerOptions
 from libs.kernel.units import KIB, NS_PER_MS, NS_PER_S
 from services.gpu_worker.checkpoint_options import CheckpointOptions
@@ -31,6 +31,8 @@ class WorkerOptions:
     """Where other workers reach this one."""
     memory_bytes: int = 0
     """For weights and KV."""
+    memory_rule: MemoryRule | None = None
+    """How its engine holds weights, for the planner."""
     weights_bytes: int = 0
     """Held at the start."""
     sessions_max: int = 1024

@@ -6,14 +6,13 @@ equal memory come to the same number, and KV can be copied in before they have m
 """
 
 from dataclasses import dataclass
-from typing import Final
 
+from libs.contracts.reports import MemoryRule
+from libs.engine.linear import is_packing_sound, is_row_copy_faster
 from libs.engine.parallel.member import ReplicaModel
-from libs.engine.parallel.position import Position, positions_of
-from libs.engine.parallel.slices import all_slices_of
+from libs.engine.parallel.memory_needs import ReplicaMemory
+from libs.policy.shapes import ReplicaShape
 from services.gpu_worker.checkpoint_options import HostRoom, host_room
-
-POSITIONS_AT_A_TIME: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,41 +30,50 @@ class PositionMemory:
 
     def kv_blocks(self, model: ReplicaModel, *, stages: int, shards: int) -> int:
         """Return the KV blocks of a replica of this shape; 0 if not even the weights fit."""
-        positions = positions_of(model.config, stages=stages, shards=shards)
-        blocks = min(self._kv_blocks_at(model, position) for position in positions)
-        return blocks if self.blocks_max is None else min(blocks, self.blocks_max)
+        blocks = replica_memory(model).blocks_that_fit(
+            ReplicaShape(stages=stages, shards=shards),
+            memory_bytes=self.memory_bytes,
+            kv_bytes_max=self.kv_bytes_max,
+        )
+        return min(blocks, self.blocks_max or blocks, model.blocks_useful)
 
     def host_room(self, model: ReplicaModel, *, stages: int, shards: int) -> HostRoom:
         """Return the room for checkpoints of a replica of this shape, the same on all its ranks."""
-        positions = positions_of(model.config, stages=stages, shards=shards)
+        needs = replica_memory(model).stages(ReplicaShape(stages=stages, shards=shards))
         return host_room(
             host_bytes=self.host_bytes,
-            block_bytes=max(
-                model.kv_shape(position, blocks=1).bytes_total(model.dtype)
-                for position in positions
-            ),
+            block_bytes=max(stage.kv_block_bytes for stage in needs),
             kv_blocks=self.kv_blocks(model, stages=stages, shards=shards),
         )
 
     def blocks_min(self, model: ReplicaModel) -> int:
         """Return the KV blocks of the longest session that is admitted; fewer are of no use."""
-        wanted = model.options.context_tokens_max or model.config.shape.context_tokens_max
-        context_tokens = min(wanted, model.config.shape.context_tokens_max)
-        return -(-context_tokens // model.options.block_tokens)
-
-    def _kv_blocks_at(self, model: ReplicaModel, position: Position) -> int:
-        kv_bytes = (self.memory_bytes - weights_bytes_at(model, position)) // POSITIONS_AT_A_TIME
-        if self.kv_bytes_max is not None:
-            kv_bytes = min(kv_bytes, self.kv_bytes_max)
-        return model.kv_blocks_that_fit(position, kv_bytes=max(0, kv_bytes))
+        return -(-_context_tokens_max(model) // model.options.block_tokens)
 
 
-def weights_bytes_at(model: ReplicaModel, position: Position) -> int:
-    """Return the bytes of a position's weights, the packed copy for steps on a CPU included."""
-    element_bytes = model.dtype.itemsize
-    plain = sum(
-        slice_.bytes
-        for slice_ in all_slices_of(model.config, position, element_bytes=element_bytes)
+def replica_memory(model: ReplicaModel) -> ReplicaMemory:
+    """Return the arithmetic that planner and workers share, for this worker's engine."""
+    return ReplicaMemory(
+        config=model.config,
+        rule=memory_rule(model),
+        block_tokens=model.options.block_tokens,
+        context_tokens_max=_context_tokens_max(model),
     )
-    is_doubled = model.device.type == "cpu" and model.options.pack_linears
-    return 2 * plain if is_doubled else plain
+
+
+def memory_rule(model: ReplicaModel) -> MemoryRule:
+    """Say how this worker's engine holds weights, as `DecoderBuilder` builds it."""
+    is_packed = (
+        model.device.type == "cpu" and model.options.pack_linears and is_packing_sound(model.dtype)
+    )
+    has_row_copies = is_packed and is_row_copy_faster(model.dtype)
+    return MemoryRule(
+        element_bytes=model.dtype.itemsize,
+        packed_copies=int(is_packed),
+        row_copy_bytes_max=model.options.row_copy_bytes_max if has_row_copies else 0,
+    )
+
+
+def _context_tokens_max(model: ReplicaModel) -> int:
+    wanted = model.options.context_tokens_max or model.config.shape.context_tokens_max
+    return min(wanted, model.config.shape.context_tokens_max)

@@ -90,6 +90,7 @@ class Reporting:
             position=position.reported() if position is not None and options.is_planned else None,
             peer_address=options.peer_address,
             memory_bytes=options.memory_bytes,
+            memory_rule=options.memory_rule,
             weights_bytes=self.weights_bytes,
             kv_tokens=_tokens_computed(sessions, load),
             grace_left_ms=None if grace_left_ns is None else grace_left_ns // NS_PER_MS,

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import typer
 
@@ -20,12 +20,6 @@ from services.launcher.recipes import FleetOptions, PlannedOptions
 from services.launcher.state_file import DEFAULT_DATA_FOLDER
 
 WORKERS_DEFAULT = 2
-Profile: TypeAlias = Annotated[
-    str,
-    typer.Option(
-        help="What `tideserve profile` measured: its file, none, or auto: if there is one."
-    ),
-]
 
 PlannerCount = Annotated[
     int, typer.Option(help="With --nodes: planners; one leads, the others stand by.", min=1)
@@ -41,6 +35,18 @@ TtftSloMs = Annotated[
 ]
 TbtSloMs = Annotated[
     int, typer.Option(help="Online work: time between two tokens of an answer.", min=1)
+]
+ProfileChoice = Annotated[
+    str,
+    typer.Option(
+        help="What `tideserve profile` measured: its file, none, or auto: if there is one."
+    ),
+]
+DataFolder = Annotated[
+    Path, typer.Option("--data-dir", help="Journal, logs and state of the fleet.")
+]
+ReadyJson = Annotated[
+    bool, typer.Option("--json", help="Print one line of JSON when the fleet is ready.")
 ]
 
 
@@ -71,19 +77,15 @@ def up(
         int, typer.Option(help="Processes that answer batches and jobs; 0 for none.", min=0)
     ] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    profile: Profile = AUTO,
+    profile: ProfileChoice = AUTO,
     http_port: Annotated[
         int, typer.Option(help="Port of the HTTP API; 0 takes a free one.")
     ] = 8000,
     nats_url: Annotated[
         str | None, typer.Option("--nats", help="Use this broker instead of an own one.")
     ] = None,
-    data_folder: Annotated[
-        Path, typer.Option("--data-dir", help="Journal, logs and state of the fleet.")
-    ] = DEFAULT_DATA_FOLDER,
-    is_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON when the fleet is ready.")
-    ] = False,
+    data_folder: DataFolder = DEFAULT_DATA_FOLDER,
+    is_json: ReadyJson = False,
 ) -> None:
     """Start a whole fleet on this machine; Ctrl-C stops it.
 

@@ -23,7 +23,7 @@ from services.planner.planner_metrics import planner_metrics
 from services.planner.provisioners.kubernetes import KubernetesProvisioner
 from services.planner.provisioners.local import LocalProvisioner
 from services.planner.provisioners.port import NoProvisioner, Provisioner
-from services.planner.read_profile import read_profile
+from services.planner.read_profile import read_model, read_profile
 from services.planner.settings import planner_options
 from services.planner.shell import PlannerShell
 from services.planner.store import open_placement_store
@@ -47,7 +47,11 @@ async def serve(stopping: asyncio.Event) -> None:
         Path(config.model).expanduser(), device=config.device, profile=config.profile
     )
     options = planner_options(
-        config, profile=profile, planner_id=planner_id, process_id=os.getpid()
+        config,
+        profile=profile,
+        model=read_model(Path(config.model).expanduser()),
+        planner_id=planner_id,
+        process_id=os.getpid(),
     )
     try:
         bus = await NatsBus.connect(

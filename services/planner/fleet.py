@@ -12,6 +12,7 @@ from statistics import median
 
 from libs.contracts.placement import LeavingNode, Placement
 from libs.contracts.reports import Market, ReportedPosition, WorkerReport
+from libs.engine.parallel.memory_needs import ReplicaMemory
 from libs.kernel.bounded import RecentMap
 from libs.policy.device_mapping import HeldPosition
 from libs.policy.liveness import EchoLiveness
@@ -165,6 +166,31 @@ class Fleet:
         )
 
     @property
+    def replica_memory(self) -> ReplicaMemory | None:
+        """The workers' own arithmetic of memory; None if nobody tells it, or the model is not
+        known here. Where workers differ, the one that needs most speaks for all."""
+        model = self._options.model
+        if model is None:
+            return None
+        told = dict.fromkeys(
+            (report.memory_rule, report.block_tokens, report.context_tokens_max)
+            for worker in self._sorted()
+            if (report := worker.report).memory_rule is not None
+        )
+        needs = [
+            ReplicaMemory(
+                config=model,
+                rule=rule,
+                block_tokens=block_tokens,
+                context_tokens_max=context_tokens_max,
+            )
+            for rule, block_tokens, context_tokens_max in told
+            if rule is not None
+        ]
+        whole = ReplicaShape(stages=1, shards=1)
+        return max(needs, key=lambda each: each.bytes_needed(whole, tokens=0) or 0, default=None)
+
+    @property
     def memory_bytes_min(self) -> int | None:
         """The least memory of any worker that tells; None if none does."""
         told = [w.report.memory_bytes for w in self._workers.values() if w.report.memory_bytes]
@@ -215,6 +241,7 @@ class Fleet:
             replicas=tuple([*self._placed(placement), *self._running_besides(placement)]),
             workload=Workload(requests_per_s=requests_per_s),
             link_bytes_per_s=round(median(rates)) if rates else None,
+            memory=self.replica_memory,
         )
 
     # ------------------------------------------------------------------ replicas

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from libs.engine.model_config import ModelConfig
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.policy.liveness import LivenessOptions
 from libs.policy.model_profile import ModelProfile
@@ -40,6 +41,8 @@ class PlannerOptions:
     """What is known of the model's bytes and times."""
     plan: PlanOptions
     """Policy and search."""
+    model: ModelConfig | None = None
+    """What workers cut; None, where it is not known here: memory is judged by the profile alone."""
     capacity: CapacityOptions = field(default_factory=CapacityOptions)
     process_id: int = 0
     """Shown in reports."""

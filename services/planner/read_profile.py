@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from libs.engine.model_config import read_model_config
+from libs.engine.model_config import ModelConfig, read_model_config
 from libs.engine.model_size import BYTES_PER_PARAMETER, size_of
 from libs.kernel.errors import ConfigError
 from libs.policy.assumed_profile import CPU, GPU, assumed_profile
@@ -29,6 +29,15 @@ def read_profile(folder: Path, *, device: str, profile: str | None) -> ModelProf
         context_tokens_max=config.context_tokens_max,
         roofline=CPU if device == "cpu" else GPU,
     )
+
+
+def read_model(folder: Path) -> ModelConfig | None:
+    """Return what workers will cut; None if the folder is not on this machine, as where a profile
+    names the model."""
+    try:
+        return read_model_config(folder)
+    except ConfigError:
+        return None
 
 
 def _read_text(file: Path) -> str:

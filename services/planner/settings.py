@@ -1,6 +1,7 @@
 """From what the operator sets to what the core is told."""
 
 from libs.contracts.placement import Policy
+from libs.engine.model_config import ModelConfig
 from libs.kernel.units import NS_PER_MS
 from libs.policy.liveness import LivenessOptions
 from libs.policy.model_profile import ModelProfile
@@ -12,7 +13,12 @@ from services.planner.options import CapacityOptions, PlannerOptions
 
 
 def planner_options(
-    config: PlannerConfig, *, profile: ModelProfile, planner_id: str, process_id: int
+    config: PlannerConfig,
+    *,
+    profile: ModelProfile,
+    model: ModelConfig | None,
+    planner_id: str,
+    process_id: int,
 ) -> PlannerOptions:
     """Map the config; the paper's policies search without waiting, as the paper's code does."""
     search = SearchOptions(
@@ -27,6 +33,7 @@ def planner_options(
         planner_id=planner_id,
         alias=config.alias_served,
         profile=profile,
+        model=model,
         plan=PlanOptions(policy=config.policy, search=search, objective=objective),
         capacity=CapacityOptions(
             nodes_max=config.nodes_max,

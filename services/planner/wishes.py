@@ -120,6 +120,7 @@ class Wishes:
             workers=options.capacity.nodes_max * per_node,
             memory_bytes=fleet.memory_bytes_min,
             options=replace(options.plan.search, uses_all_workers=False),
+            memory=fleet.replica_memory,
         ).choose()
         nodes = options.capacity.nodes_max
         if isinstance(found, Candidate):

@@ -82,13 +82,10 @@ class ReplicaModel:
             kv_head_start=heads.start,
         )
 
-    def kv_blocks_that_fit(self, position: Position, *, kv_bytes: int) -> int:
-        """Return the KV blocks for so much memory, no more than can ever be used.
-
-        All ranks of a replica have the same number: the least of them.
-        """
-        block_bytes = self.kv_shape(position, blocks=1).bytes_total(self.dtype)
-        return min(kv_bytes // block_bytes, blocks_useful(self.options, self.config.shape))
+    @property
+    def blocks_useful(self) -> int:
+        """The KV blocks of every sequence at full length; more can never be used."""
+        return blocks_useful(self.options, self.config.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,38 +5,54 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from libs.contracts.reports import MemoryRule
 from libs.engine.batch_run import run_to_completion
+from libs.engine.checkpoint import Checkpoint
 from libs.engine.loading import EngineOptions
 from libs.engine.model_config import ModelLoadError, VariantNotSupported
 from libs.engine.parallel.member import load_replica_member, read_replica_model
+from libs.engine.parallel.memory_needs import ReplicaMemory
 from libs.engine.parallel.position import position_at, positions_of
+from libs.engine.parallel.slices import all_slices_of
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
 from libs.engine.scheduler import Scheduler
+from libs.policy.shapes import ReplicaShape
 from tests.integration.engine.replica_member import build_member
 
 OPTIONS = EngineOptions(dtype="float32")
 
 
-def test_memory_holds_more_blocks_of_a_smaller_position(llama_folder: Path) -> None:
-    model = read_replica_model(str(llama_folder), options=OPTIONS)
-    # Keys and values of 2 heads of 16 floats, 16 tokens a block, in each of 3 layers.
-    layer_bytes = 2 * 2 * 16 * 4 * 16
-    blocks = {
-        shape: [
-            model.kv_blocks_that_fit(position, kv_bytes=12 * layer_bytes)
-            for position in positions_of(model.config, stages=shape[0], shards=shape[1])
-        ]
-        for shape in ((1, 1), (2, 1), (1, 2), (1, 4))
-    }
-    assert blocks == {(1, 1): [4], (2, 1): [12, 6], (1, 2): [8, 8], (1, 4): [8, 8, 8, 8]}
-
-
 def test_no_more_blocks_are_wanted_than_can_ever_be_used(llama_folder: Path) -> None:
     options = EngineOptions(dtype="float32", sequences_max=3)
     model = read_replica_model(str(llama_folder), options=options)
-    position = position_at(model.config, stages=1, shards=1, stage=0, shard=0)
-    assert model.kv_blocks_that_fit(position, kv_bytes=1 << 40) == 3 * 512 // 16
+    assert model.blocks_useful == 3 * 512 // 16
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 2), (1, 4)])
+def test_memory_is_reckoned_as_a_position_takes_it(
+    llama_folder: Path, shape: tuple[int, int]
+) -> None:
+    model = read_replica_model(str(llama_folder), options=OPTIONS)
+    stages, shards = shape
+    memory = ReplicaMemory(
+        config=model.config,
+        rule=MemoryRule(element_bytes=4),
+        block_tokens=16,
+        context_tokens_max=64,
+    )
+    stores = []
+    kv_bytes = []
+    with Checkpoint(llama_folder) as checkpoint:
+        for position in positions_of(model.config, stages=stages, shards=shards):
+            store = model.new_store()
+            store.load(all_slices_of(model.config, position, element_bytes=4), checkpoint)
+            stores.append(store.memory_bytes)
+            kv_bytes.append(model.kv_shape(position, blocks=1).bytes_total(torch.float32))
+    needs = list(memory.stages(ReplicaShape(stages=stages, shards=shards)))
+    assert max(need.weights_bytes for need in needs) == max(stores)
+    assert max(need.kv_block_bytes for need in needs) == max(kv_bytes)
 
 
 def test_a_family_that_only_transformers_knows_cannot_be_cut(

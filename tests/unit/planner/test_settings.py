@@ -53,7 +53,7 @@ def test_a_wrong_setting_names_its_field(settings: dict[str, str], named: str) -
 def test_only_the_policy_of_our_own_looks_at_waiting(policy: Policy) -> None:
     profile = read_profile(MODEL, device="cpu", profile=None)
     options = planner_options(
-        a_config(policy=policy.value), profile=profile, planner_id="p", process_id=1
+        a_config(policy=policy.value), profile=profile, model=None, planner_id="p", process_id=1
     )
     assert options.plan.search.has_queueing is (policy is Policy.TIDESERVE)
 

@@ -116,6 +116,13 @@ def test_a_tracker_predicts_what_was_profiled_until_it_has_seen_enough() -> None
     assert tracker.model is not TRUE
 
 
+def test_steps_under_a_clock_that_stands_still_tell_nothing() -> None:
+    tracker = LatencyTracker(TRUE)
+    for work in mixed_works(Rng(3), 100):
+        assert tracker.observe(work, 0) is None
+    assert (tracker.model, tracker.error) == (TRUE, 0.0)
+
+
 def test_a_tracker_follows_a_machine_that_becomes_slower_and_recovers() -> None:
     tracker = LatencyTracker(TRUE)
     changes = []

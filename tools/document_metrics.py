@@ -129,7 +129,9 @@ def _planner() -> Metrics:
     folder = bundled_model().folder
     config = PlannerConfig(model=str(folder))
     profile = read_profile(folder, device=config.device, profile=config.profile)
-    options = planner_options(config, profile=profile, planner_id="planner", process_id=0)
+    options = planner_options(
+        config, profile=profile, model=None, planner_id="planner", process_id=0
+    )
     return planner_metrics(
         PlannerCore(options),
         plan_ms_recent=_nothing,

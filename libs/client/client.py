@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self, Unpack
 
-from libs.client.conversation import Conversation, Token
+from libs.client.answers import Token, Usage
+from libs.client.conversation import Conversation
 from libs.client.errors import RequestRefused
 from libs.client.reader_events import ReaderOptions
 from libs.client.request_arguments import RequestArguments, submission_of
-from libs.client.token_stream import RETRY_AFTER_NS, TokenStream, Usage
+from libs.client.token_stream import RETRY_AFTER_NS, TokenStream
 from libs.contracts import subjects
 from libs.contracts.online import (
     ANSWERS,

@@ -7,9 +7,9 @@ that a user holds only looks at it, so that a forgotten stream can be noticed an
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
 from typing import assert_never
 
+from libs.client.answers import Token
 from libs.client.reader import StreamReader
 from libs.client.reader_events import (
     AnswerReceived,
@@ -18,6 +18,7 @@ from libs.client.reader_events import (
     DeliverTokens,
     EndStream,
     GaveUp,
+    Left,
     Outcome,
     ReaderCommand,
     ReaderEvent,
@@ -34,7 +35,6 @@ from libs.contracts.online import (
     RejectReason,
     RequestRejected,
     SubmitRequest,
-    TokenLogprobs,
 )
 from libs.contracts.online import ToClient as Answer
 from libs.contracts.wire import Encoding, encode
@@ -43,17 +43,6 @@ from libs.kernel.errors import ContractViolation, InvariantViolation, Unavailabl
 from libs.kernel.units import seconds
 from libs.runtime.bus import CoreBus, PayloadTooLarge
 from libs.runtime.clock import Clock
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """One token of an answer and the text that it adds, which may be empty."""
-
-    index: int
-    token_id: int
-    text: str
-    logprobs: TokenLogprobs | None = None
-    """Its log probability and the best ones at its place, where the request asked for them."""
 
 
 class Conversation:
@@ -107,7 +96,13 @@ class Conversation:
 
     def leave(self) -> None:
         """End without the rest; the request is cancelled if it may be running."""
-        self._post(StreamLeft())
+        if self.outcome is None:
+            self._post(StreamLeft())
+
+    def abandon(self) -> None:
+        """End without the rest and let the request run: somebody else will ask for it."""
+        if self.outcome is None:
+            self._ended(Left())
 
     def unheard(self, explanation: str) -> None:
         """Note that a submission reached nobody."""

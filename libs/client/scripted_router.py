@@ -172,6 +172,7 @@ class ScriptedRouter:
                 script=self._script_of(submission),
             )
             self._sessions[submission.request_id] = session
+        session.reply_to = message.reply_to  # a repeat may come from another client
         session.submissions += 1
         await self._answer(session, submission.tokens_received)
 

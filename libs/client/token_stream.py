@@ -3,11 +3,11 @@
 import asyncio
 import weakref
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NoReturn, Self, assert_never
 
-from libs.client.conversation import Conversation, Token
+from libs.client.answers import Token, Usage
+from libs.client.conversation import Conversation
 from libs.client.errors import RequestFailedError, RequestRefused
 from libs.client.reader_events import GaveUp, Left, Outcome
 from libs.contracts.online import FinishReason, RequestFailed, RequestFinished, RequestRejected
@@ -15,14 +15,6 @@ from libs.kernel.errors import InvariantViolation, Unavailable
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 
 RETRY_AFTER_NS: Final = 1 * NS_PER_S
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """What an answer took, in tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
 
 
 class TokenStream:
@@ -89,6 +81,12 @@ class TokenStream:
         """End the stream; a request still running is cancelled. Calling it twice is harmless."""
         self._conversation.leave()
         await self._conversation.finish_effects()
+
+    def abandon(self) -> None:
+        """End the stream here and let the request run: its request_id, repeated, reads it on."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._conversation.abandon()
 
     async def __aenter__(self) -> Self:
         self._open()

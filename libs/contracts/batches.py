@@ -32,6 +32,9 @@ LINE_ERRORS_MAX = 100
 OFFLINE_PRIORITY = -10
 """Of an offline request with time to spare. Whatever is below 0 is offline: it yields."""
 COMPLETION_WINDOW_S_DEFAULT = 86_400
+STATUS_OK = 200
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+"""What the lines of a batch may ask."""
 
 FileId = Annotated[str, StringConstraints(pattern=r"^file-[a-z0-9]{8,59}$")]
 BatchId = Annotated[str, StringConstraints(pattern=r"^batch_[a-z0-9]{8,58}$")]
@@ -124,6 +127,9 @@ class BatchRecord(Message):
     completion_window: str = Field(default="24h", max_length=16)
     status: BatchStatus = BatchStatus.VALIDATING
     counts: BatchCounts = BatchCounts()
+    tokens_predicted: int = Field(
+        default=0, ge=0, description="of all lines, prompt and answer, as validation guessed"
+    )
     tokens_prompt: int = Field(default=0, ge=0, description="of the lines that ended")
     tokens_generated: int = Field(default=0, ge=0, description="likewise")
     output_file_id: FileId | None = None
@@ -269,12 +275,77 @@ class JobEnded(Message):
     ended_at_unix_s: int = Field(ge=0)
 
 
+class BatchTask(Message):
+    """Look at this batch and do what its status asks for: validate it, or write its results.
+
+    Published by a queue to `batch_task(batch_id)`, which JOB_STREAM captures; leased by one queue.
+    Lost: whoever surveys the batches asks again. Doubled: the second look finds nothing to do.
+    """
+
+    type: Literal["batch_task.v1"] = "batch_task.v1"
+    batch_id: BatchId
+
+
+class BatchPart(Message):
+    """Consecutive lines of a batch, to be answered by whoever leases this.
+
+    Published by the queue that validated the batch to `batch_part(batch_id)`, which JOB_STREAM
+    captures; acknowledged after the last of its lines is stored in RESULT_STREAM. Doubled: the
+    lines that are stored already are left out.
+    """
+
+    type: Literal["batch_part.v1"] = "batch_part.v1"
+    batch_id: BatchId
+    part: int = Field(ge=0, description="parts of a batch count from 0, in the order of the file")
+    first_line: int = Field(ge=1, description="counted from 1")
+    first_byte: int = Field(ge=0)
+    size_bytes: int = Field(ge=0)
+
+
+class LineFailure(Message):
+    """Why a line has no response at all."""
+
+    code: str = Field(max_length=64)
+    message: str = Field(max_length=1024)
+
+
+class BatchLineEnded(Message):
+    """How one line of a batch ended.
+
+    Published by a queue to `batch_line(batch_id, part, outcome)` and kept in RESULT_STREAM until
+    the files of the batch are written. Doubled: the broker drops the second within two minutes,
+    whoever writes the files drops any other.
+    """
+
+    type: Literal["batch_line_ended.v1"] = "batch_line_ended.v1"
+    batch_id: BatchId
+    line: int = Field(ge=1)
+    custom_id: str = Field(max_length=CUSTOM_ID_CHARACTERS_MAX)
+    request_id: RequestId
+    status_code: int | None = Field(default=None, description="None: there is no response")
+    body_json: str = Field(default="", description="what POST would have answered, as JSON")
+    body_blob: str = Field(
+        default="", max_length=128, description="key of the blob with the body, if it is too long"
+    )
+    failure: LineFailure | None = Field(default=None, description="where there is no response")
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether it was answered; a refusal, too, has a response."""
+        return self.status_code == STATUS_OK
+
+
 BatchQuestion = SubmitBatch | CancelBatch | PauseBatch | ResumeBatch
 BatchAnswer = BatchAccepted | BatchRejected
 
 BATCH_QUESTIONS: Codec[BatchQuestion] = Codec(Annotated[BatchQuestion, Field(discriminator="type")])
 BATCH_ANSWERS: Codec[BatchAnswer] = Codec(Annotated[BatchAnswer, Field(discriminator="type")])
 BATCH_RECORDS: Codec[BatchRecord] = Codec(BatchRecord)
+BATCH_TASKS: Codec[BatchTask] = Codec(BatchTask)
+BATCH_PARTS: Codec[BatchPart] = Codec(BatchPart)
+BATCH_LINES: Codec[BatchLineEnded] = Codec(BatchLineEnded)
 FILE_RECORDS: Codec[FileRecord] = Codec(FileRecord)
 JOBS: Codec[SubmitJob] = Codec(SubmitJob)
 JOB_RESULTS: Codec[JobEnded] = Codec(JobEnded)

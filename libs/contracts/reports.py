@@ -197,7 +197,9 @@ class OfflineQueueReport(Message):
     lines_completed: int = Field(default=0, ge=0, description="since the start of this process")
     lines_failed: int = Field(default=0, ge=0)
     lines_expired: int = Field(default=0, ge=0)
-    tokens_harvested: int = Field(default=0, ge=0, description="prompt and answer, of ended lines")
+    tokens_harvested: int = Field(
+        default=0, ge=0, description="prompt and answer, counted as they come"
+    )
     tokens_due: int = Field(
         default=0, ge=0, description="of all queues: predicted tokens of all lines not ended"
     )

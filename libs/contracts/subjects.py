@@ -64,6 +64,14 @@ def batch_part(batch_id: str) -> str:
 BATCH_PARTS_ALL: Final = f"{ROOT}.offline.part.*"
 
 
+def batch_task(batch_id: str) -> str:
+    """Where a queue asks that a batch be looked at: validated, or finalised."""
+    return f"{ROOT}.offline.task.{_token(batch_id)}"
+
+
+BATCH_TASKS_ALL: Final = f"{ROOT}.offline.task.*"
+
+
 def offline_result(alias: str, request_id: str) -> str:
     """Where the queue publishes the JobEnded of one job; RESULT_STREAM captures it."""
     return f"{ROOT}.offline.result.{_token(alias)}.{_token(request_id)}"
@@ -72,12 +80,20 @@ def offline_result(alias: str, request_id: str) -> str:
 OFFLINE_RESULTS_ALL: Final = f"{ROOT}.offline.result.*.*"
 
 
-def batch_lines(batch_id: str) -> str:
-    """Where the queue stores how each line of a batch ended; RESULT_STREAM captures it."""
-    return f"{ROOT}.offline.lines.{_token(batch_id)}"
+def batch_line(batch_id: str, part: int, outcome: str) -> str:
+    """Where the queue stores how a line of a batch ended; RESULT_STREAM captures it.
+
+    Outcomes are `completed` and `failed`, so that the broker counts them for us.
+    """
+    return f"{ROOT}.offline.line.{_token(batch_id)}.{part}.{_token(outcome)}"
 
 
-BATCH_LINES_ALL: Final = f"{ROOT}.offline.lines.*"
+def batch_lines(batch_id: str, part: int | None = None) -> str:
+    """All ended lines of a batch, or those of one part."""
+    return f"{ROOT}.offline.line.{_token(batch_id)}.{'*' if part is None else part}.*"
+
+
+BATCH_LINES_ALL: Final = f"{ROOT}.offline.line.*.*.*"
 
 
 BATCH_CONTROL: Final = f"{ROOT}.offline.control"

@@ -443,6 +443,13 @@ class Bus(CoreBus, Protocol):
         """
         ...
 
+    async def delete_consumer(self, stream: str, durable: str) -> bool:
+        """Remove a durable consumer; return whether it was there. Its members' fetches then fail.
+
+        Raises: Unavailable.
+        """
+        ...
+
     async def ensure_bucket(
         self,
         name: str,

@@ -237,6 +237,10 @@ class MemoryBroker:
         else:
             present.options = options
 
+    def delete_consumer(self, stream: str, durable: str) -> bool:
+        """Forget a durable consumer; return whether it was there."""
+        return self._consumers.pop((stream, durable), None) is not None
+
     def fetch(self, stream: str, durable: str, count: int, *, now_ns: int) -> list[MemoryLease]:
         """Lease up to `count` of the messages due now."""
         self._stream(stream, now_ns)

@@ -216,6 +216,10 @@ class MemoryBus:
         self._reach().ensure_consumer(options, now_ns=self._now_ns())
         return _MemoryLeaseConsumer(self._hub, stream=stream, durable=durable)
 
+    async def delete_consumer(self, stream: str, durable: str) -> bool:
+        """See Bus.delete_consumer."""
+        return self._reach().delete_consumer(stream, durable)
+
     async def ensure_bucket(
         self,
         name: str,

@@ -25,7 +25,7 @@ from libs.runtime.nats_connection import (
     bus_message,
 )
 from libs.runtime.nats_key_value import NatsKeyValue
-from libs.runtime.nats_leases import NatsLeaseConsumer, ensure_consumer
+from libs.runtime.nats_leases import NatsLeaseConsumer, delete_consumer, ensure_consumer
 from libs.runtime.nats_streams import NatsStreams
 
 
@@ -256,6 +256,13 @@ class NatsBus:
         consumer = NatsLeaseConsumer(self._connection, stream=stream, durable=durable)
         self._consumers.add(consumer)
         return consumer
+
+    async def delete_consumer(self, stream: str, durable: str) -> bool:
+        """See Bus.delete_consumer."""
+        for consumer in [c for c in self._consumers if c.is_of(stream, durable)]:
+            self._consumers.discard(consumer)
+            await consumer.close()
+        return await delete_consumer(self._connection, stream=stream, durable=durable)
 
     async def ensure_bucket(
         self,

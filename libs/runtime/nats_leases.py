@@ -3,7 +3,7 @@
 import asyncio
 
 from libs.kernel.errors import ConfigError
-from libs.runtime.bus import BUS_TIMEOUT_NS, ConsumerOptions, Lease, StoredMessage
+from libs.runtime.bus import BUS_TIMEOUT_NS, ConsumerOptions, Lease, StoredMessage, StreamMissing
 from libs.runtime.nats_api import ApiRefusal, call
 from libs.runtime.nats_connection import NatsConnection
 from libs.runtime.nats_pull import Pull, Pulled
@@ -58,6 +58,10 @@ class NatsLeaseConsumer:
         self._turn = asyncio.Lock()
         self._is_open = False
 
+    def is_of(self, stream: str, durable: str) -> bool:
+        """Whether this is a member of that consumer."""
+        return (self._stream, self._durable) == (stream, durable)
+
     async def fetch(self, count: int, *, timeout_ns: int) -> list[Lease]:
         """See LeaseConsumer.fetch."""
         async with self._turn:
@@ -91,3 +95,12 @@ async def ensure_consumer(connection: NatsConnection, options: ConsumerOptions) 
     except ApiRefusal as refusal:
         raise ConfigError(f"consumer {options.durable}: {refusal.description}") from None
     require_kept(f"consumer {options.durable}", wanted=wanted, kept=answer["config"])
+
+
+async def delete_consumer(connection: NatsConnection, *, stream: str, durable: str) -> bool:
+    """Remove a durable consumer; return whether it was there. Raises: Unavailable."""
+    try:
+        await call(connection, f"CONSUMER.DELETE.{stream}.{durable}")
+    except StreamMissing:
+        return False
+    return True

@@ -5,25 +5,26 @@ Nothing is sent before a router has accepted, so that a refusal has a proper HTT
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from libs.client.answers import Usage
 from libs.client.client import TideClient
 from libs.client.errors import RequestFailedError, RequestRefused
-from libs.client.token_stream import Usage
-from libs.contracts.online import SubmitRequest
+from libs.client.together import all_of
 from libs.kernel.errors import Unavailable
-from services.http_gateway.answer_form import AnswerForm, Ended, JsonObject, usage_object
-from services.http_gateway.choices import Choice, all_of, merged
-from services.http_gateway.errors import ApiError, from_exception
+from libs.openai_api.answer_form import Ended, JsonObject, usage_object
+from libs.openai_api.errors import ApiError, from_exception
+from libs.openai_api.orders import Order
+from libs.openai_api.schemas import StreamOptions
+from services.http_gateway.choices import Choice, merged
 from services.http_gateway.measures import Measures
-from services.http_gateway.schemas import StreamOptions
+from services.http_gateway.request_ids import request_id_of, shown_id_of
 from services.http_gateway.sse import DONE, BrokenAnswer, EventStream, disconnected, event
 
 FLEET_ERRORS: Final = (RequestRefused, RequestFailedError, Unavailable)
@@ -35,24 +36,6 @@ ResultT = TypeVar("ResultT")
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a caller asked for, in the fleet's words, and how the answer is to look."""
-
-    model: str
-    request_id: str
-    shown_id: str
-    """By which the caller knows the request."""
-    submissions: Sequence[SubmitRequest]
-    """One for each choice, by index."""
-    answers_per_prompt: int
-    form: AnswerForm
-    prompt_parameter: str
-    is_streaming: bool
-    stream_options: StreamOptions
-    shows_answer: bool = True
-
-
 class Answering:
     """Answers orders over a client of the bus."""
 
@@ -61,18 +44,19 @@ class Answering:
         self._measures = measures
         self._life_s_max = request_timeout_s + STREAM_LIFE_MARGIN_S
 
-    async def answer(self, order: Order, request: Request) -> Response:
-        """Return the response once all choices are accepted (stream) or complete (whole).
+    async def answer(
+        self, order: Order, request: Request, *, stream: StreamOptions | None
+    ) -> Response:
+        """Return the response: with `stream` once all choices are accepted, else once complete.
 
         Raises: ApiError where one is refused or fails before anything was sent.
         """
-        answer = _Answer(order, self._client, self._measures)
-        response: Response | None
+        answer = _Answer(order, request, self._client, self._measures)
         try:
-            if order.is_streaming:
+            if stream is not None:
                 await _unless_disconnected(request, answer.accepted())
                 return EventStream(
-                    answer.events(), life_s_max=self._life_s_max, on_close=answer.close
+                    answer.events(stream), life_s_max=self._life_s_max, on_close=answer.close
                 )
             response = await _unless_disconnected(request, answer.whole())
         except FLEET_ERRORS as error:
@@ -96,8 +80,12 @@ class ClientGone(Exception):
 class _Answer:
     """One order under way."""
 
-    def __init__(self, order: Order, client: TideClient, measures: Measures) -> None:
+    def __init__(
+        self, order: Order, request: Request, client: TideClient, measures: Measures
+    ) -> None:
         self._order = order
+        self._request_id = request_id_of(request)
+        self._shown_id = shown_id_of(request)
         self._choices = [
             Choice(
                 index=index,
@@ -121,17 +109,17 @@ class _Answer:
         choices = await all_of([choice.whole() for choice in self._choices])
         return JSONResponse(self._order.form.whole(choices, usage=self._usage()))
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
+    async def events(self, options: StreamOptions) -> AsyncGenerator[bytes, None]:
         """Yield the events of the stream; raises BrokenAnswer after telling why it breaks."""
         try:
-            async with aclosing(self._contents()) as contents:
+            async with aclosing(self._contents(options)) as contents:
                 async for content in contents:
                     yield event(content)
             yield DONE
         except FLEET_ERRORS as error:
             self._measures.streams_broken.inc()
             told = from_exception(error, prompt_parameter=self._order.prompt_parameter)
-            _log.warning("stream_broken", request_id=self._order.request_id, reason=told.code)
+            _log.warning("stream_broken", request_id=self._request_id, reason=told.code)
             yield event(told.envelope())
             raise BrokenAnswer from error
 
@@ -153,8 +141,8 @@ class _Answer:
                 self._measures.finished(stream.finish_reason)
         _log.info(
             "request_ended",
-            request_id=self._order.request_id,
-            shown_id=self._order.shown_id,
+            request_id=self._request_id,
+            shown_id=self._shown_id,
             model=self._order.model,
             finish_reasons=[stream.finish_reason for stream in streams],
             completion_tokens=self._completion_tokens,
@@ -162,16 +150,16 @@ class _Answer:
             duration_ms=round((time.monotonic() - self._begun_at) * 1000),
         )
 
-    async def _contents(self) -> AsyncGenerator[JsonObject, None]:
+    async def _contents(self, options: StreamOptions) -> AsyncGenerator[JsonObject, None]:
         form = self._order.form
         for opening in form.openings():
-            yield self._with_usage(opening)
+            yield self._with_usage(opening, options)
         async with aclosing(merged(self._choices)) as arriving:
             async for item in arriving:
                 content = form.ending(item) if isinstance(item, Ended) else form.piece(item)
                 if content is not None:
-                    yield self._with_usage(content)
-        if self._order.stream_options.include_usage:
+                    yield self._with_usage(content, options)
+        if options.include_usage:
             yield {**form.usage_only(), "usage": dict(usage_object(self._usage()))}
 
     def _note_first_token(self) -> None:
@@ -184,16 +172,14 @@ class _Answer:
         return sum(choice.tokens for choice in self._choices)
 
     def _usage(self) -> Usage:
-        """What the answer took so far: each prompt counts once, however many answers it has."""
-        prompts = self._choices[:: self._order.answers_per_prompt]
-        return Usage(
-            prompt_tokens=sum(choice.stream.prompt_tokens or 0 for choice in prompts),
-            completion_tokens=self._completion_tokens if self._order.shows_answer else 0,
+        """What the answer took so far."""
+        return self._order.usage(
+            prompt_tokens=[choice.stream.prompt_tokens or 0 for choice in self._choices],
+            completion_tokens=self._completion_tokens,
         )
 
-    def _with_usage(self, content: JsonObject) -> JsonObject:
+    def _with_usage(self, content: JsonObject, options: StreamOptions) -> JsonObject:
         """Every chunk has a usage if one was asked for: null, or the count so far."""
-        options = self._order.stream_options
         if not options.include_usage:
             return content
         if not options.continuous_usage_stats:

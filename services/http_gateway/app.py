@@ -9,19 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from libs.client.client import TideClient
-from libs.contracts.online import SubmitRequest
 from libs.contracts.subjects import alias_of
 from libs.kernel.units import MIB, NS_PER_S
-from libs.runtime.bus import CoreBus
-from libs.runtime.clock import Clock
-from libs.runtime.metrics import CONTENT_TYPE
-from services.http_gateway import chat, completions
-from services.http_gateway.answer_form import AnswerForm, AnswerHead, Prompt, Shown
-from services.http_gateway.answering import Answering, Order
-from services.http_gateway.choices import choices_of
-from services.http_gateway.config import GatewayConfig
-from services.http_gateway.error_responses import answer_errors
-from services.http_gateway.errors import (
+from libs.openai_api.errors import (
     RETRY_AFTER_NS,
     SERVER_ERROR,
     ApiError,
@@ -29,21 +19,26 @@ from services.http_gateway.errors import (
     invalid,
     model_not_found,
 )
-from services.http_gateway.fleet_view import FleetView, ServedModel
-from services.http_gateway.forced_tools import forced_tools
-from services.http_gateway.measures import Measures
-from services.http_gateway.openapi import openapi_document
-from services.http_gateway.request_ids import RequestIds, request_id_of, shown_id_of
-from services.http_gateway.schemas import (
+from libs.openai_api.orders import Orders
+from libs.openai_api.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    GenerationRequest,
     StreamOptions,
     TokenizeRequest,
     parse,
 )
-from services.http_gateway.text_questions import TextQuestions
+from libs.openai_api.text_questions import TextQuestions
+from libs.runtime.bus import CoreBus
+from libs.runtime.clock import Clock
+from libs.runtime.metrics import CONTENT_TYPE
+from services.http_gateway.answering import Answering
+from services.http_gateway.config import GatewayConfig
+from services.http_gateway.error_responses import answer_errors
+from services.http_gateway.fleet_view import FleetView, ServedModel
+from services.http_gateway.measures import Measures
+from services.http_gateway.openapi import openapi_document
+from services.http_gateway.request_ids import RequestIds, request_id_of
 
 API_VERSION: Final = "1"
 
@@ -66,58 +61,19 @@ class Routes:
         self._measures = measures
         self._config = config
         self._clock = clock
-        self._expires_after_ms = max(1, round(config.request_timeout_s * 1000))
         self._text = TextQuestions(client)
+        self._orders = Orders(
+            text=self._text, expires_after_ms=max(1, round(config.request_timeout_s * 1000))
+        )
         self._answering = Answering(client, measures, request_timeout_s=config.request_timeout_s)
 
     async def chat_completions(self, request: Request) -> Response:
         """Answer POST /v1/chat/completions."""
-        asked = parse(ChatRequest, await self._body(request))
-        self._require_model(asked.model)
-        submission = chat.chat_submission(
-            asked,
-            request_id=request_id_of(request),
-            expires_after_ms=self._expires_after_ms,
-        )
-        if asked.return_token_ids:
-            submission = await self._text.with_token_ids(
-                submission, model=asked.model, prompt_parameter=chat.PROMPT_PARAMETER
-            )
-        head = self._head(asked, chat.ANSWER_ID_PREFIX + request_id_of(request))
-        form = chat.ChatForm(
-            head,
-            choices=asked.n or 1,
-            shown=Shown(logprobs=bool(asked.logprobs), token_ids=bool(asked.return_token_ids)),
-            prompt=Prompt(token_ids=submission.prompt_token_ids or ()),
-            tools=forced_tools(asked.tools, asked.tool_choice),
-        )
-        return await self._answer(
-            asked, [submission], form, request, prompt_parameter=chat.PROMPT_PARAMETER
-        )
+        return await self._answer(parse(ChatRequest, await self._body(request)), request)
 
     async def completions(self, request: Request) -> Response:
         """Answer POST /v1/completions."""
-        asked = parse(CompletionRequest, await self._body(request))
-        self._require_model(asked.model)
-        submissions = completions.completion_submissions(
-            asked,
-            request_id=request_id_of(request),
-            expires_after_ms=self._expires_after_ms,
-        )
-        prompts = []
-        for number, submission in enumerate(submissions):
-            submissions[number], prompt = await self._shown_prompt(asked, submission)
-            prompts += [prompt] * (asked.n or 1)
-        head = self._head(asked, completions.ANSWER_ID_PREFIX + request_id_of(request))
-        shown = Shown(
-            logprobs=asked.logprobs is not None,
-            token_ids=bool(asked.return_token_ids),
-            answer=asked.max_tokens != 0,
-        )
-        form = completions.CompletionForm(head, prompts=prompts, shown=shown)
-        return await self._answer(
-            asked, submissions, form, request, prompt_parameter=completions.PROMPT_PARAMETER
-        )
+        return await self._answer(parse(CompletionRequest, await self._body(request)), request)
 
     async def tokenize(self, request: Request) -> Response:
         """Answer POST /tokenize."""
@@ -219,56 +175,15 @@ class Routes:
             raise invalid("model: name one of the models served", parameter="model")
         return models[0].alias
 
-    async def _shown_prompt(
-        self, asked: CompletionRequest, submission: SubmitRequest
-    ) -> tuple[SubmitRequest, Prompt]:
-        """Return the submission to publish, and what the answer repeats of its prompt."""
-        parameter = completions.PROMPT_PARAMETER
-        echo = ""
-        if asked.echo:
-            echo = submission.prompt or await self._text.text_of(
-                submission.prompt_token_ids or (), model=asked.model, prompt_parameter=parameter
-            )
-        if asked.return_token_ids:
-            submission = await self._text.with_token_ids(
-                submission, model=asked.model, prompt_parameter=parameter
-            )
-        return submission, Prompt(
-            echo=echo,
-            is_scored=completions.is_scored(asked),
-            token_ids=submission.prompt_token_ids or (),
-        )
-
-    async def _answer(
-        self,
-        asked: ChatRequest | CompletionRequest,
-        submissions: list[SubmitRequest],
-        form: AnswerForm,
-        request: Request,
-        *,
-        prompt_parameter: str,
-    ) -> Response:
-        answers = asked.n or 1
-        order = Order(
-            model=asked.model,
+    async def _answer(self, asked: ChatRequest | CompletionRequest, request: Request) -> Response:
+        self._require_model(asked.model)
+        order = await self._orders.order(
+            asked,
             request_id=request_id_of(request),
-            shown_id=shown_id_of(request),
-            submissions=choices_of(submissions, answers=answers),
-            answers_per_prompt=answers,
-            form=form,
-            prompt_parameter=prompt_parameter,
-            is_streaming=bool(asked.stream),
-            stream_options=asked.stream_options or StreamOptions(),
-            shows_answer=asked.max_tokens != 0,
-        )
-        return await self._answering.answer(order, request)
-
-    def _head(self, asked: GenerationRequest, answer_id: str) -> AnswerHead:
-        return AnswerHead(
-            answer_id=answer_id,
             created_at_unix_s=self._clock.now_unix_ns() // NS_PER_S,
-            model=asked.model,
         )
+        stream = (asked.stream_options or StreamOptions()) if asked.stream else None
+        return await self._answering.answer(order, request, stream=stream)
 
 
 def create_app(routes: Routes, measures: Measures) -> FastAPI:

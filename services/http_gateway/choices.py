@@ -1,49 +1,17 @@
-"""Several answers to one HTTP request: each choice is a session of its own."""
+"""The choices of one answer while they are generated."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final
 
+from libs.client.together import cancel_all
 from libs.client.token_stream import TokenStream
-from libs.contracts.online import SubmitRequest
-from libs.kernel.rng import Rng
-from services.http_gateway.answer_form import Ended, Piece
+from libs.openai_api.answer_form import Ended, Piece
 
 PIECES_WAITING_MAX: Final = 32
 """Pieces taken from the choices' own buffers and not yet written."""
-SEED_RANGE: Final = 2**63
-
-ResultT = TypeVar("ResultT")
-
-
-def choices_of(submissions: Sequence[SubmitRequest], *, answers: int) -> list[SubmitRequest]:
-    """Return this many submissions for each, in the order of the choices' indices.
-
-    Each has its own request id. A seed goes to the first answer of a prompt as it is, so that this
-    one is what it would be alone; the others derive theirs. Without a seed, routers derive all.
-    """
-    if len(submissions) == answers == 1:
-        return list(submissions)
-    return [
-        submission.model_copy(
-            update={
-                "request_id": f"{submission.request_id}-{number * answers + answer}",
-                "sampling": submission.sampling.model_copy(
-                    update={"seed": _derived_seed(submission.sampling.seed, answer)}
-                ),
-            }
-        )
-        for number, submission in enumerate(submissions)
-        for answer in range(answers)
-    ]
-
-
-def _derived_seed(seed: int | None, answer: int) -> int | None:
-    if seed is None or answer == 0:
-        return seed
-    return Rng(seed).child(f"choice-{answer}").seed_value % SEED_RANGE
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,18 +57,6 @@ class Choice:
         return Ended(choice_index=self.index, finish_reason=self.stream.finish_reason)
 
 
-async def all_of(works: Sequence[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
-    """Return all results. Raises the first error; what still runs is then cancelled."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            task.result()
-        return [task.result() for task in tasks]
-    finally:
-        await _end(tasks)
-
-
 async def merged(choices: Sequence[Choice]) -> AsyncGenerator[Piece | Ended, None]:
     """Yield the pieces of all choices as they come. Raises the first error of any."""
     if len(choices) == 1:
@@ -131,10 +87,4 @@ async def merged(choices: Sequence[Choice]) -> AsyncGenerator[Piece | Ended, Non
                 room.release()
                 yield item
     finally:
-        await _end(tasks)
-
-
-async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(tasks)

@@ -8,8 +8,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from libs.openai_api.errors import SERVER_ERROR, ApiError, ErrorAnswer
 from services.http_gateway.answering import CLIENT_GONE_STATUS
-from services.http_gateway.errors import SERVER_ERROR, ApiError, ErrorAnswer
 from services.http_gateway.request_ids import request_id_of
 
 _log = structlog.get_logger(__name__)

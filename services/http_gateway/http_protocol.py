@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.http_gateway.errors import ErrorAnswer
+from libs.openai_api.errors import ErrorAnswer
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from services.http_gateway.schemas import (
+from libs.openai_api.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,

@@ -13,7 +13,7 @@ from typing import Any, Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from services.http_gateway.answer_form import JsonObject
+from libs.openai_api.answer_form import JsonObject
 
 DONE: Final = b"data: [DONE]\n\n"
 

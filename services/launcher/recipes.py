@@ -46,6 +46,8 @@ class FleetOptions:
     """Each with the whole model; ignored where the fleet is planned."""
     routers: int = 1
     gateways: int = 1
+    offline_queues: int = 1
+    """0: nobody takes batches and jobs."""
     device: str = "cpu"
     http_host: str = "127.0.0.1"
     http_port: int = 8000
@@ -56,12 +58,19 @@ class FleetOptions:
     """Whether a child that ends is started anew."""
     worker_settings: Mapping[str, str] = field(default_factory=dict)
     """Further fields of every worker's config, such as kv_bytes."""
+    queue_settings: Mapping[str, str] = field(default_factory=dict)
+    """Further fields of every offline queue's config, such as lease_s."""
     planned: PlannedOptions | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("routers", 1), ("gateways", 0)):
+        for name, least in (
+            ("workers", 1),
+            ("routers", 1),
+            ("gateways", 0),
+            ("offline_queues", 0),
+        ):
             if getattr(self, name) < least:
-                raise ConfigError(f"--{name}: must be at least {least}")
+                raise ConfigError(f"--{name.replace('_', '-')}: must be at least {least}")
         if self.device not in ("cpu", "cuda"):
             raise ConfigError("--device: must be cpu or cuda")
         if not 0 <= self.http_port <= 65535:
@@ -77,12 +86,18 @@ class Recipes:
     socket_folder: Path
     """For the watchers' sockets; short, because a socket's path may have about 100 characters."""
 
+    @property
+    def _blob_store(self) -> str:
+        """Where the files of batches lie."""
+        return f"folder:{self.options.data_folder.resolve() / 'blobs'}"
+
     def standing(self) -> list[ChildOptions]:
-        """Processes that stay: routers, gateways, and workers or those who plan for nodes."""
+        """Processes that stay: all but nodes, and workers where nobody plans for nodes."""
         options = self.options
         wanted = [
             *(self._router(number) for number in _numbers(options.routers)),
             *(self._gateway(number) for number in _numbers(options.gateways)),
+            *(self._offline_queue(number) for number in _numbers(options.offline_queues)),
         ]
         if options.planned is None:
             return [*(self._whole_worker(number) for number in _numbers(options.workers)), *wanted]
@@ -158,6 +173,14 @@ class Recipes:
             "port": str(self.options.http_port),
         }
         return self._child(f"http-gateway-{number}", service="http_gateway", settings=settings)
+
+    def _offline_queue(self, number: int) -> ChildOptions:
+        settings = {
+            "queue_id": f"offline-queue-{number}",
+            "blob_store": self._blob_store,
+            **self.options.queue_settings,
+        }
+        return self._child(f"offline-queue-{number}", service="offline_queue", settings=settings)
 
     def _planner(self, planned: PlannedOptions, number: int) -> ChildOptions:
         model = self.options.model

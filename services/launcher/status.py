@@ -25,7 +25,7 @@ def status(
     ] = DEFAULT_DATA_FOLDER,
     is_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
 ) -> None:
-    """Show who is there: nodes, replicas, workers, routers and gateways, with their load."""
+    """Show who is there: replicas, workers and every kind of service, with their load."""
     url = find_nats_url(nats_url, data_folder)
     view = asyncio.run(_listen(url))
     if is_json:
@@ -55,6 +55,9 @@ def as_dictionary(view: FleetView) -> dict[str, list[dict[str, Any]]]:
         "gateways": [r.model_dump(mode="json", exclude={"type"}) for r in view.gateways()],
         "planners": [r.model_dump(mode="json", exclude={"type"}) for r in view.planners()],
         "migrators": [r.model_dump(mode="json", exclude={"type"}) for r in view.migrators()],
+        "offline_queues": [
+            r.model_dump(mode="json", exclude={"type"}) for r in view.offline_queues()
+        ],
     }
 
 
@@ -67,6 +70,7 @@ def tables(view: FleetView) -> list[Table]:
         gateways_table(view),
         planners_table(view),
         migrators_table(view),
+        offline_queues_table(view),
     ]
 
 
@@ -171,6 +175,25 @@ def _worker_state(report: WorkerReport) -> str:
     if position is not None:
         return f"stage {position.stage}, shard {position.shard}"
     return "serving" if report.is_serving else "spare"
+
+
+def offline_queues_table(view: FleetView) -> Table:
+    """Return the offline queues with what is before them and behind them."""
+    table = _table(
+        "offline queue", "batches", "lines waiting", "running", "completed", "failed", "spare s"
+    )
+    for report in view.offline_queues():
+        spare_s = report.laxity_s_min
+        table.add_row(
+            report.queue_id,
+            str(report.batches_open),
+            str(report.lines_waiting),
+            f"{report.lines_running} of {report.lines_running_max}",
+            str(report.lines_completed),
+            str(report.lines_failed),
+            "" if spare_s is None else f"{spare_s:.0f}",
+        )
+    return table
 
 
 def gateways_table(view: FleetView) -> Table:

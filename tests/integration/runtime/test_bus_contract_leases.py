@@ -207,3 +207,16 @@ async def test_a_filter_that_overlaps_another_consumers_is_refused(world, a_work
                 deliveries_max=5,
                 leases_max=5,
             )
+
+
+async def test_a_deleted_consumer_leaves_its_messages_to_the_next_one(world, a_work_queue):
+    async with world.bus() as bus:
+        name = world.name("queue")
+        consumer = await a_work_queue(bus, name)
+        await bus.append(f"{name}.j", b"work")
+        assert len(await consumer.fetch(1, timeout_ns=LONG_NS)) == 1
+        assert await bus.delete_consumer(name, "workers")
+        assert not await bus.delete_consumer(name, "workers")
+        consumer = await a_work_queue(bus, name)
+        (lease,) = await consumer.fetch(1, timeout_ns=LONG_NS)
+        assert (lease.message.payload, lease.delivery_count) == (b"work", 1)

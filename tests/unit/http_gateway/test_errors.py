@@ -6,8 +6,8 @@ from libs.client.errors import RequestFailedError, RequestRefused
 from libs.contracts.online import FailReason, RejectReason
 from libs.kernel.errors import ConfigError, Unavailable
 from libs.kernel.units import NS_PER_MS
+from libs.openai_api.errors import FAILURE_STATUS, REJECTION_STATUS, from_exception
 from services.http_gateway.config import GatewayConfig
-from services.http_gateway.errors import FAILURE_STATUS, REJECTION_STATUS, from_exception
 
 
 def test_every_reason_there_is_has_a_status() -> None:

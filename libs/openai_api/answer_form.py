@@ -6,8 +6,7 @@ from typing import Any, Protocol, TypeAlias
 
 from pydantic import JsonValue, ValidationError
 
-from libs.client.conversation import Token
-from libs.client.token_stream import Usage
+from libs.client.answers import Token, Usage
 from libs.contracts.online import (
     ChatMessage,
     FinishReason,
@@ -15,8 +14,8 @@ from libs.contracts.online import (
     SamplingParameters,
     SubmitRequest,
 )
-from services.http_gateway.errors import from_validation
-from services.http_gateway.schemas import ChatRequest, CompletionRequest
+from libs.openai_api.errors import from_validation
+from libs.openai_api.schemas import ChatRequest, CompletionRequest
 
 JsonObject: TypeAlias = Mapping[str, JsonValue]
 

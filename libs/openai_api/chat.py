@@ -5,9 +5,9 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from libs.client.token_stream import Usage
+from libs.client.answers import Usage
 from libs.contracts.online import ChatMessage, FinishReason, ResponseFormat, SubmitRequest
-from services.http_gateway.answer_form import (
+from libs.openai_api.answer_form import (
     AnswerHead,
     Ended,
     JsonObject,
@@ -17,10 +17,10 @@ from services.http_gateway.answer_form import (
     submission_of,
     usage_object,
 )
-from services.http_gateway.errors import invalid
-from services.http_gateway.forced_tools import ForcedTools, ToolCall, forced_tools
-from services.http_gateway.logprobs import chat_logprobs
-from services.http_gateway.schemas import ChatRequest, Message
+from libs.openai_api.errors import invalid
+from libs.openai_api.forced_tools import ForcedTools, ToolCall, forced_tools
+from libs.openai_api.logprobs import chat_logprobs
+from libs.openai_api.schemas import ChatRequest, Message
 
 PROMPT_PARAMETER: Final = "messages"
 ANSWER_ID_PREFIX: Final = "chatcmpl-"

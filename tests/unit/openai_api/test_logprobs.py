@@ -3,9 +3,9 @@
 import json
 import math
 
-from libs.client.conversation import Token
+from libs.client.answers import Token
 from libs.contracts.online import ScoredToken, TokenLogprobs
-from services.http_gateway.logprobs import LOGPROB_MIN, chat_logprobs, completion_logprobs
+from libs.openai_api.logprobs import LOGPROB_MIN, chat_logprobs, completion_logprobs
 
 
 def a_token(text: str, logprob: float) -> Token:

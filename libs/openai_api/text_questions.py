@@ -17,10 +17,10 @@ from libs.contracts.text import (
     TokenizeText,
 )
 from libs.kernel.errors import Unavailable
-from services.http_gateway.answer_form import JsonObject
-from services.http_gateway.chat import chat_messages
-from services.http_gateway.errors import RETRY_AFTER_NS, ApiError, from_exception, from_validation
-from services.http_gateway.schemas import DetokenizeRequest, TokenizeRequest
+from libs.openai_api.answer_form import JsonObject
+from libs.openai_api.chat import chat_messages
+from libs.openai_api.errors import RETRY_AFTER_NS, ApiError, from_exception, from_validation
+from libs.openai_api.schemas import DetokenizeRequest, TokenizeRequest
 
 
 class TextQuestions:

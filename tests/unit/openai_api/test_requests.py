@@ -5,11 +5,11 @@ import json
 import pytest
 
 from libs.contracts.online import SamplingParameters
-from services.http_gateway.chat import chat_submission
-from services.http_gateway.choices import choices_of
-from services.http_gateway.completions import completion_submissions
-from services.http_gateway.errors import ApiError
-from services.http_gateway.schemas import (
+from libs.openai_api.chat import chat_submission
+from libs.openai_api.choices import choices_of
+from libs.openai_api.completions import completion_submissions
+from libs.openai_api.errors import ApiError
+from libs.openai_api.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,

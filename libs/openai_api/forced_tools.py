@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from services.http_gateway.errors import ApiError, invalid
+from libs.openai_api.errors import ApiError, invalid
 
 ANY_ARGUMENTS: Final[dict[str, JsonValue]] = {"type": "object"}
 

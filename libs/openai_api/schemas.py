@@ -22,7 +22,7 @@ from libs.contracts.online import (
     ResponseFormat,
     TokenId,
 )
-from services.http_gateway.errors import ApiError, from_validation, invalid
+from libs.openai_api.errors import ApiError, from_validation, invalid
 
 MODEL_NAME_CHARACTERS_MAX: Final = 256
 UNSUPPORTED: Final = "unsupported_parameter"

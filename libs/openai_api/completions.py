@@ -5,9 +5,9 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from libs.client.token_stream import Usage
+from libs.client.answers import Usage
 from libs.contracts.online import FinishReason, SubmitRequest
-from services.http_gateway.answer_form import (
+from libs.openai_api.answer_form import (
     AnswerHead,
     Ended,
     JsonObject,
@@ -17,9 +17,9 @@ from services.http_gateway.answer_form import (
     submission_of,
     usage_object,
 )
-from services.http_gateway.errors import invalid
-from services.http_gateway.logprobs import completion_logprobs
-from services.http_gateway.schemas import CHOICES_MAX, CompletionRequest
+from libs.openai_api.errors import invalid
+from libs.openai_api.logprobs import completion_logprobs
+from libs.openai_api.schemas import CHOICES_MAX, CompletionRequest
 
 PROMPT_PARAMETER: Final = "prompt"
 ANSWER_ID_PREFIX: Final = "cmpl-"

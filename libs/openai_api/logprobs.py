@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from libs.client.conversation import Token
+from libs.client.answers import Token
 from libs.contracts.online import ScoredToken, TokenLogprobs
 
 LOGPROB_MIN: Final = -9999.0

@@ -1,0 +1,330 @@
+"""Carries out tasks: looks at a batch and does what its status asks for.
+
+    VALIDATING                            judge the file, put its parts into the stream
+    IN_PROGRESS, no part left or too late write its files: COMPLETED or EXPIRED
+    CANCELLING                            write its files: CANCELLED
+    FINALIZING                            go on writing its files
+
+Everything may be done twice, by two clerks at once: parts and files are functions of the record
+and of what is stored, and only one compare-and-set moves the record on.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from libs.contracts.batches import (
+    BATCH_FILE_BYTES_MAX,
+    BATCH_LINES_MAX,
+    BATCH_TASKS,
+    BatchCounts,
+    BatchLineEnded,
+    BatchPart,
+    BatchRecord,
+    BatchStatus,
+    FilePurpose,
+    FileRecord,
+    LineError,
+)
+from libs.kernel.errors import ContractViolation, Unavailable
+from libs.kernel.units import NS_PER_S, seconds
+from libs.runtime.blob_store import BlobMissing, BlobStore, BlobWriter, read_whole
+from libs.runtime.bus import Lease, LeaseConsumer, StreamFull, StreamMissing
+from services.offline_queue.line_file import Verdict
+from services.offline_queue.line_runner import body_blob_key, line_request_id
+from services.offline_queue.reading import FilePart, custom_id_of, judge_file, read_parts
+from services.offline_queue.records import (
+    Finalized,
+    FinalizingBegun,
+    Invalid,
+    Validated,
+    result_file_id,
+)
+from services.offline_queue.result_files import CANCELLED, EXPIRED, result_line
+from services.offline_queue.store import OfflineStore
+
+FETCH_NS: Final = 5 * NS_PER_S
+AGAIN_AFTER_NS: Final = 2 * NS_PER_S
+TASK_DELIVERIES_MAX: Final = 50
+"""Of one message; the next survey asks anew."""
+BODY_BYTES_MAX: Final = 512 * 1000 * 1000
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Results:
+    """What goes into the record when the files are written."""
+
+    completed: int = 0
+    failed: int = 0
+    missing: int = 0
+    tokens_prompt: int = 0
+    tokens_generated: int = 0
+    blobs: list[str] = field(default_factory=list)
+
+
+class Clerk:
+    """Leases tasks, one at a time."""
+
+    def __init__(self, store: OfflineStore, blobs: BlobStore, *, lease_ns: int) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._keep_ns = lease_ns // 3
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Carry out tasks until told to stop."""
+        tasks: LeaseConsumer | None = None
+        while not stopping.is_set():
+            try:
+                tasks = tasks or await self._store.tasks()
+                for lease in await tasks.fetch(1, timeout_ns=FETCH_NS):
+                    await self._carry_out(lease)
+            except (Unavailable, StreamMissing):
+                tasks = None
+                await asyncio.sleep(seconds(AGAIN_AFTER_NS))
+
+    async def _carry_out(self, lease: Lease) -> None:
+        try:
+            task = BATCH_TASKS.decode(lease.message.payload)
+        except ContractViolation as violation:
+            _log.warning("task_unreadable", error=str(violation))
+            await lease.term()
+            return
+        if lease.delivery_count > TASK_DELIVERIES_MAX:
+            await lease.term()
+            return
+        try:
+            async with self._kept(lease):
+                await self.look_at(task.batch_id)
+        except (Unavailable, StreamFull) as error:
+            _log.warning("task_put_off", batch_id=task.batch_id, error=str(error))
+            await lease.nak(delay_ns=AGAIN_AFTER_NS)
+            return
+        await lease.ack()
+
+    async def look_at(self, batch_id: str) -> None:
+        """Do what the batch needs now. Raises: Unavailable, StreamFull."""
+        record = await self._store.batch(batch_id)
+        if record is None or record.status.is_final:
+            await self._store.remove_work(batch_id)
+            await self._store.remove_results(batch_id)
+        elif record.status is BatchStatus.VALIDATING:
+            await self._validate(record)
+        elif record.status is not BatchStatus.IN_PROGRESS or await self._is_over(record):
+            await self._finalize(record)
+
+    @asynccontextmanager
+    async def _kept(self, lease: Lease) -> AsyncIterator[None]:
+        """Keep the lease while the block runs."""
+
+        async def keep() -> None:
+            while True:
+                await asyncio.sleep(seconds(self._keep_ns))
+                with contextlib.suppress(Unavailable):
+                    await lease.in_progress()
+
+        keeping = asyncio.create_task(keep())
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+    async def _is_over(self, record: BatchRecord) -> bool:
+        parts_left, _ = await self._store.work_left(record.batch_id)
+        return parts_left == 0 or record.deadline_at_unix_s <= self._store.now_unix_s()
+
+    # ------------------------------------------------------------------ validation
+
+    async def _validate(self, record: BatchRecord) -> None:
+        size_bytes = await self._blobs.size_bytes(record.input_file_id)
+        if size_bytes is None:
+            await self._refuse(record, "file_not_found", "the input file is gone")
+            return
+        if size_bytes > BATCH_FILE_BYTES_MAX:
+            message = f"a batch's file has at most {BATCH_FILE_BYTES_MAX} bytes"
+            await self._refuse(record, "file_too_large", message)
+            return
+        try:
+            verdict = await judge_file(self._blobs, record.input_file_id, endpoint=record.endpoint)
+        except BlobMissing:
+            await self._refuse(record, "file_not_found", "the input file is gone")
+            return
+        if verdict.errors or verdict.alias is None or verdict.lines > BATCH_LINES_MAX:
+            await self._store.change(record.batch_id, Invalid(errors=tuple(verdict.errors)))
+            _log.info("batch_invalid", batch_id=record.batch_id, errors=len(verdict.errors))
+            return
+        await self._begin(record, verdict, alias=verdict.alias)
+
+    async def _begin(self, record: BatchRecord, verdict: Verdict, *, alias: str) -> None:
+        """Put the parts into the stream, then say that they are there."""
+        for part in verdict.parts:
+            await self._store.append_part(
+                BatchPart(
+                    batch_id=record.batch_id,
+                    part=part.part,
+                    first_line=part.first_line,
+                    first_byte=part.first_byte,
+                    size_bytes=part.size_bytes,
+                )
+            )
+        validated = Validated(
+            alias=alias, lines=verdict.lines, tokens_predicted=verdict.tokens_predicted
+        )
+        begun = await self._store.change(record.batch_id, validated)
+        if begun is None or begun.status is not BatchStatus.IN_PROGRESS:
+            await self._store.remove_work(record.batch_id)  # cancelled meanwhile
+            return
+        _log.info("batch_validated", batch_id=record.batch_id, lines=verdict.lines)
+
+    async def _refuse(self, record: BatchRecord, code: str, message: str) -> None:
+        error = LineError(code=code, message=message)
+        await self._store.change(record.batch_id, Invalid(errors=(error,)))
+
+    # ------------------------------------------------------------------ the files
+
+    async def _finalize(self, record: BatchRecord) -> None:
+        begun = await self._store.change(record.batch_id, FinalizingBegun())
+        if begun is None or begun.status.is_final:
+            return
+        await self._store.remove_work(begun.batch_id)
+        results = _Results()
+        files = await self._write_files(begun, results)
+        if files is None:
+            return
+        output_id, error_id = files
+        ended = await self._store.change(
+            begun.batch_id,
+            Finalized(
+                counts=BatchCounts(
+                    total=begun.counts.total, completed=results.completed, failed=results.failed
+                ),
+                tokens_prompt=results.tokens_prompt,
+                tokens_generated=results.tokens_generated,
+                output_file_id=output_id,
+                error_file_id=error_id,
+            ),
+        )
+        await self._store.remove_results(begun.batch_id)
+        for key in results.blobs:
+            await self._blobs.delete(key)
+        _log.info(
+            "batch_ended",
+            batch_id=begun.batch_id,
+            status=None if ended is None else ended.status,
+            completed=results.completed,
+            failed=results.failed,
+            missing=results.missing,
+        )
+
+    async def _write_files(
+        self, record: BatchRecord, results: _Results
+    ) -> tuple[str | None, str | None] | None:
+        """Write what there is; return the ids of output and error file, None for an empty one.
+
+        Returns None if another clerk was faster: only as long as the batch is not final, all that
+        was read was complete, because results are removed after that.
+        """
+        if record.counts.total == 0:  # cancelled before it was validated
+            return None, None
+        output_id = result_file_id(record, "output")
+        error_id = result_file_id(record, "error")
+        async with (
+            await self._blobs.create(output_id) as output,
+            await self._blobs.create(error_id) as errors,
+        ):
+            async for part in self._parts(record):
+                ended = await self._store.lines_ended(record.batch_id, part.part)
+                await self._write_part(record, part, ended, results, output, errors)
+            now = await self._store.batch(record.batch_id)
+            if now is None or now.status.is_final:
+                return None
+            is_output = results.completed > 0
+            is_error = results.failed + results.missing > 0
+            if is_output:
+                await self._publish(record, output, output_id, kind="output")
+            if is_error:
+                await self._publish(record, errors, error_id, kind="error")
+        return output_id if is_output else None, error_id if is_error else None
+
+    async def _parts(self, record: BatchRecord) -> AsyncIterator[FilePart]:
+        """Yield the parts of the file; if it is gone, those of which lines have ended."""
+        try:
+            async for part in read_parts(self._blobs, record.input_file_id):
+                yield part
+        except BlobMissing:
+            _log.warning("input_file_gone", batch_id=record.batch_id)
+            for number in await self._store.parts_with_results(record.batch_id):
+                yield FilePart(part=number, lines=())
+
+    async def _write_part(
+        self,
+        record: BatchRecord,
+        part: FilePart,
+        ended: Mapping[int, BatchLineEnded],
+        results: _Results,
+        output: BlobWriter,
+        errors: BlobWriter,
+    ) -> None:
+        for raw in part.lines:
+            if raw.number not in ended:
+                results.missing += 1
+                custom_id = custom_id_of(raw, endpoint=record.endpoint)
+                missing = _missing(record, raw.number, custom_id)
+                await errors.write(result_line(missing, body_json=""))
+        for number in sorted(ended):
+            line = ended[number]
+            results.tokens_prompt += line.prompt_tokens
+            results.tokens_generated += line.completion_tokens
+            written = result_line(line, body_json=await self._body(line, results))
+            if line.is_completed:
+                results.completed += 1
+                await output.write(written)
+            else:
+                results.failed += 1
+                await errors.write(written)
+
+    async def _body(self, line: BatchLineEnded, results: _Results) -> str:
+        if not line.body_blob:
+            return line.body_json
+        results.blobs.append(body_blob_key(line.batch_id, line.line))
+        try:
+            body = await read_whole(self._blobs, line.body_blob, bytes_max=BODY_BYTES_MAX)
+        except BlobMissing:
+            return "null"
+        return body.decode()
+
+    async def _publish(
+        self, record: BatchRecord, writer: BlobWriter, file_id: str, *, kind: str
+    ) -> None:
+        size_bytes = await writer.commit()
+        now_unix_s = self._store.now_unix_s()
+        lives_s = record.output_expires_after_s
+        await self._store.put_file(
+            FileRecord(
+                file_id=file_id,
+                purpose=FilePurpose.BATCH_OUTPUT,
+                file_name=f"{record.batch_id}_{kind}.jsonl",
+                size_bytes=size_bytes,
+                created_at_unix_s=now_unix_s,
+                expires_at_unix_s=None if lives_s is None else now_unix_s + lives_s,
+                tenant=record.tenant,
+            )
+        )
+
+
+def _missing(record: BatchRecord, line: int, custom_id: str) -> BatchLineEnded:
+    is_cancelled = record.status is BatchStatus.CANCELLING
+    return BatchLineEnded(
+        batch_id=record.batch_id,
+        line=line,
+        custom_id=custom_id,
+        request_id=line_request_id(record.batch_id, line),
+        failure=CANCELLED if is_cancelled else EXPIRED,
+    )

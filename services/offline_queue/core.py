@@ -1,0 +1,435 @@
+"""The offline queue's core: one event in, commands out.
+
+It keeps three promises. A part is acknowledged only when each of its lines is stored. A line is
+taken up only while its batch is in progress, not paused and not past its deadline. A batch ends
+only by a task, which some queue's clerk leases: this core asks for one whenever a survey shows that
+a batch needs to be looked at and nobody has been asked.
+
+The parts: `intake` (which line goes next), `harvest` (how many may run), `surveying` (what becomes
+of whole batches).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from libs.contracts.batches import OFFLINE_PRIORITY, BatchRecord, BatchStatus
+from libs.contracts.reports import OfflineQueueReport
+from libs.kernel.core import SetTimer, TimerFired, require
+from libs.kernel.units import NS_PER_S
+from libs.policy.deadlines import priority_at
+from libs.policy.fair_share import cost
+from services.offline_queue.commands import (
+    AcknowledgePart,
+    DropPart,
+    FailLine,
+    KeepPart,
+    LeaseJobs,
+    LeaseParts,
+    PublishReport,
+    QueueCommand,
+    StartLine,
+)
+from services.offline_queue.events import (
+    BatchForgotten,
+    BatchRead,
+    BatchSurveyed,
+    JobsLeased,
+    LinePutOff,
+    LineStored,
+    PartAcknowledged,
+    PartsLeased,
+    QueueEvent,
+    QueueReported,
+    QueueStarted,
+    QueueStopping,
+    WorkerReported,
+)
+from services.offline_queue.harvest import Harvest
+from services.offline_queue.intake import Choice, HeldPart, Intake, Source
+from services.offline_queue.options import QueueOptions
+from services.offline_queue.surveying import Due, Surveying
+
+REPORT_TIMER = "report"
+SURVEY_TIMER = "survey"
+KEEP_TIMER = "keep"
+EXPIRED_CODE = "expired"
+GIVEN_UP_CODE = "given_up"
+LINES_AHEAD_MIN = 4
+"""Lines held ready beyond those that run, so that a free place is filled at once."""
+
+
+@dataclass(slots=True)
+class QueueCounters:
+    """Since the start of this process."""
+
+    lines_completed: int = 0
+    lines_failed: int = 0
+    lines_expired: int = 0
+    lines_put_off: int = 0
+    parts_leased: int = 0
+    parts_given_up: int = 0
+
+
+class QueueCore:
+    """Decides everything an offline queue does; see the head of this file."""
+
+    def __init__(self, options: QueueOptions) -> None:
+        self._options = options
+        self.counters = QueueCounters()
+        self.intake = Intake(aged_ns=options.aged_ns)
+        self.harvest = Harvest(lines_max=options.lines_running_max, silence_ns=options.silence_ns)
+        self.surveying = Surveying(options, self.harvest.rate)
+        self._commands: list[QueueCommand] = []
+        self._now_ns = 0
+        self._cause_id = ""
+        self._unix_ns_at_0 = 0
+        self._lease_after_ns: dict[str, int] = {}
+        """By source: when it may be asked for parts again."""
+        self._jobs_after_ns = 0
+        self._jobs_asked = False
+        self._leasing: set[str] = set()
+        self._beat = 0
+        self._is_stopping = False
+
+    def handle(self, event: QueueEvent, *, now_ns: int) -> Sequence[QueueCommand]:
+        """Apply one event and return the commands it brings forth, in order."""
+        require(now_ns >= self._now_ns, "time went backwards")
+        self._now_ns = now_ns
+        self._cause_id = event.cause_id
+        self._apply(event)
+        if not self._is_stopping:
+            self._dispatch()
+        commands, self._commands = self._commands, []
+        return commands
+
+    def check_invariants(self) -> None:
+        """What must hold between any two events; raises InvariantViolation."""
+        self.intake.check_invariants()
+        held = len(self.intake.parts)
+        require(held <= 2 * self._options.parts_held_max, f"{held} parts are held")
+
+    def due(self) -> Due:
+        """Return what all queues together have before them."""
+        return self.surveying.due(now_unix_s=self.now_unix_s())
+
+    def now_unix_s(self) -> int:
+        """Return the wall clock's seconds, as of the last event."""
+        return (self._unix_ns_at_0 + self._now_ns) // NS_PER_S
+
+    def _apply(self, event: QueueEvent) -> None:
+        match event:
+            case QueueStarted():
+                self._started(event)
+            case TimerFired():
+                self._timer_fired(event)
+            case BatchRead():
+                self._batch_read(event.record)
+            case BatchForgotten():
+                self.surveying.forget(event.batch_id)
+                self._drop(event.batch_id)
+            case QueueStopping():
+                self._is_stopping = True
+            case WorkerReported():
+                self.harvest.worker_reported(event.report, now_ns=self._now_ns)
+            case QueueReported():
+                self.harvest.queue_reported(event.report, now_ns=self._now_ns)
+            case PartsLeased():
+                self._parts_leased(event)
+            case JobsLeased():
+                self._jobs_leased(event)
+            case LineStored():
+                self._line_stored(event)
+            case LinePutOff():
+                self._line_put_off(event)
+            case PartAcknowledged():
+                self._part_acknowledged(event)
+            case BatchSurveyed():
+                self._emit(*self.surveying.surveyed(event, now_unix_s=self.now_unix_s()))
+            case _:
+                assert_never(event)
+
+    # ------------------------------------------------------------------ time
+
+    def _started(self, event: QueueStarted) -> None:
+        self._unix_ns_at_0 = event.now_unix_ns - self._now_ns
+        self._report()
+        self._set_timer(SURVEY_TIMER, self._options.survey_interval_ns)
+        self._set_timer(KEEP_TIMER, self._options.keep_interval_ns)
+
+    def _timer_fired(self, event: TimerFired) -> None:
+        match event.key:
+            case "report":
+                self._report()
+            case "survey":
+                self._emit(*self.surveying.survey(cause_id=self._cause_id))
+                self._reopen_sources()
+                self._set_timer(SURVEY_TIMER, self._options.survey_interval_ns)
+            case "keep":
+                for key in sorted(self.intake.parts):
+                    self._emit(KeepPart(part_key=key, cause_id=self._cause_id))
+                self._set_timer(KEEP_TIMER, self._options.keep_interval_ns)
+
+    def _report(self) -> None:
+        self.harvest.forget_silent(now_ns=self._now_ns)
+        self.harvest.rate.observe(now_ns=self._now_ns, is_busy=self.harvest.is_busy)
+        due = self.due()
+        running = self.intake.running()
+        report = OfflineQueueReport(
+            queue_id=self._options.queue_id,
+            beat=self._beat,
+            process_id=self._options.process_id,
+            batches_open=due.batches_open,
+            lines_waiting=max(0, due.lines_left - running),
+            lines_running=running,
+            lines_running_max=sum(map(self._lines_max, self._aliases())),
+            lines_completed=self.counters.lines_completed,
+            lines_failed=self.counters.lines_failed,
+            lines_expired=self.counters.lines_expired,
+            tokens_due=due.tokens,
+            laxity_s_min=due.laxity_s_min,
+        )
+        self._beat += 1
+        self._emit(PublishReport(report=report, cause_id=self._cause_id))
+        self._set_timer(REPORT_TIMER, self._options.report_interval_ns)
+
+    # ------------------------------------------------------------------ sources
+
+    def _batch_read(self, record: BatchRecord) -> None:
+        self.surveying.put(record)
+        if record.status is not BatchStatus.IN_PROGRESS:
+            self._drop(record.batch_id)
+            return
+        self.intake.put_source(self._source_of(record))
+
+    def _source_of(self, record: BatchRecord) -> Source:
+        deadline_at_ns = record.deadline_at_unix_s * NS_PER_S - self._unix_ns_at_0
+        window_s = record.deadline_at_unix_s - record.created_at_unix_s
+        return Source(
+            source_id=record.batch_id,
+            alias=record.alias or "",
+            tenant=record.tenant,
+            deadline_at_ns=deadline_at_ns,
+            window_ns=window_s * NS_PER_S,
+            is_open=not record.is_paused and deadline_at_ns > self._now_ns,
+        )
+
+    def _reopen_sources(self) -> None:
+        """Look at every batch again: its deadline may have passed."""
+        for record in self.surveying.in_progress():
+            self.intake.put_source(self._source_of(record))
+
+    def _drop(self, source_id: str) -> None:
+        """Nobody wants this source any more."""
+        self._lease_after_ns.pop(source_id, None)
+        for key in self.intake.drop_source(source_id):
+            self._emit(DropPart(part_key=key, cause_id=self._cause_id))
+
+    def _aliases(self) -> list[str]:
+        return sorted({source.alias for source in self.intake.sources.values()})
+
+    # ------------------------------------------------------------------ leases
+
+    def _parts_leased(self, event: PartsLeased) -> None:
+        self._leasing.discard(event.source_id)
+        if not event.parts:
+            self._lease_after_ns[event.source_id] = self._now_ns + self._options.lease_again_ns
+        for leased in event.parts:
+            if event.source_id not in self.intake.sources:
+                self._emit(DropPart(part_key=leased.part_key, cause_id=self._cause_id))
+                continue
+            self._hold(
+                self.intake.hold(
+                    leased, now_ns=self._now_ns, deliveries_max=self._options.deliveries_max
+                )
+            )
+
+    def _jobs_leased(self, event: JobsLeased) -> None:
+        self._jobs_asked = False
+        if not event.jobs:
+            self._jobs_after_ns = self._now_ns + self._options.lease_again_ns
+        for job in event.jobs:
+            deadline_at_ns = job.deadline_at_unix_ns - self._unix_ns_at_0
+            source = Source(
+                source_id=job.part.source_id,
+                alias=job.alias,
+                tenant=job.tenant,
+                deadline_at_ns=deadline_at_ns,
+                window_ns=max(1, deadline_at_ns - self._now_ns),
+                is_open=True,
+            )
+            self.intake.put_source(source)
+            self._hold(
+                self.intake.hold(
+                    job.part, now_ns=self._now_ns, deliveries_max=self._options.deliveries_max
+                )
+            )
+
+    def _hold(self, part: HeldPart) -> None:
+        self.counters.parts_leased += 1
+        self.counters.parts_given_up += part.is_given_up
+        self._acknowledge_if_done(part)
+
+    def _acknowledge_if_done(self, part: HeldPart) -> None:
+        if not part.lines and not part.is_acknowledging:
+            part.is_acknowledging = True
+            self._emit(AcknowledgePart(part_key=part.part_key, cause_id=self._cause_id))
+
+    def _part_acknowledged(self, event: PartAcknowledged) -> None:
+        part = self.intake.parts.get(event.part_key)
+        if part is None:
+            return
+        if not event.is_done:
+            part.is_acknowledging = False
+            self._acknowledge_if_done(part)
+            return
+        del self.intake.parts[event.part_key]
+        if part.source_id not in self.surveying:  # a job's source is its own
+            self.intake.drop_source(part.source_id)
+        elif not any(True for _ in self.intake.parts_of(part.source_id)):
+            self._emit(*self.surveying.survey_one(part.source_id, cause_id=self._cause_id))
+
+    # ------------------------------------------------------------------ lines
+
+    def _line_stored(self, event: LineStored) -> None:
+        took = cost(prompt_tokens=event.prompt_tokens, answer_tokens=event.answer_tokens)
+        held = self.intake.stop(event.part_key, event.line, tokens_charged=took)
+        if event.is_completed:
+            self.counters.lines_completed += 1
+        else:
+            self.counters.lines_failed += 1
+        if held is None:
+            return
+        part = self.intake.parts[event.part_key]
+        alias = self.intake.sources[part.source_id].alias
+        if event.is_completed:
+            self.harvest.window(alias).grow(lines_max=self._options.lines_running_max)
+            self.surveying.observe_line(
+                part.source_id, tokens=event.prompt_tokens + event.answer_tokens
+            )
+        del part.lines[event.line]
+        self._acknowledge_if_done(part)
+
+    def _line_put_off(self, event: LinePutOff) -> None:
+        held = self.intake.stop(event.part_key, event.line, tokens_charged=None)
+        if held is None:
+            return
+        self.counters.lines_put_off += 1
+        if event.is_congestion:
+            alias = self.intake.sources[self.intake.parts[event.part_key].source_id].alias
+            self.harvest.window(alias).halve(now_ns=self._now_ns)
+        if event.failure:
+            held.attempts += 1
+        wait_ns = min(self._options.put_off_ns << held.put_offs, self._options.put_off_ns_max)
+        held.put_offs = min(held.put_offs + 1, 16)
+        held.not_before_ns = self._now_ns + wait_ns
+        if held.attempts >= self._options.attempts_max:
+            choice = self._choice(event.part_key, event.line)
+            self._fail(choice, code="server_error", message=event.failure)
+
+    def _choice(self, part_key: str, line: int) -> Choice:
+        part = self.intake.parts[part_key]
+        source = self.intake.sources[part.source_id]
+        return Choice(source=source, part=part, line=part.lines[line])
+
+    def _fail(self, choice: Choice, *, code: str, message: str) -> None:
+        self.intake.start(choice, is_urgent=False)
+        self._emit(
+            FailLine(
+                part_key=choice.part.part_key,
+                line=choice.line.waiting.line,
+                code=code,
+                message=message,
+                cause_id=self._cause_id,
+            )
+        )
+
+    # ------------------------------------------------------------------ taking up
+
+    def _dispatch(self) -> None:
+        """Start what may start, in order; then lease what is wanted next."""
+        urgent = self.surveying.urgent(now_unix_s=self.now_unix_s())
+        ranked = self.intake.ranked(urgent=urgent)
+        room = {alias: self._room(alias) for alias in self._aliases()}
+        for source in ranked:
+            while (choice := self.intake.next_of(source, now_ns=self._now_ns)) is not None:
+                if choice.part.is_given_up:
+                    message = f"taken up {self._options.deliveries_max} times, never to its end"
+                    self._fail(choice, code=GIVEN_UP_CODE, message=message)
+                elif source.deadline_at_ns <= self._now_ns:
+                    self.counters.lines_expired += 1
+                    self._fail(choice, code=EXPIRED_CODE, message="its deadline has passed")
+                elif room[source.alias] > 0:
+                    room[source.alias] -= 1
+                    self._start(choice)
+                else:
+                    break
+        self._lease(ranked, room)
+
+    def _room(self, alias: str) -> int:
+        return self._lines_max(alias) - self.intake.running(alias)
+
+    def _lines_max(self, alias: str) -> int:
+        return self.harvest.lines_max(
+            alias,
+            running=self.intake.running(alias),
+            tokens_per_line=self.surveying.tokens_per_line(alias),
+        )
+
+    def _start(self, choice: Choice) -> None:
+        priority = self._priority(choice.source)
+        is_urgent = priority > OFFLINE_PRIORITY
+        self.intake.start(choice, is_urgent=is_urgent)
+        self.harvest.line_started(choice.source.alias)
+        self._emit(
+            StartLine(
+                part_key=choice.part.part_key,
+                line=choice.line.waiting.line,
+                attempt=choice.line.attempts,
+                priority=priority,
+                expires_after_ns=choice.source.deadline_at_ns - self._now_ns,
+                cause_id=self._cause_id,
+            )
+        )
+
+    def _priority(self, source: Source) -> int:
+        """Return the priority of the source's next line; only a reserved share may be raised."""
+        reserved = self._options.urgent_share * self._lines_max(source.alias)
+        if self.intake.urgent() >= max(1.0, reserved):
+            return OFFLINE_PRIORITY
+        laxity_ns = self.surveying.laxity_ns(source.source_id, now_unix_s=self.now_unix_s())
+        if laxity_ns is None:
+            laxity_ns = source.deadline_at_ns - self._now_ns
+        slack_ns = min(self._options.slack_ns, source.window_ns // 4)
+        return priority_at(laxity_ns, slack_ns=max(1, slack_ns), priority_idle=OFFLINE_PRIORITY)
+
+    def _lease(self, ranked: Sequence[Source], room: dict[str, int]) -> None:
+        for source in ranked:
+            if len(self.intake.parts) + len(self._leasing) >= self._options.parts_held_max:
+                return
+            is_batch = source.source_id in self.surveying
+            is_early = self._lease_after_ns.get(source.source_id, 0) > self._now_ns
+            if not is_batch or is_early or source.source_id in self._leasing:
+                continue
+            ahead = max(LINES_AHEAD_MIN, self._lines_max(source.alias) // 2)
+            if self.intake.waiting(source.source_id) < ahead + max(0, room[source.alias]):
+                self._leasing.add(source.source_id)
+                self._emit(LeaseParts(batch_id=source.source_id, count=1, cause_id=self._cause_id))
+        self._lease_jobs()
+
+    def _lease_jobs(self) -> None:
+        held = sum(source_id not in self.surveying for source_id in self.intake.sources)
+        if self._jobs_asked or self._jobs_after_ns > self._now_ns:
+            return
+        if self._unix_ns_at_0 and held < self._options.parts_held_max:
+            self._jobs_asked = True
+            count = min(LINES_AHEAD_MIN, self._options.parts_held_max - held)
+            self._emit(LeaseJobs(count=count, cause_id=self._cause_id))
+
+    # ------------------------------------------------------------------ small things
+
+    def _emit(self, *commands: QueueCommand) -> None:
+        self._commands.extend(commands)
+
+    def _set_timer(self, key: str, after_ns: int) -> None:
+        self._emit(SetTimer(key=key, after_ns=after_ns, cause_id=self._cause_id))

@@ -1,0 +1,304 @@
+"""The offline queue's shell: messages and records in, commands out, no decision."""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any, Final, assert_never
+
+from libs.client.client import ClientOptions, TideClient
+from libs.client.reader_events import ReaderOptions
+from libs.contracts import subjects
+from libs.contracts.batches import BATCH_RECORDS
+from libs.contracts.reports import REPORTS, OfflineQueueReport, WorkerReport
+from libs.contracts.wire import encode
+from libs.kernel.core import SetTimer
+from libs.kernel.errors import ContractViolation, Unavailable
+from libs.kernel.units import NS_PER_S
+from libs.runtime.blob_store import BlobStore
+from libs.runtime.bus import (
+    Bus,
+    BusMessage,
+    InitialStateComplete,
+    KeyDeleted,
+    KeyEvent,
+    KeyUpdated,
+)
+from libs.runtime.clock import Clock
+from libs.runtime.shell import ActorShell, Effect
+from services.offline_queue.clerk import Clerk
+from services.offline_queue.commands import (
+    AcknowledgePart,
+    AskForTask,
+    ChangeBatch,
+    DropPart,
+    FailLine,
+    KeepPart,
+    LeaseJobs,
+    LeaseParts,
+    PublishReport,
+    QueueCommand,
+    StartLine,
+    SurveyBatch,
+)
+from services.offline_queue.core import QueueCore
+from services.offline_queue.desk import Desk
+from services.offline_queue.events import (
+    BatchForgotten,
+    BatchRead,
+    BatchSurveyed,
+    JobsLeased,
+    LinePutOff,
+    LineStored,
+    PartAcknowledged,
+    PartsLeased,
+    QueueEvent,
+    QueueReported,
+    QueueStarted,
+    QueueStopping,
+    WorkerReported,
+)
+from services.offline_queue.janitor import Janitor
+from services.offline_queue.leases import Leases
+from services.offline_queue.line_runner import CONGESTION, LineRunner, LoadedJob
+from services.offline_queue.options import QueueOptions
+from services.offline_queue.store import OfflineStore
+
+STORE_TIMEOUT_NS: Final = 30 * NS_PER_S
+READER_OPTIONS: Final = ReaderOptions(
+    acceptance_wait_ns=15 * NS_PER_S,
+    reasons_not_retried=CONGESTION,
+)
+"""A rejection for want of room is told at once: it sets the pace. Longer than the 8 s that a
+broker's cluster may need to elect a leader."""
+
+LineOutcome = LineStored | LinePutOff
+
+
+class QueueShell:
+    """One offline queue on a live bus."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        store: OfflineStore,
+        blobs: BlobStore,
+        options: QueueOptions,
+        clock: Clock,
+        lease_ns: int,
+    ) -> None:
+        self.core = QueueCore(options)
+        self.messages_unsent = 0
+        """Reports that the broker could not take; the next one replaces them."""
+        self._bus = bus
+        self._store = store
+        self._options = options
+        self._clock = clock
+        self._client = TideClient(bus, options=ClientOptions(reader=READER_OPTIONS))
+        self._leases = Leases(store, blobs)
+        self._runner = LineRunner(client=self._client, store=store, blobs=blobs, clock=clock)
+        self._running: dict[tuple[str, int], asyncio.Task[LineOutcome]] = {}
+        self._desk = Desk(bus, store)
+        self._clerk = Clerk(store, blobs, lease_ns=lease_ns)
+        self._janitor = Janitor(store, blobs)
+        self.actor: ActorShell[QueueEvent, QueueCommand] = ActorShell(
+            core=self.core, interpret=self._interpret, clock=clock, name=options.queue_id
+        )
+
+    @property
+    def tokens_harvested(self) -> int:
+        """Tokens of prompts and answers since the start."""
+        return self._runner.tokens_harvested
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work until told to stop; what is under way then goes on with other queues."""
+        await self._client.start()
+        reports = [
+            await self._bus.subscribe(pattern)
+            for pattern in (subjects.WORKER_REPORTS, subjects.OFFLINE_QUEUE_REPORTS)
+        ]
+        questions = await self._desk.subscribe()
+        watch = await self._store.watch_batches()
+        self.actor.post(
+            QueueStarted(now_unix_ns=self._clock.now_unix_ns(), cause_id=self._options.queue_id)
+        )
+        async with asyncio.TaskGroup() as tasks:
+            for subscription in reports:
+                tasks.create_task(self.actor.feed(subscription, self._translate))
+            tasks.create_task(self.actor.feed(watch, self._translate_record))
+            tasks.create_task(self._desk.run(questions))
+            helpers = [
+                tasks.create_task(self._clerk.run(stopping)),
+                tasks.create_task(self._janitor.run(stopping)),
+            ]
+            tasks.create_task(self.actor.run())
+            await stopping.wait()
+            await self._leave()
+            for helper in helpers:
+                helper.cancel()
+            for closing in (questions.close(), *(one.close() for one in reports), watch.close()):
+                with contextlib.suppress(Unavailable):
+                    await closing
+            self.actor.stop()
+        with contextlib.suppress(Unavailable):
+            await self._client.close()
+
+    async def _leave(self) -> None:
+        """Hand everything over: lines go on with the routers, parts back to the stream."""
+        self._runner.is_leaving = True
+        self.actor.post(QueueStopping(cause_id=self._options.queue_id))
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._leases.give_back_all()
+
+    def _translate(self, message: BusMessage) -> QueueEvent | None:
+        report = REPORTS.decode(message.payload)
+        match report:
+            case WorkerReport():
+                return WorkerReported(report=report, cause_id=report.worker_id)
+            case OfflineQueueReport():
+                return QueueReported(report=report, cause_id=report.queue_id)
+            case _:
+                return None
+
+    def _translate_record(self, change: KeyEvent) -> QueueEvent | None:
+        match change:
+            case KeyUpdated():
+                return BatchRead(record=BATCH_RECORDS.decode(change.value), cause_id=change.key)
+            case KeyDeleted():
+                return BatchForgotten(batch_id=change.key, cause_id=change.key)
+            case InitialStateComplete():
+                return None
+            case _:
+                assert_never(change)
+
+    def _interpret(self, command: QueueCommand) -> Effect[QueueEvent] | None:
+        match command:
+            case LeaseParts():
+                none = PartsLeased(source_id=command.batch_id, parts=(), cause_id=command.cause_id)
+                return Effect(
+                    work=lambda: self._leases.lease_parts(command),
+                    failed=lambda _: none,
+                    timeout_ns=STORE_TIMEOUT_NS,
+                )
+            case LeaseJobs():
+                return Effect(
+                    work=lambda: self._leases.lease_jobs(command),
+                    failed=lambda _: JobsLeased(jobs=(), cause_id=command.cause_id),
+                    timeout_ns=STORE_TIMEOUT_NS,
+                )
+            case StartLine() | FailLine():
+                return Effect(
+                    work=lambda: self._run_line(command),
+                    failed=lambda error: LinePutOff(
+                        part_key=command.part_key,
+                        line=command.line,
+                        failure=type(error).__name__,
+                        cause_id=command.cause_id,
+                    ),
+                )
+            case DropPart():
+                self._drop(command.part_key)
+                return None
+            case AcknowledgePart():
+                return Effect(
+                    work=lambda: self._acknowledge(command),
+                    failed=lambda _: PartAcknowledged(
+                        part_key=command.part_key, is_done=False, cause_id=command.cause_id
+                    ),
+                    timeout_ns=STORE_TIMEOUT_NS,
+                )
+            case SetTimer():
+                return None  # the actor's own
+            case KeepPart() | SurveyBatch() | AskForTask() | ChangeBatch() | PublishReport():
+                return Effect(work=lambda: self._say(command), timeout_ns=STORE_TIMEOUT_NS)
+            case _:
+                assert_never(command)
+
+    async def _say(
+        self, command: KeepPart | SurveyBatch | AskForTask | ChangeBatch | PublishReport
+    ) -> QueueEvent | None:
+        """Carry out what is said again if it is lost."""
+        match command:
+            case KeepPart():
+                await self._leases.keep(command.part_key)
+            case SurveyBatch():
+                return await self._survey(command)
+            case AskForTask():
+                await self._store.append_task(command.batch_id)
+            case ChangeBatch():
+                await self._store.change(command.batch_id, command.change)
+            case PublishReport():
+                await self._publish(command)
+            case _:
+                assert_never(command)
+        return None
+
+    # ------------------------------------------------------------------ lines
+
+    async def _run_line(self, command: StartLine | FailLine) -> LineOutcome:
+        """Run the line as a task of its own, which a dropped part or our leaving cancels."""
+        key = (command.part_key, command.line)
+        put_off = LinePutOff(
+            part_key=command.part_key, line=command.line, cause_id=command.cause_id
+        )
+        work = self._work_on(command)
+        if work is None or self._runner.is_leaving:
+            return put_off
+        task = asyncio.create_task(work)
+        self._running[key] = task
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+            if self._running.get(key) is task:
+                del self._running[key]
+        return put_off if task.cancelled() else task.result()
+
+    def _work_on(self, command: StartLine | FailLine) -> Coroutine[Any, Any, LineOutcome] | None:
+        loaded = self._leases.line(command.part_key, command.line)
+        if loaded is None:
+            return None
+        if isinstance(loaded, LoadedJob):
+            if isinstance(command, StartLine):
+                return self._runner.run_job(loaded, command)
+            return self._runner.fail_job(loaded, command)
+        if isinstance(command, StartLine):
+            return self._runner.run_line(loaded, command)
+        return self._runner.fail_line(loaded, command)
+
+    def _drop(self, part_key: str) -> None:
+        self._leases.drop(part_key)
+        for (held_key, _), task in list(self._running.items()):
+            if held_key == part_key:
+                task.cancel()
+
+    async def _acknowledge(self, command: AcknowledgePart) -> PartAcknowledged:
+        await self._leases.acknowledge(command.part_key)
+        return PartAcknowledged(part_key=command.part_key, is_done=True, cause_id=command.cause_id)
+
+    # ------------------------------------------------------------------ the rest
+
+    async def _survey(self, command: SurveyBatch) -> BatchSurveyed:
+        # Work first: of a part that is gone by then, all lines are among the outcomes.
+        parts_left, tasks_left = await self._store.work_left(command.batch_id)
+        completed, failed = await self._store.outcomes(command.batch_id)
+        return BatchSurveyed(
+            batch_id=command.batch_id,
+            parts_left=parts_left,
+            tasks_left=tasks_left,
+            completed=completed,
+            failed=failed,
+            cause_id=command.cause_id,
+        )
+
+    async def _publish(self, command: PublishReport) -> None:
+        """Say the report, with the one figure that changes with every token."""
+        report = command.report.model_copy(update={"tokens_harvested": self.tokens_harvested})
+        subject = subjects.offline_queue_report(self._options.queue_id)
+        try:
+            await self._bus.publish(subject, encode(report))
+        except (Unavailable, ContractViolation):
+            self.messages_unsent += 1

@@ -1,0 +1,91 @@
+"""Queues that die, stop and come back; a broker that goes away: no line lost, none told twice."""
+
+import asyncio
+from collections import Counter
+
+from libs.client.scripted_router import Script
+from libs.contracts import subjects
+from libs.contracts.batches import BatchPart, BatchStatus
+from libs.contracts.online import SubmitRequest
+from libs.contracts.wire import encode
+from libs.kernel.units import NS_PER_MS
+from tests.integration.offline_queue.conftest import LEASE_NS, echo_of, lines
+
+
+def slow(submission: SubmitRequest) -> Script:
+    return Script(texts=echo_of(submission).texts, pace_ns=20 * NS_PER_MS)
+
+
+async def test_a_batch_outlives_every_queue_that_worked_on_it(any_world) -> None:
+    async with any_world(slow) as world:
+        batch_id = await world.submit(lines(200))
+        for _ in range(3):
+            await world.in_progress(batch_id)
+            before = (await world.record(batch_id)).counts.completed
+            await world.reaches(batch_id, lambda r, n=before: r.counts.completed > n)
+            await world.queues[-1].die()
+            await world.start_queue()
+        record = await world.ended(batch_id, timeout_s=40)
+        assert record.status is BatchStatus.COMPLETED
+        output = await world.result(record.output_file_id)
+        assert [line["custom_id"] for line in output] == [f"line {n}" for n in range(200)]
+        texts = [line["response"]["body"]["choices"][0]["text"] for line in output]
+        assert texts == [f"re:prompt{number:03d}" for number in range(200)]
+
+
+async def test_whoever_takes_a_line_up_again_asks_for_the_same_session(a_world) -> None:
+    async with a_world(lambda _: Script(texts=["a"] * 40, pace_ns=50 * NS_PER_MS)) as world:
+        batch_id = await world.submit(lines(4))
+        while len({s.request_id for s in world.router.submissions}) < 4:
+            await asyncio.sleep(0.01)
+        await world.queues[0].die()
+        await world.start_queue()
+        record = await world.ended(batch_id)
+        assert record.counts.completed == 4
+        assert len({s.request_id for s in world.router.submissions}) == 4
+
+
+async def test_a_queue_that_stops_hands_its_parts_over_at_once_and_cancels_nothing(
+    a_world,
+) -> None:
+    async with a_world(lambda _: Script(texts=["a"] * 20, pace_ns=50 * NS_PER_MS)) as world:
+        batch_id = await world.submit(lines(4))
+        while len({s.request_id for s in world.router.submissions}) < 4:
+            await asyncio.sleep(0.01)
+        began = asyncio.get_running_loop().time()
+        await world.queues[0].stop()
+        await world.start_queue()
+        record = await world.ended(batch_id)
+        assert asyncio.get_running_loop().time() - began < 0.8 * LEASE_NS / 1e9 + 1.0
+        assert record.counts.completed == 4
+        cancelled = [s for s in world.router._sessions.values() if s.cancelled.is_set()]
+        assert cancelled == []
+
+
+async def test_several_queues_share_the_parts_and_answer_each_line_once(any_world) -> None:
+    async with any_world(slow, queues=3) as world:
+        batch_id = await world.submit(lines(256))
+        record = await world.ended(batch_id, timeout_s=40)
+        assert record.counts.completed == 256
+        asked = Counter(s.request_id for s in world.router.submissions if not s.tokens_received)
+        assert len(asked) == 256
+        ran = [queue.shell.core.counters.lines_completed for queue in world.queues]
+        assert sum(ran) == 256
+        assert min(ran) > 0, ran
+
+
+async def test_a_part_that_comes_twice_is_answered_once(a_world) -> None:
+    async with a_world(slow) as world:
+        batch_id = await world.submit(lines(60))
+        await world.in_progress(batch_id)
+        size_bytes = sum(len(line) + 1 for line in lines(60))
+        again = BatchPart(
+            batch_id=batch_id, part=0, first_line=1, first_byte=0, size_bytes=size_bytes
+        )
+        await world.bus.append(subjects.batch_part(batch_id), encode(again))
+        await world.start_queue()
+        record = await world.ended(batch_id)
+        assert record.counts.completed == 60
+        assert len(await world.result(record.output_file_id)) == 60
+        left = await world.bus.subjects(subjects.RESULT_STREAM, subjects.batch_lines(batch_id))
+        assert left == {}, "results are removed once the files are written"

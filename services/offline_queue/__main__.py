@@ -42,7 +42,9 @@ async def serve(stopping: asyncio.Event) -> None:
         queue_id=queue_id,
     )
     try:
-        bus = await NatsBus.connect(config.nats_url, name=queue_id)
+        bus = await NatsBus.connect(
+            config.nats_url, name=queue_id, stream_replicas=config.stream_replicas
+        )
     except Unavailable as error:
         raise ConfigError(f"nats_url: {error}") from None
     try:

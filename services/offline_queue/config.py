@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from libs.kernel.errors import ConfigError
+from libs.runtime.bus import STREAM_REPLICAS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,6 +13,9 @@ class QueueConfig:
 
     nats_url: str = "nats://127.0.0.1:4222"
     """Broker to connect to; several, comma-separated, are one cluster."""
+    stream_replicas: int = 1
+    """Copies that the brokers of a cluster keep of each stream: 3 there, the same for all services;
+    1 for a broker alone."""
     queue_id: str = "offline-queue"
     """Shown in reports and logs; each start appends a number of its own."""
     blob_store: str = "folder:.tideserve/blobs"
@@ -40,6 +44,8 @@ class QueueConfig:
     """debug, info, warning or error."""
 
     def __post_init__(self) -> None:
+        if self.stream_replicas not in STREAM_REPLICAS:
+            raise ConfigError("stream_replicas: must be 1, 3 or 5")
         for name in ("lines_running_max", "lease_s", "report_interval_s", "survey_interval_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: must be positive")

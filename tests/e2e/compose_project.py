@@ -28,7 +28,7 @@ FILES = ("docker-compose.yml", "tests/e2e/two_nodes.yml")
 BASE_IMAGES = ("python:3.11-slim-bookworm", "nats:2.10-alpine")
 WHEELS = ROOT / "deploy" / "wheels"
 COMMAND_TIMEOUT_S = 400.0
-READY_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 240.0
 ALIAS = "tide-tiny"
 
 

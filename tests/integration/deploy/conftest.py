@@ -26,7 +26,8 @@ EVERYTHING = {
     "onlineRouter": {"autoscaling": {"enabled": True}},
     "offlineQueue": {
         "enabled": True,
-        "blobStore": "s3://bucket/batches",
+        "blobStore": "folder:/var/lib/tideserve/blobs",
+        "volume": {"persistentVolumeClaim": {"claimName": "blobs"}},
         "autoscaling": {"enabled": True},
     },
     "pools": {

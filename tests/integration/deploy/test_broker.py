@@ -16,11 +16,19 @@ from typing import Any
 import pytest
 
 from libs.contracts import subjects
-from libs.kernel.units import MIB, NS_PER_S
-from libs.runtime.bus import LeaseConsumer, StreamOptions
+from libs.kernel.units import NS_PER_S
+from libs.runtime.clock import SystemClock
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.nats_server_search import find_nats_server
-from tests.integration.deploy.conftest import Rendered
+from services.migrator.ports import BUCKET_BYTES_MAX
+from services.offline_queue.store import (
+    JOB_OPTIONS,
+    RECORD_BYTES_MAX,
+    RESULT_OPTIONS,
+    open_offline_store,
+)
+from services.online_router.ports import CLAIM_BYTES_MAX, JOURNAL_OPTIONS
+from tests.integration.deploy.conftest import ROOT, Rendered
 
 SYNC_ALWAYS_VERSION = (2, 10, 0)
 
@@ -70,6 +78,16 @@ def test_its_grace_period_holds_what_leaving_takes(defaults: Rendered) -> None:
     assert [int(part) for part in leaving] == [10, 30]
     pod = defaults.named("StatefulSet", "tideserve-nats")["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] >= sum(map(int, leaving)) + 10
+
+
+@pytest.mark.parametrize("source", ["chart", "compose"])
+def test_it_has_room_for_what_all_streams_reserve(source: str, defaults: Rendered) -> None:
+    compose = (ROOT / "deploy" / "nats.conf").read_text(encoding="utf-8")
+    text = configuration_of(defaults) if source == "chart" else compose
+    (gigabytes,) = re.findall(r"max_file_store: (\d+)GB", text)
+    streams = sum(options.bytes_max for options in (JOURNAL_OPTIONS, JOB_OPTIONS, RESULT_OPTIONS))
+    buckets = CLAIM_BYTES_MAX + 2 * BUCKET_BYTES_MAX + 2 * RECORD_BYTES_MAX
+    assert streams + buckets <= int(gigabytes) * 1000**3
 
 
 @dataclass(frozen=True)
@@ -130,48 +148,29 @@ def test_its_last_command_makes_it_hand_over_and_sigterm_does_not_cut_that_short
 def test_what_keda_calls_lag_is_what_waits_and_what_is_under_way(
     broker: Broker, everything: Rendered
 ) -> None:
-    queue = everything.named("ScaledObject", "tideserve-offline-queue")["spec"]["triggers"][0]
-    metadata = queue["metadata"]
-    assert metadata["stream"] == subjects.JOB_STREAM
+    scaled = everything.named("ScaledObject", "tideserve-offline-queue")["spec"]
+    metadata = next(t for t in scaled["triggers"] if t["type"] == "nats-jetstream")["metadata"]
 
     async def work() -> None:
         bus = await connected(broker)
-        consumer = await a_queue_of_jobs(bus, durable=metadata["consumer"])
+        store = await open_offline_store(bus, clock=SystemClock(), lease_ns=60 * NS_PER_S)
+        jobs = await store.jobs()
         for number in range(17):
             await bus.append(subjects.offline("tide-tiny"), b"job", message_id=f"job-{number}")
-        leases = await consumer.fetch(5, timeout_ns=NS_PER_S)
+        leases = await jobs.fetch(5, timeout_ns=NS_PER_S)
         await leases[0].ack()
-        async with asyncio.timeout(5):
-            while lag(broker, metadata) != 16:
-                await asyncio.sleep(0.02)
+        await until_lag(16)
         for lease in leases[1:]:
             await lease.ack()
-        async with asyncio.timeout(5):
-            while lag(broker, metadata) != 12:
-                await asyncio.sleep(0.02)
+        await until_lag(12)
         await bus.close()
 
+    async def until_lag(jobs: int) -> None:
+        async with asyncio.timeout(5):
+            while lag(broker, metadata) != jobs:
+                await asyncio.sleep(0.02)
+
     asyncio.run(work())
-
-
-async def a_queue_of_jobs(bus: NatsBus, *, durable: str) -> LeaseConsumer:
-    stream = StreamOptions(
-        name=subjects.JOB_STREAM,
-        subjects=(subjects.OFFLINE_ALL,),
-        messages_max=100,
-        bytes_max=MIB,
-        age_max_ns=None,
-        retention="work_queue",
-    )
-    await bus.ensure_stream(stream)
-    return await bus.lease_consumer(
-        subjects.JOB_STREAM,
-        durable=durable,
-        filter_subject=subjects.OFFLINE_ALL,
-        ack_wait_ns=60 * NS_PER_S,
-        deliveries_max=5,
-        leases_max=100,
-    )
 
 
 def lag(broker: Broker, metadata: dict[str, str]) -> int:

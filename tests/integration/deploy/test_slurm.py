@@ -21,6 +21,7 @@ import pytest
 from libs.client.client import TideClient
 from libs.contracts import subjects
 from libs.contracts.preemption import NOTICES, PreemptionNotice
+from libs.runtime.bus import Subscription
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.nats_server_search import find_nats_server
 from services.launcher.fleet_view import FleetView
@@ -167,10 +168,10 @@ async def until(view: FleetView, condition: Callable[[], bool]) -> None:
             await view.wait_for_change()
 
 
-async def first(notices: object, detail: str) -> PreemptionNotice:
+async def first(notices: Subscription, detail: str) -> PreemptionNotice:
     """Wait for the notice that says this."""
     async with asyncio.timeout(10):
-        async for message in notices:  # type: ignore[attr-defined]
+        async for message in notices:
             notice = NOTICES.decode(message.payload)
             if isinstance(notice, PreemptionNotice) and notice.detail == detail:
                 return notice

@@ -82,7 +82,8 @@ readinessProbe:
 
 {{/*
 A service that keeps nothing. Takes root, component, image, service, values, settings, and perhaps
-port (9100), preStopSeconds, serviceAccountName, isScaledByKeda, needsModel.
+port (9100), preStopSeconds, serviceAccountName, isScaledByKeda, needsModel, and blobVolume: the
+source of the volume with the files of batches.
 */}}
 {{- define "tideserve.deployment" -}}
 {{- $root := .root -}}
@@ -140,10 +141,17 @@ spec:
             {{- if .needsModel }}
             {{- include "tideserve.modelMount" $root | nindent 12 }}
             {{- end }}
+            {{- if .blobVolume }}
+            - { name: blobs, mountPath: /var/lib/tideserve }
+            {{- end }}
       volumes:
         - { name: tmp, emptyDir: {} }
         {{- if .needsModel }}
         {{- include "tideserve.modelVolume" $root | nindent 8 }}
+        {{- end }}
+        {{- with .blobVolume }}
+        - name: blobs
+          {{- toYaml . | nindent 10 }}
         {{- end }}
 ---
 apiVersion: policy/v1
@@ -166,7 +174,7 @@ spec:
   valueFrom: { fieldRef: { fieldPath: status.podIP } }
 {{- end -}}
 
-{{/* Pods by a trigger: up at once, down by one a minute. Takes root, component, kind, bounds, trigger. */}}
+{{/* Pods by a trigger: up at once, down by one a minute. Takes root, component, kind, bounds, triggers. */}}
 {{- define "tideserve.scaledObject" -}}
 ---
 apiVersion: keda.sh/v1alpha1
@@ -188,6 +196,5 @@ spec:
         scaleDown:
           stabilizationWindowSeconds: 180
           policies: [{ type: Pods, value: 1, periodSeconds: 60 }]
-  triggers:
-    - {{- toYaml .trigger | nindent 6 }}
+  triggers: {{- toYaml .triggers | nindent 4 }}
 {{- end -}}

@@ -25,6 +25,7 @@ class RequestSpan:
 
     def __init__(self, span: "SdkSpan") -> None:
         self._span = span
+        self._is_first_token_noted = False
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -42,6 +43,12 @@ class RequestSpan:
         """Mark a moment."""
         if not self.is_ended:
             self._span.add_event(event, dict(attributes))
+
+    def note_first_token(self) -> None:
+        """Mark when the answer began; what is sent again marks nothing."""
+        if not self._is_first_token_noted:
+            self._is_first_token_noted = True
+            self.note("first_token")
 
     def end(self, attributes: Attributes = NOTHING, *, failure: str = "") -> None:
         """End it; with a failure the trace is shown as one that went wrong."""

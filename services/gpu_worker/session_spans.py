@@ -73,7 +73,7 @@ class SessionSpans:
     def _sent(self, request_id: str, *, first_index: int) -> None:
         span = self._open.get(request_id) if first_index == 0 else None
         if span is not None:
-            span.note("first_token")
+            span.note_first_token()
 
     def _end(self, request_id: str, attributes: Attributes = NOTHING) -> None:
         span = self._open.pop(request_id)

@@ -189,7 +189,7 @@ class _Answer:
         if not self._is_first_token_seen:
             self._is_first_token_seen = True
             if self._span is not None:
-                self._span.note("first_token")
+                self._span.note_first_token()
             self._measures.first_token_seconds.observe(time.monotonic() - self._begun_at)
 
     @property

@@ -10,7 +10,7 @@ def commands_to_paste(*, nats_url: str, http_url: str | None, alias: str) -> str
             "",
             f"The fleet is ready and serves {alias}.",
             f"  NATS  {nats_url}",
-            *([f"  HTTP  {http_url}/v1"] if http_url else []),
+            *([f"  HTTP  {http_url}/v1", f"  see   {http_url}/dashboard"] if http_url else []),
             "",
             "Paste into another terminal:",
             "",

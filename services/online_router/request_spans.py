@@ -82,7 +82,7 @@ class RequestSpans:
             case RequestAccepted():
                 span.note("accepted", {"prompt_tokens": message.prompt_tokens})
             case TokensGenerated(first_index=0):
-                span.note("first_token")
+                span.note_first_token()
             case RequestFinished():
                 tokens = {"completion_tokens": message.completion_tokens}
                 self._end(message.request_id, tokens)

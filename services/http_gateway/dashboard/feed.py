@@ -1,9 +1,8 @@
 """The dashboard's ears and its pulse: what is said in, one snapshot a second out.
 
-Reports come from the gateway, which decodes each once for everybody.
-
-What is stored (placements, hand-overs, batches) is read from its bucket, and only while somebody
-looks at the page. A bucket that is not there belongs to a service that does not run.
+Reports come from the gateway, which decodes each once for everybody. What is stored (placements,
+hand-overs, batches) is read from its bucket, and only while somebody looks at the page. A bucket
+that is not there belongs to a service that does not run.
 """
 
 import asyncio
@@ -75,6 +74,7 @@ class DashboardFeed:
         """
         yield _event("history", SAMPLES.dump_json(self.view.history.samples()))
         while not self._is_closing:
+            # Shielded: a page that goes away must not cancel the tick of the others.
             await asyncio.shield(self._tick)
             if not self._is_closing:
                 yield self._latest_event

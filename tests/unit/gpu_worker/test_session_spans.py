@@ -75,7 +75,7 @@ def test_a_session_is_one_span_however_many_tokens_it_has(
     spans: SessionSpans, exporter: InMemorySpanExporter
 ) -> None:
     spans.heard(a_start(), HEADERS)
-    for first_index in range(0, 8, 2):
+    for first_index in (0, 0, 2, 4, 6):  # the first step is sent again
         spans.sending(some_tokens(first_index))
     spans.sending(some_tokens(8, finish_reason=FinishReason.LENGTH))
     [(attributes, events)] = shown(exporter)

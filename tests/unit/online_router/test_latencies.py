@@ -110,5 +110,8 @@ def test_a_quantile_is_a_value_that_was_there_and_the_old_ones_fall_out() -> Non
         recent.observe(number, now_ns=number)
     assert recent.quantiles_ns(0.0, 0.5, 0.99, 1.0, now_ns=100) == [1, 50, 99, 100]
     assert recent.quantiles_ns(0.5, now_ns=NS_PER_S + 99) == [99]
+    for number in range(250):
+        recent.observe(1000 + number, now_ns=2 * NS_PER_S)  # past the bound: the last 100 stay
+    assert recent.quantiles_ns(0.0, 1.0, now_ns=2 * NS_PER_S) == [1150, 1249]
     recent.observe(7, now_ns=3 * NS_PER_S)
-    assert recent.quantiles_ns(0.5, now_ns=3 * NS_PER_S) == [7]
+    assert recent.quantiles_ns(0.0, now_ns=3 * NS_PER_S) == [7]

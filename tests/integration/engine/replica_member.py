@@ -1,8 +1,8 @@
 """A member of a replica in a process of its own: reads commands, one JSON object a line.
 
 `load` builds a position, `join` forms its group; `plan` runs a step, which may be asked to yield in
-the middle, and answers only if the replica broke; `export` and `import` copy KV through a file; `sync` answers when everything before it is
-done. Answers are one JSON object a line.
+the middle, and answers only if the replica broke; `export` and `import` copy KV through a file;
+`sync` answers when everything before it is done. Answers are one JSON object a line.
 """
 
 import json

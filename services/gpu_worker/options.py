@@ -57,19 +57,12 @@ class WorkerOptions:
     """Answers to the migrator that are remembered; a command repeated after so many others would be
     carried out again, which its position's state makes harmless."""
 
-    def engine_of(
-        self, *, kv_blocks: int, batch_sequences_max: int, stages: int
-    ) -> SchedulerOptions:
-        """Say how a replica with KV of so many blocks is scheduled.
-
-        Each stage gives a step up by its own signal, and only the lead's is given one: in a
-        pipeline the stages before it would go on, so its steps run to their end.
-        """
+    def engine_of(self, *, kv_blocks: int, batch_sequences_max: int) -> SchedulerOptions:
+        """Say how a replica with KV of so many blocks is scheduled."""
         return replace(
             self.engine,
             blocks_total=kv_blocks,
             sequences_max=min(self.engine.sequences_max, batch_sequences_max),
-            layers=self.engine.layers if stages == 1 else None,
         )
 
     @property

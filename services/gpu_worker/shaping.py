@@ -149,7 +149,6 @@ class Shaping:
             engine = self._state.options.engine_of(
                 kv_blocks=kv_blocks,
                 batch_sequences_max=position.batch_sequences_max,
-                stages=position.roster.stages,
             )
             position.scheduler = Scheduler(engine, tally=self._state.tally)
             position.tickets_ended.clear()

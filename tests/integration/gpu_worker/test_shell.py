@@ -204,7 +204,7 @@ async def test_a_step_in_the_engine_is_given_up_for_an_online_session(
         assert await fleet.router.until_finished("offline") == undisturbed()
         report = await fleet.router.until_report(lambda report: report.steps_yielded > 0)
         assert report.steps_yielded == 1
-        assert report.tokens_yielded == 5
+        assert report.tokens_yielded > 0
 
 
 async def test_malformed_messages_are_counted_and_harm_nobody(

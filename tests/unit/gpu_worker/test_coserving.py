@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 
 from libs.contracts.reports import WorkerReport
-from libs.engine.scheduler import SchedulerOptions
 from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from libs.engine.scheduling.tally import CoserveTally
 from libs.kernel.units import NS_PER_MS
 from libs.policy.latency_model import LatencyModel
 from services.gpu_worker.commands import RunStep, YieldStep
 from services.gpu_worker.events import StepFailed, StepFinished
-from services.gpu_worker.options import WorkerOptions
 
 WorkerBuilder = Callable[..., Any]
 TIGHT = CoserveOptions(
@@ -122,26 +120,6 @@ def test_a_worker_with_offline_sessions_that_its_policy_never_serves_is_at_rest(
     worker.finish_step()
     assert worker.step is None
     assert worker.report().offline_waiting == 1
-
-
-@pytest.mark.parametrize(("stages", "layers"), [(1, 16), (2, None)])
-def test_a_pipeline_cannot_give_a_step_up_as_only_its_lead_is_told(
-    stages: int, layers: int | None
-) -> None:
-    engine = SchedulerOptions(
-        step_tokens_max=8,
-        sequences_max=8,
-        block_tokens=4,
-        blocks_total=8,
-        context_tokens_max=16,
-        eos_token_ids=frozenset(),
-        layers=16,
-    )
-    options = WorkerOptions(
-        worker_id="w", alias="tide", process_id=1, vocabulary_size=10, engine=engine
-    )
-    planned = options.engine_of(kv_blocks=20, batch_sequences_max=4, stages=stages)
-    assert (planned.layers, planned.blocks_total, planned.sequences_max) == (layers, 20, 4)
 
 
 def test_the_time_of_tokens_is_judged_by_the_workers_clock(worker: Any) -> None:

@@ -9,7 +9,7 @@ from libs.contracts.reports import WorkerReport
 from libs.engine.safepoints import SafepointCounters
 from libs.engine.scheduling.tally import CoserveTally
 from libs.runtime.metrics import Metrics
-from services.gpu_worker.checkpointing import CheckpointCounters
+from services.gpu_worker.checkpoint_options import CheckpointCounters
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.guarding import GuardCounters
 from services.gpu_worker.shell import WorkerShell

@@ -80,11 +80,6 @@ class HostTier:
         """Slots that hold nothing."""
         return len(self._free)
 
-    def hashes(self, limit: int) -> tuple[int, ...]:
-        """Return hashes of held blocks, the most recently stored first."""
-        held = (block_hash for block_hash in reversed(self._entries) if block_hash in self)
-        return tuple(block_hash for block_hash, _ in zip(held, range(limit), strict=False))
-
     def knows(self, block_hash: int) -> bool:
         """Whether the block is held or on its way here; it need not be stored again."""
         return block_hash in self._entries

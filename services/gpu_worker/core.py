@@ -38,7 +38,6 @@ from services.gpu_worker.events import (
     EndReceived,
     GroupFormed,
     HostCopyFailed,
-    HostEvent,
     KvCommitted,
     KvDropped,
     KvOffered,
@@ -217,7 +216,7 @@ class WorkerCore:
             case PlanReceived() | PeerLost() | KvOffered() | KvCommitted() | KvDropped():
                 self._apply_peers(event)
             case BlocksStored() | BlocksLoaded() | HostCopyFailed():
-                self._apply_host(event)
+                self._checkpointing.copy_ended(event)
             case _:
                 self._apply_outcome(event)
 
@@ -255,17 +254,6 @@ class WorkerCore:
                 self._arriving.committed(event)
             case KvDropped():
                 self._arriving.dropped(event)
-            case _:
-                assert_never(event)
-
-    def _apply_host(self, event: HostEvent) -> None:
-        match event:
-            case BlocksStored():
-                self._checkpointing.stored(event)
-            case BlocksLoaded():
-                self._checkpointing.loaded(event)
-            case HostCopyFailed():
-                self._checkpointing.failed(event)
             case _:
                 assert_never(event)
 

@@ -150,15 +150,17 @@ class Guarding:
         return self._guard
 
     def _next_blocks(self, position: WorkerPosition, guard: _Guard) -> tuple[tuple[int, int], ...]:
-        """Return the first blocks that the guard lacks, of the session that has most to lose."""
+        """Return the first blocks that the guard lacks, of the sessions with most to lose first."""
         assert position.scheduler is not None
         sessions = self._state.sessions_at(position)
+        lacking: dict[int, int] = {}
         for session in sorted(sessions, key=lambda each: each.leaving_order()):
-            blocks = position.scheduler.full_blocks(session.sequence_id)
-            lacking = [each for each in blocks if each[0] not in guard.hashes_held]
-            if lacking:
-                return tuple(lacking[:BLOCKS_PER_COPY])
-        return ()
+            for block_hash, block in position.scheduler.full_blocks(session.sequence_id):
+                if block_hash not in guard.hashes_held:
+                    lacking.setdefault(block_hash, block)
+            if len(lacking) >= BLOCKS_PER_COPY:
+                break
+        return tuple(lacking.items())[:BLOCKS_PER_COPY]
 
     def _begin(
         self,

@@ -44,9 +44,7 @@ def up(
         str, typer.Option(help="With --nodes, between workers: auto, tcp or ucx.")
     ] = "auto",
     routers: Annotated[int, typer.Option(help="Router processes.", min=1)] = 1,
-    offline_queues: Annotated[
-        int, typer.Option(help="Processes that answer batches and jobs; 0 for none.", min=0)
-    ] = 1,
+    offline_queues: Annotated[int, typer.Option(help="For batches; 0: none.", min=0)] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     http_port: Annotated[
         int, typer.Option(help="Port of the HTTP API; 0 takes a free one.")

@@ -11,6 +11,7 @@ from typing import Final
 from libs.contracts.batches import BatchRecord, BatchStatus
 from libs.kernel.units import NS_PER_S
 from libs.policy.deadlines import DueWork, laxity_ns, least_laxity_ns
+from libs.policy.demand import OfflineWork, offline_tokens_per_s
 from services.offline_queue.commands import AskForTask, ChangeBatch, QueueCommand, SurveyBatch
 from services.offline_queue.events import BatchSurveyed
 from services.offline_queue.harvest import HarvestRate
@@ -30,6 +31,8 @@ class Due:
     batches_open: int
     lines_left: int
     tokens: int
+    tokens_per_s: float
+    """The least rate at which no deadline is missed."""
     laxity_s_min: float | None
 
 
@@ -124,6 +127,7 @@ class Surveying:
             batches_open=len(self._open),
             lines_left=sum(_lines_left(record) for record in self._open.values()),
             tokens=sum(map(self._tokens_left, self._open.values())),
+            tokens_per_s=offline_tokens_per_s(self._offline_work(now_unix_s)),
             laxity_s_min=None if least_ns is None else least_ns / NS_PER_S,
         )
 
@@ -173,6 +177,15 @@ class Surveying:
                 tokens=self._tokens_left(record), due_at_ns=record.deadline_at_unix_s * NS_PER_S
             )
             for record in self._open.values()
+        ]
+
+    def _offline_work(self, now_unix_s: int) -> list[OfflineWork]:
+        """The same, as the planner's arithmetic wants it."""
+        return [
+            OfflineWork(
+                tokens=work.tokens, due_after_ns=max(0, work.due_at_ns - now_unix_s * NS_PER_S)
+            )
+            for work in self._work()
         ]
 
     def _tokens_left(self, record: BatchRecord) -> int:

@@ -96,6 +96,11 @@ class Session:
         )
         self.phase = phase
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether it is offline work, which yields to all else."""
+        return self.spec is not None and self.spec.priority < 0
+
     def known_spec(self) -> SessionSpec:
         """Return the spec, which every session from OPENING on has."""
         spec = self.spec

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from services.launcher.model_source import bundled_model
 
 from libs.contracts import subjects
 from libs.contracts.batches import (
@@ -31,6 +30,7 @@ from libs.kernel.units import NS_PER_S
 from libs.runtime.blob_store import BlobStore, open_blob_store, read_whole, write_whole
 from libs.runtime.clock import SystemClock
 from services.launcher.fleet import Fleet
+from services.launcher.model_source import bundled_model
 from services.launcher.recipes import FleetOptions
 from services.offline_queue.store import OfflineStore, open_offline_store
 

@@ -360,6 +360,8 @@ class QueueCore:
                     message = f"taken up {self._options.deliveries_max} times, never to its end"
                     self._fail(choice, code=GIVEN_UP_CODE, message=message)
                 elif source.deadline_at_ns <= self._now_ns:
+                    if source.source_id in self.surveying:
+                        break  # its clerk tells of all lines that are missing at the end
                     self.counters.lines_expired += 1
                     self._fail(choice, code=EXPIRED_CODE, message="its deadline has passed")
                 elif room[source.alias] > 0:

@@ -57,12 +57,11 @@ async def test_a_queue_that_stops_hands_its_parts_over_at_once_and_cancels_nothi
             await asyncio.sleep(0.01)
         began = asyncio.get_running_loop().time()
         await world.queues[0].stop()
+        assert not any(s.cancelled.is_set() for s in world.router._sessions.values())
         await world.start_queue()
         record = await world.ended(batch_id)
         assert asyncio.get_running_loop().time() - began < 0.8 * LEASE_NS / 1e9 + 1.0
         assert record.counts.completed == 4
-        cancelled = [s for s in world.router._sessions.values() if s.cancelled.is_set()]
-        assert cancelled == []
 
 
 async def test_several_queues_share_the_parts_and_answer_each_line_once(any_world) -> None:
@@ -73,8 +72,9 @@ async def test_several_queues_share_the_parts_and_answer_each_line_once(any_worl
         asked = Counter(s.request_id for s in world.router.submissions if not s.tokens_received)
         assert len(asked) == 256
         ran = [queue.shell.core.counters.lines_completed for queue in world.queues]
-        assert sum(ran) == 256
         assert min(ran) > 0, ran
+        output = await world.result(record.output_file_id)
+        assert [line["custom_id"] for line in output] == [f"line {n}" for n in range(256)]
 
 
 async def test_a_part_that_comes_twice_is_answered_once(a_world) -> None:
@@ -102,6 +102,8 @@ async def test_a_broker_that_is_gone_for_a_while_costs_time_only(tmp_path: Path)
             await asyncio.to_thread(server.stop)
             await asyncio.sleep(1.0)
             await asyncio.to_thread(server.start)
+            while not world.bus.is_connected:
+                await asyncio.sleep(0.02)
             record = await world.ended(batch_id, timeout_s=60)
             assert record.counts.completed == 120
             output = await world.result(record.output_file_id)
@@ -116,7 +118,7 @@ async def test_what_is_past_its_time_or_nobodys_is_swept(a_world) -> None:
         part = BatchPart(
             batch_id="batch_99999999", part=0, first_line=1, first_byte=0, size_bytes=9
         )
-        await world.bus.append(subjects.batch_part("batch_99999999"), encode(part))
+        await world.bus.append(subjects.batch_part(part.batch_id), encode(part))
         await asyncio.sleep(1.2)
         await Janitor(world.store, world.blobs).sweep()
         assert await world.store.file(record.output_file_id) is None

@@ -135,6 +135,18 @@ def test_a_line_goes_out_below_online_work_and_expires_with_its_batch(a_desk: AD
     assert start.expires_after_ns == 86_400 * NS_PER_S
 
 
+def test_past_its_deadline_nothing_of_a_batch_is_started_and_nothing_failed(
+    a_desk: ADesk,
+) -> None:
+    desk = a_desk(has_batch=False, workers=0)
+    desk.read(a_record(deadline_at_unix_s=UNIX_S + 5))
+    desk.leased([1])
+    desk.pass_seconds(5)
+    desk.hear(a_worker())
+    assert not desk.all(StartLine)
+    assert not desk.all(FailLine), "its clerk tells of all lines that are missing"
+
+
 def test_the_window_bounds_what_runs_and_grows_with_each_success(a_desk: ADesk) -> None:
     desk = a_desk()
     desk.leased(range(1, 41))

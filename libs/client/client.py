@@ -9,6 +9,7 @@ request id. Whatever is lost on the way is asked for again; see reader.StreamRea
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,6 +24,7 @@ from libs.client.token_stream import RETRY_AFTER_NS, TokenStream
 from libs.contracts import subjects
 from libs.contracts.online import (
     ANSWERS,
+    CancelRequest,
     FinishReason,
     RejectReason,
     SubmitRequest,
@@ -197,6 +199,12 @@ class TideClient:
             usage=stream.usage,
             logprobs=tuple(token.logprobs for token in tokens if token.logprobs is not None),
         )
+
+    async def forget(self, request_id: str) -> None:
+        """Tell the routers that nobody will ask for this ended request again; may be lost."""
+        with contextlib.suppress(Unavailable):
+            cancellation = CancelRequest(request_id=request_id)
+            await self._bus.publish(subjects.cancel(request_id), encode(cancellation))
 
     async def ask_about_text(self, model: str, question: AboutText) -> TextAnswer:
         """Have a router tokenise or detokenise; nothing is generated.

@@ -4,8 +4,9 @@ The life of a request on the wire: SubmitRequest -> RequestAccepted | RequestRej
 number of TokensGenerated, then exactly one of RequestFinished | RequestFailed, all on the reply
 subject of the submission. Publishing the same SubmitRequest again (same request_id, with
 `tokens_received` set) is always safe: it is how a client makes sure that it was accepted, and how
-it asks for what it missed. An ended request is remembered for half a minute; repeated later it is
-computed anew, from the same seed to the same answer.
+it asks for what it missed. An ended request is remembered for half a minute, an answer of offline
+work for an hour or until it is cancelled; repeated later it is computed anew, from the same seed to
+the same answer.
 """
 
 import json
@@ -312,10 +313,10 @@ class RequestFailed(Message):
 
 
 class CancelRequest(Message):
-    """Stop this request and free what it holds.
+    """Stop this request and free what it holds; of an ended one, forget the answer.
 
     Sent by a client to `cancel(request_id)`; every router hears it, the owner acts. Lost: the
-    request runs to its end. Doubled, or for an ended request: ignored.
+    request runs to its end, and is forgotten in time. Doubled: ignored.
     """
 
     type: Literal["cancel_request.v1"] = "cancel_request.v1"

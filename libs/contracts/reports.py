@@ -268,6 +268,12 @@ class OfflineQueueReport(Message):
     tokens_due: int = Field(
         default=0, ge=0, description="of all queues: predicted tokens of all lines not ended"
     )
+    tokens_per_s_due: float = Field(
+        default=0.0, ge=0.0, description="likewise: the least rate at which no deadline is missed"
+    )
+    requests_submitted: int = Field(
+        default=0, ge=0, description="to routers, by this process since its start; repeats are one"
+    )
     laxity_s_min: float | None = Field(
         default=None, description="least time to spare of any batch; negative: it will be late"
     )

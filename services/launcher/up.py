@@ -73,9 +73,7 @@ def up(
     ttft_slo_ms: TtftSloMs = 1_000,
     tbt_slo_ms: TbtSloMs = 100,
     routers: Annotated[int, typer.Option(help="Router processes.", min=1)] = 1,
-    offline_queues: Annotated[
-        int, typer.Option(help="Processes that answer batches and jobs; 0 for none.", min=0)
-    ] = 1,
+    offline_queues: Annotated[int, typer.Option(help="For batches; 0: none.", min=0)] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     profile: ProfileChoice = AUTO,
     http_port: Annotated[

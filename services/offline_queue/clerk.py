@@ -50,8 +50,8 @@ from services.offline_queue.store import OfflineStore
 
 FETCH_NS: Final = 5 * NS_PER_S
 AGAIN_AFTER_NS: Final = 2 * NS_PER_S
-TASK_DELIVERIES_MAX: Final = 50
-"""Of one message; the next survey asks anew."""
+TASK_DELIVERIES_MAX: Final = 20
+"""A task that was leased more often has ended its clerks every time: the batch fails instead."""
 BODY_BYTES_MAX: Final = 512 * 1000 * 1000
 
 _log = structlog.get_logger(__name__)
@@ -96,17 +96,22 @@ class Clerk:
             _log.warning("task_unreadable", error=str(violation))
             await lease.term()
             return
-        if lease.delivery_count > TASK_DELIVERIES_MAX:
-            await lease.term()
-            return
         try:
             async with self._kept(lease):
-                await self.look_at(task.batch_id)
+                if lease.delivery_count > TASK_DELIVERIES_MAX:
+                    await self._give_up(task.batch_id)
+                else:
+                    await self.look_at(task.batch_id)
         except (Unavailable, StreamFull) as error:
             _log.warning("task_put_off", batch_id=task.batch_id, error=str(error))
-            await lease.nak(delay_ns=AGAIN_AFTER_NS)
-            return
+        # Put off or done: the next survey asks again if need be, and only crashes are counted.
         await lease.ack()
+
+    async def _give_up(self, batch_id: str) -> None:
+        message = f"gave up after {TASK_DELIVERIES_MAX} attempts; see the logs of the queues"
+        error = LineError(code="server_error", message=message)
+        await self._store.change(batch_id, Invalid(errors=(error,)))
+        _log.error("batch_given_up", batch_id=batch_id)
 
     async def look_at(self, batch_id: str) -> None:
         """Do what the batch needs now. Raises: Unavailable, StreamFull."""

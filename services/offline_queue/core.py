@@ -63,6 +63,7 @@ LINES_AHEAD_MIN = 4
 class QueueCounters:
     """Since the start of this process."""
 
+    lines_started: int = 0
     lines_completed: int = 0
     lines_failed: int = 0
     lines_expired: int = 0
@@ -187,6 +188,8 @@ class QueueCore:
             lines_failed=self.counters.lines_failed,
             lines_expired=self.counters.lines_expired,
             tokens_due=due.tokens,
+            tokens_per_s_due=due.tokens_per_s,
+            requests_submitted=self.counters.lines_started,
             laxity_s_min=due.laxity_s_min,
         )
         self._beat += 1
@@ -357,6 +360,8 @@ class QueueCore:
                     message = f"taken up {self._options.deliveries_max} times, never to its end"
                     self._fail(choice, code=GIVEN_UP_CODE, message=message)
                 elif source.deadline_at_ns <= self._now_ns:
+                    if source.source_id in self.surveying:
+                        break  # its clerk tells of all lines that are missing at the end
                     self.counters.lines_expired += 1
                     self._fail(choice, code=EXPIRED_CODE, message="its deadline has passed")
                 elif room[source.alias] > 0:
@@ -379,6 +384,7 @@ class QueueCore:
     def _start(self, choice: Choice) -> None:
         priority = self._priority(choice.source)
         is_urgent = priority > OFFLINE_PRIORITY
+        self.counters.lines_started += 1
         self.intake.start(choice, is_urgent=is_urgent)
         self.harvest.line_started(choice.source.alias)
         self._emit(

@@ -25,7 +25,7 @@ from libs.contracts.batches import (
 from libs.contracts.wire import encode, encoding_of
 from libs.kernel.errors import ContractViolation, Unavailable
 from libs.kernel.units import NS_PER_MS, NS_PER_S
-from libs.runtime.bus import Bus, BusMessage, StreamFull, Subscription
+from libs.runtime.bus import Bus, BusMessage, StreamFull, StreamMissing, Subscription
 from services.offline_queue.records import (
     CancelAsked,
     PauseAsked,
@@ -83,10 +83,11 @@ class Desk:
             answer = await self.answer(question)
         except StreamFull:
             return _later(BatchRejectReason.FULL, "too much offline work is waiting")
-        except Unavailable as error:
+        except (Unavailable, StreamMissing) as error:
             return _later(BatchRejectReason.UNAVAILABLE, str(error))
         _log.info(
-            type(question).__name__,
+            "question_answered",
+            question=type(question).__name__,
             batch_id=question.batch_id,
             answer=answer.reason if isinstance(answer, BatchRejected) else answer.record.status,
         )

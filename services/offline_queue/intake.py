@@ -10,10 +10,14 @@ Source: prefix-sharing order with a bound on waiting, HyGen (NeurIPS 2025), sect
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from libs.kernel.core import require
 from libs.policy.fair_share import ServiceCounters, cost
 from services.offline_queue.events import LeasedPart, WaitingLine
+
+SOURCES_RANKED_MAX: Final = 64
+"""Sources that are looked at whenever something happens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +88,9 @@ class Intake:
 
     def put_source(self, source: Source) -> None:
         """Add a source, or say how it is now."""
-        self.sources[source.source_id] = source
-        self._note_tenants()
+        if self.sources.get(source.source_id) != source:
+            self.sources[source.source_id] = source
+            self._note_tenants()
 
     def drop_source(self, source_id: str) -> list[str]:
         """Forget a source and its parts; return the keys of these."""
@@ -145,7 +150,10 @@ class Intake:
         )
 
     def ranked(self, *, urgent: frozenset[str]) -> list[Source]:
-        """Return the open sources, whose turn it is first; `urgent` names those in a hurry."""
+        """Return the open sources, whose turn it is first; `urgent` names those in a hurry.
+
+        Of many only the first, and those of which parts are held.
+        """
         hurried = [s for s in self.sources.values() if s.is_open and s.source_id in urgent]
         others = [s for s in self.sources.values() if s.is_open and s.source_id not in urgent]
         hurried.sort(key=lambda s: (s.deadline_at_ns, s.source_id))
@@ -157,7 +165,12 @@ class Intake:
                 s.source_id,
             )
         )
-        return hurried + others
+        holding = {part.source_id for part in self.parts.values()}
+        return [
+            source
+            for number, source in enumerate(hurried + others)
+            if number < SOURCES_RANKED_MAX or source.source_id in holding
+        ]
 
     def next_of(self, source: Source, *, now_ns: int) -> Choice | None:
         """Return the line of this source that goes next, if one may go now."""

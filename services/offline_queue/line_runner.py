@@ -143,7 +143,10 @@ class LineRunner:
             deliveries=loaded.deliveries,
             ended_at_unix_s=self._store.now_unix_s(),
         )
-        return await self._store_job(loaded, command, ended)
+        outcome = await self._store_job(loaded, command, ended)
+        if isinstance(outcome, LineStored):
+            await self._client.forget(request_id)
+        return outcome
 
     async def fail_line(self, loaded: LoadedLine, command: FailLine) -> LineStored | LinePutOff:
         """Store that a line ends without a response."""
@@ -189,7 +192,11 @@ class LineRunner:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
         )
-        return await self._store_line(ended, loaded, command)
+        outcome = await self._store_line(ended, loaded, command)
+        if isinstance(outcome, LineStored):
+            for submission in submissions:
+                await self._client.forget(submission.request_id)
+        return outcome
 
     async def _tokens(
         self, model: str, submission: SubmitRequest

@@ -3,7 +3,7 @@
     VALIDATING --> IN_PROGRESS --> FINALIZING --> COMPLETED, EXPIRED
         |  \\            |
         |   +----> CANCELLING -------------------> CANCELLED
-        +--> FAILED (from IN_PROGRESS too, if the file is gone)
+        +--> FAILED (from any of these, if it cannot be worked on)
 
 Every change is carried out by compare-and-set: read, `changed`, write if nobody wrote meanwhile.
 A change that the table does not list leaves the record as it is.
@@ -101,8 +101,12 @@ TRANSITIONS: Final[Mapping[BatchStatus, Mapping[type[Change], BatchStatus]]] = {
         Counted: BatchStatus.IN_PROGRESS,
         FinalizingBegun: BatchStatus.FINALIZING,
     },
-    BatchStatus.FINALIZING: {Finalized: BatchStatus.COMPLETED},
+    BatchStatus.FINALIZING: {
+        Invalid: BatchStatus.FAILED,
+        Finalized: BatchStatus.COMPLETED,
+    },
     BatchStatus.CANCELLING: {
+        Invalid: BatchStatus.FAILED,
         FinalizingBegun: BatchStatus.CANCELLING,
         Finalized: BatchStatus.CANCELLED,
     },

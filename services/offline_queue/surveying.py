@@ -11,6 +11,7 @@ from typing import Final
 from libs.contracts.batches import BatchRecord, BatchStatus
 from libs.kernel.units import NS_PER_S
 from libs.policy.deadlines import DueWork, laxity_ns, least_laxity_ns
+from libs.policy.demand import OfflineWork, offline_tokens_per_s
 from services.offline_queue.commands import AskForTask, ChangeBatch, QueueCommand, SurveyBatch
 from services.offline_queue.events import BatchSurveyed
 from services.offline_queue.harvest import HarvestRate
@@ -19,6 +20,8 @@ from services.offline_queue.records import Counted
 
 TOKENS_PER_LINE_ASSUMED: Final = 512
 """Of prompt and answer, where there are only jobs."""
+SURVEYS_MAX: Final = 64
+"""Batches looked at in one interval; with more of them each waits for its turn."""
 MEMORY: Final = 0.95
 """Weight of the past in the mean of a batch's lines."""
 
@@ -30,6 +33,8 @@ class Due:
     batches_open: int
     lines_left: int
     tokens: int
+    tokens_per_s: float
+    """The least rate at which no deadline is missed."""
     laxity_s_min: float | None
 
 
@@ -41,12 +46,18 @@ class Surveying:
         self._rate = rate
         self._open: dict[str, BatchRecord] = {}
         self._tokens_per_line: dict[str, float] = {}
+        self._surveyed_last = ""
+        self._changes = 0
+        self._laxities: dict[str, int] = {}
+        self._laxities_of: tuple[int, int] | None = None
+        """The second and the change count that they were worked out for."""
 
     def __contains__(self, batch_id: object) -> bool:
         return batch_id in self._open
 
     def put(self, record: BatchRecord) -> None:
         """Take a record; a final batch is forgotten."""
+        self._changes += 1
         if record.status.is_final:
             self.forget(record.batch_id)
         else:
@@ -54,6 +65,7 @@ class Surveying:
 
     def forget(self, batch_id: str) -> None:
         """The batch is no concern of ours any more."""
+        self._changes += 1
         self._open.pop(batch_id, None)
         self._tokens_per_line.pop(batch_id, None)
 
@@ -81,10 +93,11 @@ class Surveying:
     # ------------------------------------------------------------------ surveys
 
     def survey(self, *, cause_id: str) -> list[QueueCommand]:
-        """Have every open batch looked at."""
-        return [
-            SurveyBatch(batch_id=batch_id, cause_id=cause_id) for batch_id in sorted(self._open)
-        ]
+        """Have the next open batches looked at, in turn."""
+        after = sorted(batch_id for batch_id in self._open if batch_id > self._surveyed_last)
+        turn = after[:SURVEYS_MAX]
+        self._surveyed_last = turn[-1] if len(after) > SURVEYS_MAX else ""
+        return [SurveyBatch(batch_id=batch_id, cause_id=cause_id) for batch_id in turn]
 
     def survey_one(self, batch_id: str, *, cause_id: str) -> list[QueueCommand]:
         """Have one looked at now: its last part may just have been acknowledged."""
@@ -124,25 +137,30 @@ class Surveying:
             batches_open=len(self._open),
             lines_left=sum(_lines_left(record) for record in self._open.values()),
             tokens=sum(map(self._tokens_left, self._open.values())),
+            tokens_per_s=offline_tokens_per_s(self._offline_work(now_unix_s)),
             laxity_s_min=None if least_ns is None else least_ns / NS_PER_S,
         )
 
     def laxity_ns(self, batch_id: str, *, now_unix_s: int) -> int | None:
         """Return the batch's time to spare behind all that is due before; None: no such batch."""
-        record = self._open.get(batch_id)
-        if record is None:
-            return None
-        before = [
-            self._tokens_left(other)
-            for other in self._open.values()
-            if other.deadline_at_unix_s <= record.deadline_at_unix_s
-        ]
-        return laxity_ns(
-            now_ns=now_unix_s * NS_PER_S,
-            deadline_at_ns=record.deadline_at_unix_s * NS_PER_S,
-            tokens=sum(before),
-            tokens_per_s=self._rate.tokens_per_s,
-        )
+        key = (now_unix_s, self._changes)
+        if key != self._laxities_of:
+            self._laxities_of = key
+            self._laxities = self._worked_out(now_unix_s)
+        return self._laxities.get(batch_id)
+
+    def _worked_out(self, now_unix_s: int) -> dict[str, int]:
+        tokens, found = 0, {}
+        by_deadline = sorted(self._open.values(), key=lambda r: (r.deadline_at_unix_s, r.batch_id))
+        for record in by_deadline:
+            tokens += self._tokens_left(record)
+            found[record.batch_id] = laxity_ns(
+                now_ns=now_unix_s * NS_PER_S,
+                deadline_at_ns=record.deadline_at_unix_s * NS_PER_S,
+                tokens=tokens,
+                tokens_per_s=self._rate.tokens_per_s,
+            )
+        return found
 
     def urgent(self, *, now_unix_s: int) -> frozenset[str]:
         """Return the batches with little time to spare."""
@@ -173,6 +191,15 @@ class Surveying:
                 tokens=self._tokens_left(record), due_at_ns=record.deadline_at_unix_s * NS_PER_S
             )
             for record in self._open.values()
+        ]
+
+    def _offline_work(self, now_unix_s: int) -> list[OfflineWork]:
+        """The same, as the planner's arithmetic wants it."""
+        return [
+            OfflineWork(
+                tokens=work.tokens, due_after_ns=max(0, work.due_at_ns - now_unix_s * NS_PER_S)
+            )
+            for work in self._work()
         ]
 
     def _tokens_left(self, record: BatchRecord) -> int:

@@ -14,13 +14,13 @@ from typing import assert_never
 
 from libs.contracts.reports import RouterReport
 from libs.contracts.sessions import SessionStarted
-from libs.kernel.bounded import RecentMap
 from libs.kernel.core import SetTimer, TimerFired, require
 from libs.policy.liveness import EchoLiveness
 from services.online_router.admission import Admission
 from services.online_router.commands import PublishReport, PurgeJournal, RouterCommand
 from services.online_router.delivery import Delivery
 from services.online_router.dispatch import Dispatch
+from services.online_router.ended import EndedSessions
 from services.online_router.events import (
     CancelReceived,
     ClaimHeld,
@@ -66,7 +66,7 @@ class RouterCore:
             writer=self._new_writer(1),
             worker_liveness=EchoLiveness(options.liveness),
             journal_liveness=EchoLiveness(options.liveness),
-            ended=RecentMap(entries_max=options.sessions_ended_max),
+            ended=EndedSessions(options),
             latencies=Latencies(options.objective),
         )
         self._admission = Admission(self._state)
@@ -182,10 +182,7 @@ class RouterCore:
 
     def _forget_ended(self) -> None:
         state = self._state
-        while (session := state.ended.oldest()) is not None:
-            if state.now_ns - session.ended_at_ns < state.options.linger_ns:
-                return
-            state.ended.pop(session.request_id)
+        for session in state.ended.pop_old(now_ns=state.now_ns):
             state.writer.release(session.request_id)
 
     def _shorten_journal(self) -> None:
@@ -313,7 +310,7 @@ class RouterCore:
         state.placed.clear()
         state.placed_offline.clear()
         state.session_by_op_id.clear()
-        state.ended = RecentMap(entries_max=self._options.sessions_ended_max)
+        state.ended = EndedSessions(self._options)
         state.journals_owned += 1
         state.writer = self._new_writer(state.journals_owned)
         self._recovery.reset()
@@ -339,8 +336,11 @@ class RouterCore:
                 self._admission.claim_unavailable(event)
 
     def _cancel(self, event: CancelReceived) -> None:
-        session = self._state.sessions.get(event.cancellation.request_id)
+        request_id = event.cancellation.request_id
+        session = self._state.sessions.get(request_id)
         if session is None:
+            if self._state.ended.pop(request_id) is not None:
+                self._state.writer.release(request_id)
             return
         if session.phase in (Phase.TOKENIZING, Phase.CLAIMING):
             self._admission.cancel_unpromised(session)

@@ -119,7 +119,7 @@ class Delivery:
         session.move(Phase.ENDED)
         session.ended_at_ns = state.now_ns
         del state.sessions[session.request_id]
-        evicted = state.ended.put(session.request_id, session)
+        evicted = state.ended.put(session)
         if evicted is not None:
             state.writer.release(evicted.request_id)
 

@@ -36,6 +36,12 @@ class RouterOptions:
     """Ended sessions kept for clients that missed the end; past it the oldest are forgotten."""
     linger_ns: int = 30 * NS_PER_S
     """How long an ended session is kept for a client that missed the end."""
+    sessions_ended_offline_max: int = 4096
+    """Answered sessions of offline work kept likewise; the bound is their own, so that neither kind
+    drives out the other."""
+    linger_offline_ns: int = 3600 * NS_PER_S
+    """How long those are kept unless their client says that it has the answer: a queue may be down
+    for that long without any of its lines being computed twice."""
     report_interval_ns: int = 200 * NS_PER_MS
     """Heartbeat; see LivenessOptions for how many may be missed."""
     sweep_interval_ns: int = 100 * NS_PER_MS

@@ -103,8 +103,8 @@ class Session:
 
     @property
     def is_offline(self) -> bool:
-        """Whether it gives way to the sessions that are not."""
-        return self.known_spec().priority < 0
+        """Whether it is offline work, which yields to all else."""
+        return self.spec is not None and self.spec.priority < 0
 
     def known_spec(self) -> SessionSpec:
         """Return the spec, which every session from OPENING on has."""

@@ -14,10 +14,10 @@ from libs.contracts.online import (
 )
 from libs.contracts.sessions import EndSession
 from libs.engine.prefix_hashes import prefix_block_hashes
-from libs.kernel.bounded import RecentMap
 from libs.kernel.core import require
 from libs.policy.liveness import EchoLiveness
 from services.online_router.commands import Reply, RouterCommand, SendToWorker
+from services.online_router.ended import EndedSessions
 from services.online_router.journal_writer import JournalWriter
 from services.online_router.latencies import Latencies
 from services.online_router.options import RouterOptions
@@ -63,8 +63,7 @@ class RouterState:
     journals_owned: int = 1
     sessions: dict[str, Session] = field(default_factory=dict)
     """Sessions that have not ended, by request id."""
-    ended: RecentMap[str, Session]
-    """Ended sessions, for clients that missed the end."""
+    ended: EndedSessions
     session_by_op_id: dict[str, str] = field(default_factory=dict)
     workers: dict[str, WorkerView] = field(default_factory=dict)
     placed: dict[str, set[str]] = field(default_factory=dict)

@@ -18,7 +18,6 @@ from libs.contracts.preemption import NoticeWithdrawn, PreemptionNotice
 from libs.contracts.reports import PlannerReport, WorkerReport
 from libs.kernel.core import SetTimer, TimerFired, require
 from libs.kernel.units import NS_PER_MS
-from libs.policy.arrival_rate import ArrivalRate
 from libs.policy.liveness import EchoLiveness
 from services.planner.commands import (
     AnnouncePlacement,
@@ -27,6 +26,7 @@ from services.planner.commands import (
     PublishReport,
     TellDecision,
 )
+from services.planner.demand_view import DemandView
 from services.planner.events import (
     NoticeReceived,
     PinRequested,
@@ -36,6 +36,7 @@ from services.planner.events import (
     PlannerEvent,
     PlannerReported,
     PlannerStarted,
+    QueueReported,
     RouterReported,
     StoreUnavailable,
     WithdrawalReceived,
@@ -88,7 +89,9 @@ class PlannerCore:
         self._wishes = Wishes(options)
         self._planners = EchoLiveness(options.liveness)
         self._leader_dead_id: str | None = None
-        self._rate = ArrivalRate(window_ns=options.rate_window_ns)
+        self._demand = DemandView(
+            window_ns=options.rate_window_ns, request_tokens=options.profile.session_tokens
+        )
         self._commands: list[PlannerCommand] = []
         self._now_ns = 0
         self._unix_offset_ns = 0
@@ -112,8 +115,8 @@ class PlannerCore:
 
     @property
     def requests_per_s(self) -> float:
-        """Arrivals over the window."""
-        return self._rate.per_s(now_ns=self._now_ns)
+        """What is asked of the fleet: arrivals over the window, and offline work that is due."""
+        return self._demand.requests_per_s(now_ns=self._now_ns)
 
     def handle(self, event: PlannerEvent, *, now_ns: int) -> Sequence[PlannerCommand]:
         """Apply one event and return the commands it brings forth, in order."""
@@ -149,10 +152,9 @@ class PlannerCore:
             case WorkerUnreachable():
                 self.fleet.worker_unreachable(event.worker_id)
             case RouterReported():
-                report = event.report
-                self._rate.observe(
-                    report.router_id, count=report.sessions_accepted, now_ns=self._now_ns
-                )
+                self._demand.router_reported(event.report, now_ns=self._now_ns)
+            case QueueReported():
+                self._demand.queue_reported(event.report, now_ns=self._now_ns)
             case PlannerReported():
                 self._planner_reported(event)
             case NoticeReceived():
@@ -399,7 +401,7 @@ class PlannerCore:
         most = self._requests_per_s_max
         is_behind = most is not None and self.requests_per_s > most
         if is_behind or self._options.plan.policy is Policy.TIDESERVE:
-            self._want_plan(f"{self.requests_per_s:.2f} requests/s arrive")
+            self._want_plan(f"{self.requests_per_s:.2f} requests/s are asked for")
 
     def _say_capacity(self, *, is_changed: bool) -> None:
         placement = self.placement

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from libs.contracts.placement import PinShape, Placement
 from libs.contracts.preemption import NoticeWithdrawn, PreemptionNotice
-from libs.contracts.reports import PlannerReport, RouterReport, WorkerReport
+from libs.contracts.reports import OfflineQueueReport, PlannerReport, RouterReport, WorkerReport
 from libs.contracts.wire import Encoding
 from libs.kernel.core import TimerFired
 
@@ -31,6 +31,14 @@ class RouterReported:
     """A router said how many requests it has accepted."""
 
     report: RouterReport
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueReported:
+    """An offline queue said how it is."""
+
+    report: OfflineQueueReport
     cause_id: str
 
 
@@ -120,6 +128,7 @@ PlannerEvent: TypeAlias = (
     | WorkerReported
     | WorkerUnreachable
     | RouterReported
+    | QueueReported
     | PlannerReported
     | NoticeReceived
     | WithdrawalReceived

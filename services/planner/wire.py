@@ -9,7 +9,13 @@ from typing import Final, assert_never
 from libs.contracts import subjects
 from libs.contracts.placement import PIN_REQUESTS
 from libs.contracts.preemption import NOTICES, NoticeWithdrawn, PreemptionNotice
-from libs.contracts.reports import REPORTS, PlannerReport, RouterReport, WorkerReport
+from libs.contracts.reports import (
+    REPORTS,
+    OfflineQueueReport,
+    PlannerReport,
+    RouterReport,
+    WorkerReport,
+)
 from libs.contracts.wire import encode, encoding_of
 from services.planner.commands import AnnouncePlacement, AnswerPin, PublishCapacity, PublishReport
 from services.planner.events import (
@@ -17,6 +23,7 @@ from services.planner.events import (
     PinRequested,
     PlannerEvent,
     PlannerReported,
+    QueueReported,
     RouterReported,
     WithdrawalReceived,
     WorkerReported,
@@ -41,6 +48,7 @@ def listening(alias: str) -> tuple[str, ...]:
     return (
         subjects.WORKER_REPORTS,
         subjects.ROUTER_REPORTS,
+        subjects.OFFLINE_QUEUE_REPORTS,
         subjects.PLANNER_REPORTS,
         subjects.NOTICES_ALL,
         subjects.planner_control(alias),
@@ -89,6 +97,8 @@ def event_of(
             return WorkerReported(report=report, cause_id=report.worker_id)
         case RouterReport():
             return RouterReported(report=report, cause_id=report.router_id)
+        case OfflineQueueReport():
+            return QueueReported(report=report, cause_id=report.queue_id)
         case PlannerReport():
             return PlannerReported(
                 report=report, received_at_unix_ns=now_unix_ns, cause_id=report.planner_id

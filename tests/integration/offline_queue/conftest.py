@@ -1,6 +1,7 @@
 """Offline queues in this process over a broker, with a scripted router in place of a fleet."""
 
 import asyncio
+import contextlib
 import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from libs.contracts.batches import (
 )
 from libs.contracts.online import SubmitRequest
 from libs.contracts.wire import encode
+from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_MS
 from libs.runtime.blob_store import BlobStore, open_blob_store, read_whole, write_whole
 from libs.runtime.bus import Bus
@@ -194,7 +196,8 @@ class Offline:
             async with asyncio.timeout(timeout_s):
                 while not condition(record):
                     await asyncio.sleep(0.02)
-                    record = await self.record(batch_id)
+                    with contextlib.suppress(Unavailable):
+                        record = await self.record(batch_id)
         except TimeoutError:
             raise AssertionError(f"not in {timeout_s} s: {record}") from None
         return record

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 
 from libs.client.scripted_router import Script
 from libs.contracts import subjects
@@ -9,7 +10,9 @@ from libs.contracts.batches import BatchPart, BatchStatus
 from libs.contracts.online import SubmitRequest
 from libs.contracts.wire import encode
 from libs.kernel.units import NS_PER_MS
-from tests.integration.offline_queue.conftest import LEASE_NS, echo_of, lines
+from libs.runtime.nats_server import NatsServer, ServerOptions
+from services.offline_queue.janitor import Janitor
+from tests.integration.offline_queue.conftest import LEASE_NS, Worlds, echo_of, lines
 
 
 def slow(submission: SubmitRequest) -> Script:
@@ -54,12 +57,11 @@ async def test_a_queue_that_stops_hands_its_parts_over_at_once_and_cancels_nothi
             await asyncio.sleep(0.01)
         began = asyncio.get_running_loop().time()
         await world.queues[0].stop()
+        assert not any(s.cancelled.is_set() for s in world.router._sessions.values())
         await world.start_queue()
         record = await world.ended(batch_id)
         assert asyncio.get_running_loop().time() - began < 0.8 * LEASE_NS / 1e9 + 1.0
         assert record.counts.completed == 4
-        cancelled = [s for s in world.router._sessions.values() if s.cancelled.is_set()]
-        assert cancelled == []
 
 
 async def test_several_queues_share_the_parts_and_answer_each_line_once(any_world) -> None:
@@ -70,8 +72,9 @@ async def test_several_queues_share_the_parts_and_answer_each_line_once(any_worl
         asked = Counter(s.request_id for s in world.router.submissions if not s.tokens_received)
         assert len(asked) == 256
         ran = [queue.shell.core.counters.lines_completed for queue in world.queues]
-        assert sum(ran) == 256
         assert min(ran) > 0, ran
+        output = await world.result(record.output_file_id)
+        assert [line["custom_id"] for line in output] == [f"line {n}" for n in range(256)]
 
 
 async def test_a_part_that_comes_twice_is_answered_once(a_world) -> None:
@@ -89,3 +92,56 @@ async def test_a_part_that_comes_twice_is_answered_once(a_world) -> None:
         assert len(await world.result(record.output_file_id)) == 60
         left = await world.bus.subjects(subjects.RESULT_STREAM, subjects.batch_lines(batch_id))
         assert left == {}, "results are removed once the files are written"
+
+
+async def test_a_broker_that_is_gone_for_a_while_costs_time_only(tmp_path: Path) -> None:
+    with NatsServer(ServerOptions(data_folder=tmp_path / "nats")) as server:
+        async with Worlds(tmp_path, nats_url=server.url)(slow) as world:
+            batch_id = await world.submit(lines(120))
+            await world.reaches(batch_id, lambda record: record.counts.completed > 10)
+            await asyncio.to_thread(server.stop)
+            await asyncio.sleep(1.0)
+            await asyncio.to_thread(server.start)
+            while not world.bus.is_connected:
+                await asyncio.sleep(0.02)
+            record = await world.ended(batch_id, timeout_s=60)
+            assert record.counts.completed == 120
+            output = await world.result(record.output_file_id)
+            assert [line["custom_id"] for line in output] == [f"line {n}" for n in range(120)]
+
+
+async def test_what_is_past_its_time_or_nobodys_is_swept(a_world) -> None:
+    async with a_world() as world:
+        batch_id = await world.submit(lines(2), output_expires_after_s=1)
+        record = await world.ended(batch_id)
+        await world.a_file(lines(1), expires_at_unix_s=1)
+        part = BatchPart(
+            batch_id="batch_99999999", part=0, first_line=1, first_byte=0, size_bytes=9
+        )
+        await world.bus.append(subjects.batch_part(part.batch_id), encode(part))
+        await asyncio.sleep(1.2)
+        await Janitor(world.store, world.blobs).sweep()
+        assert await world.store.file(record.output_file_id) is None
+        kept = [blob.key for blob in await world.blobs.list_blobs()]
+        assert kept == [record.input_file_id]
+        assert await world.store.batches_with_work() == set()
+
+
+async def test_under_scarce_capacity_near_deadlines_are_met_and_the_rest_expires_cleanly(
+    a_world,
+) -> None:
+    """Three lines at a time, 0.1 s each: some 30 a second; 60 are due in 4 s, 300 in 6 s."""
+    pace = Script(texts=["a"] * 2, pace_ns=50 * NS_PER_MS)
+    async with a_world(lambda _: pace, lines_running_max=3) as world:
+        far = await world.submit(lines(300), completion_window="6s", tenant="")
+        near = await world.submit(lines(60), completion_window="4s")
+        near_record = await world.ended(near)
+        assert near_record.status is BatchStatus.COMPLETED, "though it came later"
+        far_record = await world.ended(far)
+        assert far_record.status is BatchStatus.EXPIRED
+        output = await world.result(far_record.output_file_id)
+        errors = await world.result(far_record.error_file_id)
+        told = [line["custom_id"] for line in output + errors]
+        assert sorted(told) == sorted(f"line {n}" for n in range(300))
+        assert len(output) == far_record.counts.completed > 0
+        assert {line["error"]["code"] for line in errors} == {"batch_expired"}

@@ -5,6 +5,7 @@ from typing import Any
 
 from libs.contracts.journal import SessionDispatched, SessionFailed
 from libs.contracts.online import (
+    CancelRequest,
     FailReason,
     FinishReason,
     RequestAccepted,
@@ -24,7 +25,7 @@ from libs.contracts.sessions import (
 )
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 from services.online_router.commands import AppendJournal, SendToWorker
-from services.online_router.events import PeerUnreachable, WorkerAnswered
+from services.online_router.events import CancelReceived, PeerUnreachable, WorkerAnswered
 
 ADesk = Callable[..., Any]
 
@@ -131,6 +132,30 @@ def test_an_ended_request_is_forgotten_after_its_time(a_desk: ADesk) -> None:
     desk.sweep(29 * NS_PER_S)
     assert len(desk.core.state.ended) == 1
     desk.sweep(2 * NS_PER_S)
+    assert len(desk.core.state.ended) == 0
+
+
+def test_an_answer_of_offline_work_is_kept_until_its_client_has_it(a_desk: ADesk) -> None:
+    desk = a_desk("w1")
+    desk.accept(priority=-10)
+    desk.tokens(0, finish_reason=FinishReason.STOP)
+    desk.commit()
+    desk.sweep(1800 * NS_PER_S)
+    assert "r1" in desk.core.state.ended, "its queue may be dead and come back"
+    cancellation = CancelRequest(request_id="r1")
+    desk.tell(CancelReceived(cancellation=cancellation, cause_id="r1"))
+    assert len(desk.core.state.ended) == 0
+    assert desk.core.state.writer.oldest_retained() is None
+
+
+def test_an_answer_of_offline_work_that_nobody_fetches_is_forgotten_in_the_end(
+    a_desk: ADesk,
+) -> None:
+    desk = a_desk("w1")
+    desk.accept(priority=-10)
+    desk.tokens(0, finish_reason=FinishReason.STOP)
+    desk.commit()
+    desk.sweep(3601 * NS_PER_S)
     assert len(desk.core.state.ended) == 0
 
 

@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 import uvicorn
 
+from libs.client.batches import AskOptions, BatchClient
 from libs.client.client import ClientOptions, TideClient
 from libs.client.reader_events import ReaderOptions
 from libs.contracts import subjects
@@ -21,9 +22,14 @@ from libs.contracts.reports import REPORTS, GatewayReport
 from libs.contracts.wire import encode
 from libs.kernel.errors import ConfigError, ContractViolation, Unavailable
 from libs.kernel.units import NS_PER_S
-from libs.runtime.bus import CoreBus, Subscription
+from libs.runtime.blob_store import open_blob_store
+from libs.runtime.bus import Bus, CoreBus, Subscription
 from libs.runtime.clock import Clock, SystemClock
 from services.http_gateway.app import Routes, create_app
+from services.http_gateway.batches.batch_routes import BatchRoutes
+from services.http_gateway.batches.claims import BatchClaims
+from services.http_gateway.batches.file_routes import FileRoutes
+from services.http_gateway.batches.files import FileShelf
 from services.http_gateway.config import GatewayConfig
 from services.http_gateway.fleet_view import FleetView
 from services.http_gateway.http_protocol import bounded_protocol
@@ -74,7 +80,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def running_gateway(
-    bus: CoreBus, config: GatewayConfig, *, clock: Clock | None = None
+    bus: Bus, config: GatewayConfig, *, clock: Clock | None = None
 ) -> AsyncIterator[RunningGateway]:
     """Serve HTTP until the block is left; then finish open streams within the configured wait.
 
@@ -88,9 +94,11 @@ async def running_gateway(
     routes = Routes(
         bus=bus, client=client, view=view, measures=measures, config=config, clock=clock
     )
+    files, batches = _batch_routes(bus, measures, config, clock)
+    app = create_app(routes, files=files, batches=batches, measures=measures)
     listener = _listen(config)
     http_url = config.advertised_url or _url_of(listener)
-    server = _Server(_server_config(create_app(routes, measures), config))
+    server = _Server(_server_config(app, config))
     async with client:
         tasks = await _follow_reports(bus, view, clock)
         tasks.append(asyncio.create_task(client.until_failed()))
@@ -108,6 +116,23 @@ async def running_gateway(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _batch_routes(
+    bus: Bus, measures: Measures, config: GatewayConfig, clock: Clock
+) -> tuple[FileRoutes, BatchRoutes]:
+    asking = AskOptions(patience_ns=round(config.acceptance_wait_s * NS_PER_S))
+    client = BatchClient(bus, options=asking, clock=clock)
+    blobs = None if config.blob_store is None else open_blob_store(config.blob_store)
+    shelf = FileShelf(client, blobs, clock)
+    batches = BatchRoutes(
+        batches=client,
+        claims=BatchClaims(bus, clock),
+        files=shelf,
+        config=config,
+        clock=clock,
+    )
+    return FileRoutes(shelf, measures=measures, config=config, clock=clock), batches
 
 
 def _client_options(config: GatewayConfig) -> ClientOptions:

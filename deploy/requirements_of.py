@@ -1,4 +1,4 @@
-"""Prints what one service needs: `python requirements_of.py worker` reads pyproject.toml.
+"""Prints what one service needs: `python requirements_of.py gateway s3` reads pyproject.toml.
 
 An image then has a layer of packages that changes with pyproject.toml alone, not with the code.
 """
@@ -8,11 +8,13 @@ import tomllib
 
 
 def main() -> None:
-    """Print the project's own dependencies and those of the extra, one per line."""
+    """Print the project's own dependencies and those of the extras, one per line."""
     with open("pyproject.toml", "rb") as file:
         project = tomllib.load(file)["project"]
-    extra = project["optional-dependencies"][sys.argv[1]]
-    sys.stdout.write("\n".join([*project["dependencies"], *extra]) + "\n")
+    needed = list(project["dependencies"])
+    for extra in sys.argv[1:]:
+        needed += project["optional-dependencies"][extra]
+    sys.stdout.write("\n".join(needed) + "\n")
 
 
 if __name__ == "__main__":

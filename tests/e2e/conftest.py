@@ -31,6 +31,11 @@ QUESTIONS = (
     "What is the heapq module for?",
 )
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--batch-lines", type=int, default=200, help="lines of the batch under fire")
+
+
 Strike = Callable[[Fleet], Awaitable[None]]
 
 

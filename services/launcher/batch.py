@@ -169,6 +169,8 @@ def results(
                 target = folder / f"{batch['id']}.{kind}.jsonl"
                 api.download(batch[field], target)
                 written[kind] = str(target)
+    if not any(written.values()):
+        raise GatewayRefused(f"{batch_id} is {batch['status']} and has no results")
     if is_json:
         show_json({"batch_id": batch_id, "status": batch["status"], **written})
         return

@@ -96,6 +96,16 @@ async def test_waiting_goes_on_until_the_batch_is_final(a_stack, lines, capsys) 
         assert "expired" in printed
 
 
+async def test_a_batch_without_results_says_so(a_stack, lines, tmp_path, capsys) -> None:
+    async with a_stack(queue=QueueScript()) as stack:
+        command = Command(stack, capsys)
+        batch = await command.json("submit", str(lines))
+        await stack.queue.change(batch["id"], status=BatchStatus.FAILED, failed_at_unix_s=1)
+        code, printed = await command("results", batch["id"], "--into", str(tmp_path))
+        assert code == 1
+        assert "failed and has no results" in printed
+
+
 async def test_batches_are_listed_paused_resumed_and_cancelled(a_stack, lines, capsys) -> None:
     async with a_stack(queue=QueueScript()) as stack:
         command = Command(stack, capsys)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -75,7 +76,7 @@ class BatchApi:
 
     def get(self, batch_id: str) -> BatchObject:
         """Return the batch as it is now."""
-        return self._ask_patiently("GET", f"/batches/{batch_id}")
+        return self._ask_patiently("GET", f"/batches/{quote(batch_id, safe='')}")
 
     def newest(self, limit: int) -> list[BatchObject]:
         """Return the newest batches."""
@@ -92,19 +93,19 @@ class BatchApi:
 
     def act(self, batch_id: str, verb: str) -> BatchObject:
         """Cancel, pause or resume."""
-        return self._ask("POST", f"/batches/{batch_id}/{verb}")
+        return self._ask("POST", f"/batches/{quote(batch_id, safe='')}/{verb}")
 
     def download(self, file_id: str, target: Path) -> None:
         """Write a file's bytes; the target is there once it is complete."""
         partial = target.with_name(target.name + PARTIAL_SUFFIX)
         with (
             self._reached(),
-            self._http.stream("GET", f"/files/{file_id}/content") as response,
-            partial.open("wb") as file,
+            self._http.stream("GET", f"/files/{quote(file_id, safe='')}/content") as response,
         ):
             _require_success(response)
-            for chunk in response.iter_bytes():
-                file.write(chunk)
+            with partial.open("wb") as file:
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
         partial.replace(target)
 
     def _ask_patiently(self, method: str, path: str, **arguments: Any) -> BatchObject:

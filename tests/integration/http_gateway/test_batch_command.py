@@ -132,6 +132,7 @@ async def test_a_mistake_is_told_in_one_line(a_stack, lines, tmp_path, capsys) -
         batch = await command.json("submit", str(lines))
         for arguments, code, told in [
             (("status", "batch_0123456789"), 1, "there is no batch"),
+            (("status", "../models"), 1, "there is no"),
             (("submit", str(tmp_path / "none.jsonl")), 64, "No such file"),
             (("submit", str(lines), "--metadata", "x"), 64, "key=value"),
             (("submit", str(lines), "--window", "soon"), 1, "completion_window"),

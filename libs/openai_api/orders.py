@@ -1,7 +1,7 @@
 """From a parsed request to what is published for it and how its answer is written."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from libs.client.answers import Usage
 from libs.contracts.online import SubmitRequest
@@ -35,6 +35,11 @@ class Order:
             prompt_tokens=sum(prompt_tokens[:: self.answers_per_prompt]),
             completion_tokens=completion_tokens if self.shows_answer else 0,
         )
+
+    def on_behalf_of(self, tenant: str) -> "Order":
+        """Return the order with its sessions counted as this tenant's."""
+        submissions = [one.model_copy(update={"tenant": tenant}) for one in self.submissions]
+        return replace(self, submissions=submissions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,5 @@
 """The routes: requests in, answers of the fleet out."""
 
-import asyncio
 from http import HTTPStatus
 from typing import Final
 
@@ -10,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from libs.client.client import TideClient
 from libs.contracts.subjects import alias_of
-from libs.kernel.units import MIB, NS_PER_S
+from libs.kernel.units import NS_PER_S
 from libs.openai_api.errors import (
     RETRY_AFTER_NS,
     SERVER_ERROR,
@@ -34,13 +33,17 @@ from libs.runtime.clock import Clock
 from libs.runtime.metrics import CONTENT_TYPE
 from libs.runtime.tracing import Tracing
 from services.http_gateway.answering import Answering
+from services.http_gateway.batches.batch_routes import BatchRoutes
+from services.http_gateway.batches.file_routes import FileRoutes
 from services.http_gateway.config import GatewayConfig
 from services.http_gateway.dashboard.routes import DashboardRoutes
 from services.http_gateway.error_responses import answer_errors
 from services.http_gateway.fleet_view import FleetView, ServedModel
 from services.http_gateway.measures import Measures
 from services.http_gateway.openapi import openapi_document
+from services.http_gateway.request_bodies import whole_body
 from services.http_gateway.request_ids import RequestIds, request_id_of
+from services.http_gateway.tenants import tenant_of
 
 API_VERSION: Final = "1"
 
@@ -137,23 +140,8 @@ class Routes:
 
     async def _body(self, request: Request) -> bytes:
         """Read the body, no further than the limit. Raises: ApiError, ClientDisconnect."""
-        limit = self._config.body_bytes_max
-        declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > limit:
-            raise _body_too_large(limit)
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self._config.body_wait_s):
-                async for part in request.stream():
-                    body += part
-                    if len(body) > limit:
-                        raise _body_too_large(limit)
-        except TimeoutError:
-            message = "the body did not arrive in time"
-            raise ApiError(
-                ErrorAnswer(status=HTTPStatus.REQUEST_TIMEOUT, message=message)
-            ) from None
-        return bytes(body)
+        config = self._config
+        return await whole_body(request, bytes_max=config.body_bytes_max, wait_s=config.body_wait_s)
 
     def _require_model(self, name: str) -> None:
         if self._view.is_known(alias_of(name)):
@@ -187,11 +175,19 @@ class Routes:
             request_id=request_id_of(request),
             created_at_unix_s=self._clock.now_unix_ns() // NS_PER_S,
         )
+        order = order.on_behalf_of(tenant_of(request))
         stream = (asked.stream_options or StreamOptions()) if asked.stream else None
         return await self._answering.answer(order, request, stream=stream)
 
 
-def create_app(routes: Routes, measures: Measures, dashboard: DashboardRoutes) -> FastAPI:
+def create_app(
+    routes: Routes,
+    *,
+    files: FileRoutes,
+    batches: BatchRoutes,
+    dashboard: DashboardRoutes,
+    measures: Measures,
+) -> FastAPI:
     """Return the ASGI application."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     post, get = ["POST"], ["GET"]
@@ -206,6 +202,17 @@ def create_app(routes: Routes, measures: Measures, dashboard: DashboardRoutes) -
     app.add_api_route("/live", routes.live, methods=get)
     app.add_api_route("/metrics", routes.metrics, methods=get)
     dashboard.add_to(app)
+    app.add_api_route("/v1/files", files.create, methods=post)
+    app.add_api_route("/v1/files", files.list, methods=get)
+    app.add_api_route("/v1/files/{file_id}", files.get, methods=get)
+    app.add_api_route("/v1/files/{file_id}", files.delete, methods=["DELETE"])
+    app.add_api_route("/v1/files/{file_id}/content", files.content, methods=get)
+    app.add_api_route("/v1/batches", batches.create, methods=post)
+    app.add_api_route("/v1/batches", batches.list, methods=get)
+    app.add_api_route("/v1/batches/{batch_id}", batches.get, methods=get)
+    app.add_api_route("/v1/batches/{batch_id}/cancel", batches.cancel, methods=post)
+    app.add_api_route("/v1/batches/{batch_id}/pause", batches.pause, methods=post)
+    app.add_api_route("/v1/batches/{batch_id}/resume", batches.resume, methods=post)
     answer_errors(app)
     app.add_middleware(RequestIds, measures=measures)
     return app
@@ -219,10 +226,3 @@ def _card(model: ServedModel) -> dict[str, object]:
         "owned_by": "tideserve",
         "max_model_len": model.context_tokens_max,
     }
-
-
-def _body_too_large(limit: int) -> ApiError:
-    message = f"the body is larger than {limit / MIB:g} MiB"
-    return ApiError(
-        ErrorAnswer(status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message=message, code="too_large")
-    )

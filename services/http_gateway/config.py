@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from libs.contracts.batches import BATCH_FILE_BYTES_MAX
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import KIB, MIB
 
@@ -21,6 +22,9 @@ class GatewayConfig:
     advertised_url: str | None = None
     """Where clients reach this gateway, for its reports: the address in front of a container, say.
     None reports the address it listens on."""
+    blob_store: str | None = None
+    """Where the files of batches lie: `folder:/path`, a folder that gateways and offline queues
+    share, or `s3://bucket/prefix`. None: files are refused."""
     body_bytes_max: int = 4 * MIB
     """Largest request body; read no further than that. JSON takes several times the room of the
     message made of it, which the broker bounds in turn (1 MB)."""
@@ -30,11 +34,19 @@ class GatewayConfig:
     """Number of headers; the same rule."""
     body_wait_s: float = 30.0
     """A body that takes longer to arrive is answered 408."""
+    upload_bytes_max: int = BATCH_FILE_BYTES_MAX
+    """Largest file of a batch: OpenAI's 200 MB, the most that the offline queue takes."""
+    upload_lifetime_s: int = 30 * 86_400
+    """An uploaded file goes away after this long, unless its upload says otherwise; as OpenAI's."""
+    upload_wait_s: float = 900.0
+    """A file that takes longer to arrive is answered 408: 200 MB at 2 Mbit/s."""
+    uploads_open_max: int = 32
+    """Files uploaded at once, each of which takes some MB of memory; past it 429."""
     request_timeout_s: float = 3600.0
     """A request not finished after this long fails as expired."""
     acceptance_wait_s: float = 10.0
-    """How long to ask for acceptance where no router answers; then 503. Longer than the 8 s that
-    a broker's cluster may need to elect a leader."""
+    """How long to ask where no router, or no offline queue, answers; then 503. Longer than the 8 s
+    that a broker's cluster may need to elect a leader."""
     streams_open_max: int = 4096
     """Requests open at once; past it a new one is answered 429."""
     spot_usd_per_gpu_hour: float = 0.476
@@ -59,6 +71,10 @@ class GatewayConfig:
             "head_bytes_max",
             "headers_max",
             "body_wait_s",
+            "upload_bytes_max",
+            "upload_lifetime_s",
+            "upload_wait_s",
+            "uploads_open_max",
             "request_timeout_s",
             "acceptance_wait_s",
             "streams_open_max",

@@ -8,8 +8,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from libs.openai_api.errors import SERVER_ERROR, ApiError, ErrorAnswer
+from libs.client.batches import BatchRefused
+from libs.kernel.errors import Unavailable
+from libs.openai_api.errors import RETRY_AFTER_NS, SERVER_ERROR, ApiError, ErrorAnswer
+from libs.runtime.bus import BusRefusal
 from services.http_gateway.answering import CLIENT_GONE_STATUS
+from services.http_gateway.batches.errors import from_batch_refusal, unavailable
 from services.http_gateway.request_ids import request_id_of
 
 _log = structlog.get_logger(__name__)
@@ -18,6 +22,9 @@ _log = structlog.get_logger(__name__)
 def answer_errors(app: FastAPI) -> None:
     """Have the application answer whatever its routes raise."""
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(BatchRefused, _batch_refused)
+    app.add_exception_handler(Unavailable, _unavailable)
+    app.add_exception_handler(BusRefusal, _bus_refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(Exception, _unexpected)
@@ -27,12 +34,31 @@ def _answer_with(answer: ErrorAnswer) -> Response:
     headers = answer.headers()
     if answer.status == HTTPStatus.REQUEST_TIMEOUT:
         headers["connection"] = "close"  # What comes next on it would be taken for a new request.
+    if answer.status == HTTPStatus.CONFLICT:
+        headers["x-should-retry"] = "false"  # OpenAI's client would, and meet the same.
     return JSONResponse(answer.envelope(), status_code=answer.status, headers=headers)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return _answer_with(error.answer)
+
+
+async def _batch_refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, BatchRefused)
+    return _answer_with(from_batch_refusal(error))
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Unavailable)
+    return _answer_with(unavailable(error))
+
+
+async def _bus_refused(request: Request, error: Exception) -> Response:
+    """A bucket is full, or was lost this moment; that is the operator's to see and ours to tell."""
+    _log.error("broker_refused", request_id=request_id_of(request), reason=str(error))
+    refusal = Unavailable("the broker refuses for now", retry_after_ns=RETRY_AFTER_NS)
+    return _answer_with(unavailable(refusal))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 import uvicorn
 
+from libs.client.batches import AskOptions, BatchClient
 from libs.client.client import ClientOptions, TideClient
 from libs.client.reader_events import ReaderOptions
 from libs.contracts import subjects
@@ -21,10 +22,15 @@ from libs.contracts.reports import REPORTS, GatewayReport, Report
 from libs.contracts.wire import encode
 from libs.kernel.errors import ConfigError, ContractViolation, Unavailable
 from libs.kernel.units import NS_PER_S
+from libs.runtime.blob_store import open_blob_store
 from libs.runtime.bus import Bus, CoreBus, Subscription
 from libs.runtime.clock import Clock, SystemClock
 from libs.runtime.tracing import Tracing
 from services.http_gateway.app import Routes, create_app
+from services.http_gateway.batches.batch_routes import BatchRoutes
+from services.http_gateway.batches.claims import BatchClaims
+from services.http_gateway.batches.file_routes import FileRoutes
+from services.http_gateway.batches.files import FileShelf
 from services.http_gateway.config import GatewayConfig
 from services.http_gateway.dashboard.cost import Prices
 from services.http_gateway.dashboard.feed import DashboardFeed
@@ -114,9 +120,13 @@ async def running_gateway(
     )
     feed = _dashboard_feed(bus, config, clock)
     measures.show_costs(feed.view.costs)
+    files, batches = _batch_routes(bus, measures, config, clock)
+    app = create_app(
+        routes, files=files, batches=batches, dashboard=DashboardRoutes(feed), measures=measures
+    )
     listener = _listen(config)
     http_url = config.advertised_url or _url_of(listener)
-    server = _Server(_server_config(create_app(routes, measures, DashboardRoutes(feed)), config))
+    server = _Server(_server_config(app, config))
     async with client:
 
         def take(report: Report) -> None:
@@ -153,6 +163,23 @@ def _dashboard_feed(bus: Bus, config: GatewayConfig, clock: Clock) -> DashboardF
     )
     view = DashboardView(gateway_id=config.gateway_id, prices=prices)
     return DashboardFeed(bus=bus, view=view, clock=clock)
+
+
+def _batch_routes(
+    bus: Bus, measures: Measures, config: GatewayConfig, clock: Clock
+) -> tuple[FileRoutes, BatchRoutes]:
+    asking = AskOptions(patience_ns=round(config.acceptance_wait_s * NS_PER_S))
+    client = BatchClient(bus, options=asking, clock=clock)
+    blobs = None if config.blob_store is None else open_blob_store(config.blob_store)
+    shelf = FileShelf(client, blobs, clock)
+    batches = BatchRoutes(
+        batches=client,
+        claims=BatchClaims(bus, clock),
+        files=shelf,
+        config=config,
+        clock=clock,
+    )
+    return FileRoutes(shelf, measures=measures, config=config, clock=clock), batches
 
 
 def _client_options(config: GatewayConfig) -> ClientOptions:

@@ -27,6 +27,8 @@ class Measures:
         self.first_token_seconds = self.metrics.histogram(
             "first_token_seconds", "From the request's arrival to its first token"
         )
+        self.uploads_open = self.metrics.gauge("uploads_open", "Files being uploaded")
+        self.uploaded_bytes = self.metrics.counter("uploaded_bytes", "Bytes of files uploaded")
         self.is_bus_connected = self.metrics.gauge("bus_connected", "1 while the bus is there")
         self._finished = {
             reason: self.metrics.counter(

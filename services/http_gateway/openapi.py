@@ -4,115 +4,19 @@ Written from the request models, because the routes read bodies themselves: with
 errors in OpenAI's envelope.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
-from pydantic import BaseModel
+from services.http_gateway.batches.schemas import FileForm
+from services.http_gateway.operations import JSON, OPERATIONS, Operation
+from services.http_gateway.tenants import TENANT_HEADER, TENANT_PATTERN
 
-from libs.openai_api.schemas import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
-
-JSON: Final = "application/json"
 _REF: Final = "#/components/schemas/{model}"
-_WRONG: Final = (
-    HTTPStatus.BAD_REQUEST,
-    HTTPStatus.NOT_FOUND,
-    HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-)
-_FLEET: Final = (
-    HTTPStatus.TOO_MANY_REQUESTS,
-    HTTPStatus.INTERNAL_SERVER_ERROR,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    HTTPStatus.GATEWAY_TIMEOUT,
-)
 _EVERYWHERE: Final = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """One path with its one method."""
-
-    path: str
-    method: str
-    summary: str
-    body: type[BaseModel] | None = None
-    answers: Mapping[str, Sequence[str]]
-    """By media type: the fields that a successful answer always has."""
-    errors: Sequence[HTTPStatus] = ()
-
-
-_STREAM: Final[Mapping[str, Sequence[str]]] = {"text/event-stream": ()}
-_ANSWER_FIELDS: Final = ("id", "object", "created", "model", "choices", "usage")
-
-OPERATIONS: Final = (
-    Operation(
-        path="/v1/chat/completions",
-        method="post",
-        summary="Answer a conversation, whole or as a stream",
-        body=ChatRequest,
-        answers={JSON: _ANSWER_FIELDS, **_STREAM},
-        errors=_WRONG + _FLEET,
-    ),
-    Operation(
-        path="/v1/completions",
-        method="post",
-        summary="Continue prompts, whole or as a stream",
-        body=CompletionRequest,
-        answers={JSON: _ANSWER_FIELDS, **_STREAM},
-        errors=_WRONG + _FLEET,
-    ),
-    Operation(
-        path="/tokenize",
-        method="post",
-        summary="Return the token ids of a prompt or a conversation",
-        body=TokenizeRequest,
-        answers={JSON: ("count", "max_model_len", "tokens", "token_strs")},
-        errors=_WRONG + _FLEET,
-    ),
-    Operation(
-        path="/detokenize",
-        method="post",
-        summary="Return the text of token ids",
-        body=DetokenizeRequest,
-        answers={JSON: ("prompt",)},
-        errors=_WRONG + _FLEET,
-    ),
-    Operation(
-        path="/v1/models",
-        method="get",
-        summary="List the models that living workers serve",
-        answers={JSON: ("object", "data")},
-    ),
-    Operation(
-        path="/v1/models/{name}",
-        method="get",
-        summary="Return one model",
-        answers={JSON: ("id", "object", "created", "owned_by")},
-        errors=(HTTPStatus.NOT_FOUND,),
-    ),
-    Operation(
-        path="/health",
-        method="get",
-        summary="Tell whether requests can be served",
-        answers={JSON: ("status",)},
-    ),
-    Operation(path="/live", method="get", summary="Tell that the process runs", answers={JSON: ()}),
-    Operation(
-        path="/metrics",
-        method="get",
-        summary="Return the metrics in Prometheus' format",
-        answers={"text/plain": ()},
-    ),
 )
 
 
@@ -121,7 +25,7 @@ def openapi_document(*, version: str) -> dict[str, Any]:
     schemas: dict[str, Any] = {"Error": _ERROR}
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
-        paths[operation.path] = {operation.method: _operation(operation)}
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
         if operation.body is not None:
             schema = operation.body.model_json_schema(ref_template=_REF)
             schemas |= schema.pop("$defs", {})
@@ -141,6 +45,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     }
     described: dict[str, Any] = {
         "summary": operation.summary,
+        "parameters": _parameters(operation),
         "responses": {"200": {"description": HTTPStatus.OK.phrase, "content": content}},
     }
     for status in sorted({*_EVERYWHERE, *operation.errors}):
@@ -154,11 +59,44 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.body is not None:
         reference = {"$ref": _REF.format(model=operation.body.__name__)}
         described["requestBody"] = {"required": True, "content": {JSON: {"schema": reference}}}
-    if "{name}" in operation.path:
-        described["parameters"] = [
-            {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-        ]
+    if operation.has_form:
+        form = {"multipart/form-data": {"schema": _form_schema()}}
+        described["requestBody"] = {"required": True, "content": form}
     return described
+
+
+def _parameters(operation: Operation) -> Sequence[dict[str, Any]]:
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", operation.path)
+    ]
+    if operation.query is not None:
+        fields = operation.query.model_json_schema()["properties"]
+        parameters += [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in fields.items()
+        ]
+    if operation.has_tenant:
+        schema = {"type": "string", "pattern": f"^{TENANT_PATTERN}$"}
+        parameters.append(
+            {"name": TENANT_HEADER, "in": "header", "required": False, "schema": schema}
+        )
+    return parameters
+
+
+def _form_schema() -> dict[str, Any]:
+    """Return the form of an upload; members of a field are fields `outer[inner]` of their own."""
+    schema = FileForm.model_json_schema()
+    lifetime = schema["$defs"]["ExpiresAfter"]["properties"]
+    return {
+        "type": "object",
+        "required": ["file", "purpose"],
+        "properties": {
+            "file": {"type": "string", "format": "binary"},
+            "purpose": schema["properties"]["purpose"],
+            **{f"expires_after[{name}]": member for name, member in lifetime.items()},
+        },
+    }
 
 
 _ERROR: Final[dict[str, Any]] = {

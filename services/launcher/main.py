@@ -1,8 +1,8 @@
 """The `tideserve` command.
 
 Exit codes: 0 success; 1 the command ran and its answer is no (a demo that lost something, a request
-that failed); 64 a mistake in the arguments or settings, told in one line; 69 the fleet or broker
-cannot be reached; 70 a bug of ours; 130 interrupted.
+or a line that failed); 64 a mistake in the arguments or settings, told in one line; 69 the fleet or
+broker cannot be reached; 70 a bug of ours; 130 interrupted.
 """
 
 import sys
@@ -22,6 +22,7 @@ from libs.kernel.errors import (
 from libs.runtime.logs import set_up_logs
 from services.launcher import (
     ask,
+    batch,
     bench,
     cloud,
     demo,
@@ -34,6 +35,7 @@ from services.launcher import (
     top,
     up,
 )
+from services.launcher.batch_api import GatewayRefused
 from services.launcher.console import show_error
 from services.launcher.doctor.command import doctor
 
@@ -63,6 +65,7 @@ app.command("shape")(shape.shape)
 app.command("doctor")(doctor)
 app.command("simulate")(simulate.simulate)
 app.command("service")(service.service)
+app.add_typer(batch.app, name="batch")
 app.add_typer(bench.app, name="bench")
 
 
@@ -82,6 +85,9 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_UNAVAILABLE
     except (RequestRefused, RequestFailedError) as error:
         show_error(f"{error.reason}: {error}")
+        return EXIT_FAILED
+    except GatewayRefused as error:
+        show_error(str(error))
         return EXIT_FAILED
     except OSError as error:
         if error.filename is None:

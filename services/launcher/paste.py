@@ -1,10 +1,11 @@
-"""The three commands that `up` prints last: each works as it stands, in another terminal."""
+"""The commands that `up` prints last: each works as it stands, in another terminal."""
 
+import json
 import sys
 
 
-def commands_to_paste(*, nats_url: str, http_url: str | None, alias: str) -> str:
-    """Return the fleet's addresses and one command each for NATS, curl and openai."""
+def commands_to_paste(*, nats_url: str, http_url: str | None, alias: str, has_queue: bool) -> str:
+    """Return the fleet's addresses and a command each for NATS, curl, openai and a batch."""
     return "\n".join(
         [
             "",
@@ -17,6 +18,7 @@ def commands_to_paste(*, nats_url: str, http_url: str | None, alias: str) -> str
             "# 1. over NATS, as JSON; a client in any language can do the same",
             nats_command(nats_url=nats_url, alias=alias),
             *(_http_part(http_url=http_url, alias=alias) if http_url else []),
+            *(_batch_part(http_url=http_url, alias=alias) if http_url and has_queue else []),
             "",
             "Ctrl-C stops the fleet.",
         ]
@@ -56,6 +58,14 @@ def _http_part(*, http_url: str, alias: str) -> list[str]:
     ]
 
 
+def _batch_part(*, http_url: str, alias: str) -> list[str]:
+    return [
+        "",
+        "# 4. a file of requests, answered while there is room",
+        batch_command(http_url=http_url, alias=alias),
+    ]
+
+
 def curl_command(*, http_url: str, alias: str) -> str:
     """Return a curl command that streams a chat answer."""
     body = (
@@ -76,3 +86,18 @@ for chunk in client.chat.completions.create(model="{alias}", messages=question, 
     print(chunk.choices[0].delta.content or "", end="", flush=True)
 print()
 END"""
+
+
+def batch_command(*, http_url: str, alias: str) -> str:
+    """Return shell commands that write a file of one request and have it answered."""
+    question = [{"role": "user", "content": "What does str.split do?"}]
+    line = {
+        "custom_id": "question-1",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": alias, "messages": question, "max_tokens": 200},
+    }
+    return f"""cat > requests.jsonl <<'END'
+{json.dumps(line)}
+END
+{sys.executable} -m services.launcher batch submit requests.jsonl --wait --url {http_url}"""

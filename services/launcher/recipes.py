@@ -184,6 +184,7 @@ class Recipes:
             "gateway_id": f"gateway-{number}",
             "host": self.options.http_host,
             "port": str(self.options.http_port),
+            "blob_store": self._blob_store,
         }
         return self._child(f"http-gateway-{number}", service="http_gateway", settings=settings)
 

@@ -10,6 +10,7 @@ from libs.kernel.errors import ConfigError
 
 STATE_FILE: Final = "fleet.json"
 NATS_URL_VARIABLE: Final = "TIDESERVE_NATS_URL"
+HTTP_URL_VARIABLE: Final = "TIDESERVE_HTTP_URL"
 DEFAULT_DATA_FOLDER: Final = Path(".tideserve")
 
 
@@ -79,3 +80,20 @@ def find_nats_url(given: str | None, data_folder: Path) -> str:
             f" with --nats URL or ${NATS_URL_VARIABLE}"
         )
     return state.nats_url
+
+
+def find_http_url(given: str | None, data_folder: Path) -> str:
+    """Return the gateway to talk to: --url, then $TIDESERVE_HTTP_URL, then the running fleet's.
+
+    Raises: ConfigError that says how to start a fleet.
+    """
+    named = given or os.environ.get(HTTP_URL_VARIABLE)
+    if named:
+        return named
+    state = FleetState.read(data_folder)
+    if state is None or state.http_url is None:
+        raise ConfigError(
+            f"no fleet with a gateway runs from {data_folder}: start one with `tideserve up`, or"
+            f" name a gateway with --url URL or ${HTTP_URL_VARIABLE}"
+        )
+    return state.http_url

@@ -154,7 +154,7 @@ async def _run(options: FleetOptions, *, is_json: bool) -> None:
         if options.planned is not None:
             cloud = LocalCloud(fleet, say=say)
             await cloud.start()
-        _announce(fleet, is_json=is_json)
+        _announce(fleet, has_queue=options.offline_queues > 0, is_json=is_json)
         await stop
     finally:
         say("stopping")
@@ -163,10 +163,13 @@ async def _run(options: FleetOptions, *, is_json: bool) -> None:
         await fleet.stop()
 
 
-def _announce(fleet: Fleet, *, is_json: bool) -> None:
+def _announce(fleet: Fleet, *, has_queue: bool, is_json: bool) -> None:
     if is_json:
         processes = {child.name: child.process_id for child in fleet.children}
         urls = {"nats_url": fleet.nats_url, "http_url": fleet.http_url}
         show_json({**urls, "model": fleet.alias, "process_ids": processes})
         return
-    show(commands_to_paste(nats_url=fleet.nats_url, http_url=fleet.http_url, alias=fleet.alias))
+    text = commands_to_paste(
+        nats_url=fleet.nats_url, http_url=fleet.http_url, alias=fleet.alias, has_queue=has_queue
+    )
+    show(text)

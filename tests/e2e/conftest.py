@@ -34,6 +34,7 @@ QUESTIONS = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--dashboard-picture", help="where to keep the picture of the dashboard")
+    parser.addoption("--batch-lines", type=int, default=200, help="lines of the batch under fire")
 
 
 Strike = Callable[[Fleet], Awaitable[None]]

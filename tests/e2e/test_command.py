@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from services.launcher.model_source import bundled_model
-from services.launcher.paste import curl_command, nats_command, openai_command
+from services.launcher.paste import batch_command, curl_command, nats_command, openai_command
 from services.launcher.state_file import is_alive
 
 TIDESERVE = [sys.executable, "-m", "services.launcher"]
@@ -83,20 +83,26 @@ def test_up_announces_where_it_is(up: Up) -> None:
         "gpu-worker-1",
         "gpu-worker-2",
         "http-gateway-1",
+        "offline-queue-1",
         "online-router-1",
     ]
 
 
-@pytest.mark.parametrize("kind", ["nats", "curl", "openai"])
-def test_each_command_that_up_prints_works_as_it_stands(up: Up, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["nats", "curl", "openai", "batch"])
+def test_each_command_that_up_prints_works_as_it_stands(up: Up, kind: str, tmp_path: Path) -> None:
     nats_url, http_url = up.announced["nats_url"], up.announced["http_url"]
     pasted = {
         "nats": nats_command(nats_url=nats_url, alias="tide-tiny"),
         "curl": curl_command(http_url=http_url, alias="tide-tiny"),
         "openai": openai_command(http_url=http_url, alias="tide-tiny"),
+        "batch": batch_command(http_url=http_url, alias="tide-tiny"),
     }[kind]
     result = subprocess.run(
-        ["bash", "-c", pasted], capture_output=True, text=True, timeout=COMMAND_S
+        ["bash", "-c", pasted],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()

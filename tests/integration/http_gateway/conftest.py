@@ -1,4 +1,7 @@
-"""A gateway on loopback in front of a scripted router, over an in-memory bus or a real one."""
+"""A gateway on loopback before a scripted router and a scripted offline queue.
+
+Over an in-memory bus or a real one.
+"""
 
 import asyncio
 import inspect
@@ -13,6 +16,7 @@ import pytest
 
 from libs.client.scripted_router import LossyLink, Script, ScriptedRouter
 from libs.contracts.online import SubmitRequest
+from libs.runtime.blob_store import open_blob_store
 from libs.runtime.bus import Bus
 from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
@@ -20,6 +24,7 @@ from libs.runtime.nats_bus import NatsBus
 from libs.runtime.nats_server import NatsServer, ServerOptions
 from services.http_gateway.config import GatewayConfig
 from services.http_gateway.gateway import RunningGateway, running_gateway
+from tests.scripted_queue import QueueScript, ScriptedQueue
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +48,7 @@ class Stack:
     router: ScriptedRouter
     bus: Bus
     """The gateway's."""
+    queue: ScriptedQueue
     hub: MemoryHub
     openai_clients: list[openai.AsyncOpenAI]
     http: httpx.AsyncClient
@@ -72,8 +78,9 @@ class Stack:
 class Stacks:
     """Builds stacks."""
 
-    def __init__(self, nats_url: str | None) -> None:
+    def __init__(self, nats_url: str | None, *, folder: Path) -> None:
         self._nats_url = nats_url
+        self._folder = folder
 
     @asynccontextmanager
     async def __call__(
@@ -82,16 +89,28 @@ class Stacks:
         *,
         link: LossyLink | None = None,
         has_router: bool = True,
+        queue: QueueScript | None = None,
         **settings: object,
     ) -> AsyncIterator[Stack]:
         hub = MemoryHub()
         script_of = script if callable(script) else lambda _: script or Script()
-        quick = {"port": 0, "report_interval_s": 0.1, "acceptance_wait_s": 1.0}
+        blob_store = f"folder:{self._folder}"
+        quick = {
+            "port": 0,
+            "report_interval_s": 0.1,
+            "acceptance_wait_s": 1.0,
+            "blob_store": blob_store,
+        }
         config = GatewayConfig(**{**quick, **settings})  # type: ignore[arg-type]
         async with AsyncExitStack() as stack:
             router = ScriptedRouter(await self._bus(hub, stack), script_of=script_of, link=link)
             if has_router:
                 await stack.enter_async_context(router.serving())
+            offline = ScriptedQueue(
+                await self._bus(hub, stack), open_blob_store(blob_store), queue or QueueScript()
+            )
+            if queue is not None:
+                await stack.enter_async_context(offline.serving())
             gateway_bus = await self._bus(hub, stack)
             gateway = await stack.enter_async_context(running_gateway(gateway_bus, config))
             http = await stack.enter_async_context(
@@ -103,6 +122,7 @@ class Stacks:
                 gateway=gateway,
                 router=router,
                 bus=gateway_bus,
+                queue=offline,
                 hub=hub,
                 openai_clients=[],
                 http=http,
@@ -137,12 +157,13 @@ def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def a_stack() -> Stacks:
+def a_stack(tmp_path: Path) -> Stacks:
     """Stacks over an in-memory bus."""
-    return Stacks(None)
+    return Stacks(None, folder=tmp_path / "blobs")
 
 
 @pytest.fixture(params=["memory", "nats"])
-def any_stack(request: pytest.FixtureRequest) -> Stacks:
+def any_stack(request: pytest.FixtureRequest, tmp_path: Path) -> Stacks:
     """Stacks over an in-memory bus, and over a NATS server."""
-    return Stacks(request.getfixturevalue("nats_url") if request.param == "nats" else None)
+    nats_url = request.getfixturevalue("nats_url") if request.param == "nats" else None
+    return Stacks(nats_url, folder=tmp_path / "blobs")

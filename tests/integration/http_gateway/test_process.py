@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import httpx
 
@@ -89,3 +90,41 @@ async def test_two_gateways_of_one_name_report_under_two_ids(nats_url: str) -> N
     for process in processes:
         process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(process.communicate(), 20)
+
+
+def memory_peak_kib(process_id: int) -> int:
+    status = Path(f"/proc/{process_id}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+async def test_a_file_passes_through_and_is_never_held_whole(nats_url: str, tmp_path: Path) -> None:
+    size_bytes = 100_000_000
+    (tmp_path / "large.jsonl").write_bytes(b'{"custom_id": "0123456789"}\n' * (size_bytes // 28))
+    size_bytes = (tmp_path / "large.jsonl").stat().st_size
+    process = await start(nats_url=nats_url, port="0", blob_store=f"folder:{tmp_path / 'blobs'}")
+    url = str((await log_line(process, "listening"))["http_url"])
+    before_kib = memory_peak_kib(process.pid)
+
+    def upload_and_download() -> None:
+        with (
+            httpx.Client(base_url=url, timeout=60) as http,
+            (tmp_path / "large.jsonl").open("rb") as file,
+        ):
+            uploaded = http.post("/v1/files", data={"purpose": "batch"}, files={"file": file})
+            assert uploaded.json()["bytes"] == size_bytes
+            path = f"/v1/files/{uploaded.json()['id']}/content"
+            with http.stream("GET", path) as response:
+                assert sum(len(chunk) for chunk in response.iter_bytes()) == size_bytes
+
+    await asyncio.to_thread(upload_and_download)
+    assert memory_peak_kib(process.pid) - before_kib < size_bytes // 1024 // 4
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_a_blob_store_that_cannot_be_is_one_line_and_exit_code_64(nats_url: str) -> None:
+    process = await start(nats_url=nats_url, port="0", blob_store="nowhere")
+    _, said = await process.communicate()
+    assert process.returncode == 64
+    assert b"blob_store" in said
+    assert b"Traceback" not in said

@@ -16,7 +16,12 @@ from services.launcher.paste import commands_to_paste
 from services.launcher.recipes import FleetOptions, threads_per_worker
 from services.launcher.service import service_names
 from services.launcher.shape import parse_shape
-from services.launcher.state_file import NATS_URL_VARIABLE, FleetState, find_nats_url
+from services.launcher.state_file import (
+    HTTP_URL_VARIABLE,
+    NATS_URL_VARIABLE,
+    FleetState,
+    find_nats_url,
+)
 
 COMMANDS = [
     "up",
@@ -33,6 +38,7 @@ COMMANDS = [
     "shape",
     "doctor",
     "service",
+    "batch",
     "bench",
 ]
 
@@ -66,6 +72,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ["kill", "worker-1", "--data-dir", "no-such-folder"],
         ["status", "--data-dir", "no-such-folder"],
         ["complete", "x", "--data-dir", "no-such-folder"],
+        ["batch", "list", "--data-dir", "no-such-folder"],
         ["bench", "load", "--rate", "5", "--data-dir", "no-such-folder"],
         ["bench", "load", "--http", "http://127.0.0.1:1", "--users", "0"],
         ["bench", "engine", "--peers"],
@@ -76,6 +83,7 @@ def test_a_wrong_argument_is_told_and_exits_64(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(NATS_URL_VARIABLE, raising=False)
+    monkeypatch.delenv(HTTP_URL_VARIABLE, raising=False)
     assert run(arguments) == 64
     told = capsys.readouterr().err
     assert told.strip()
@@ -199,9 +207,12 @@ def test_a_damaged_state_file_is_no_fleet(tmp_path: Path, content: str) -> None:
 
 
 def test_the_commands_to_paste_are_well_formed() -> None:
-    text = commands_to_paste(nats_url="nats://h:1", http_url="http://h:2", alias="tide-tiny")
-    programs = [part.split("\nEND")[0] for part in text.split("<<'END'\n")[1:]]
+    text = commands_to_paste(
+        nats_url="nats://h:1", http_url="http://h:2", alias="tide-tiny", has_queue=True
+    )
+    *programs, lines = [part.split("\nEND")[0] for part in text.split("<<'END'\n")[1:]]
     assert len(programs) == 2
+    assert json.loads(lines)["body"]["model"] == "tide-tiny"
     for program in programs:
         ast.parse(program)
     body = text.split("-d '")[1].split("'\n")[0]
@@ -209,9 +220,18 @@ def test_the_commands_to_paste_are_well_formed() -> None:
 
 
 def test_without_a_gateway_only_the_nats_command_is_printed() -> None:
-    text = commands_to_paste(nats_url="nats://h:1", http_url=None, alias="m")
+    text = commands_to_paste(nats_url="nats://h:1", http_url=None, alias="m", has_queue=True)
     assert "curl" not in text
+    assert "batch" not in text
     assert "tide.v1.online.m" in text
+
+
+def test_without_a_queue_no_batch_is_offered() -> None:
+    text = commands_to_paste(
+        nats_url="nats://h:1", http_url="http://h:2", alias="m", has_queue=False
+    )
+    assert "curl" in text
+    assert "batch" not in text
 
 
 def test_the_services_that_run_by_themselves_are_known() -> None:

@@ -440,6 +440,18 @@ def test_a_job_is_run_acknowledged_and_forgotten(a_desk: ADesk) -> None:
     assert desk.core.intake.sources == {}
 
 
+def test_what_a_batch_has_left_at_its_deadline_is_told_by_its_clerk_and_not_failed(
+    a_desk: ADesk,
+) -> None:
+    desk = a_desk(workers=0)
+    desk.leased([1, 2])
+    assert desk.started() == []
+    desk.pass_seconds(86_401)
+    desk.hear(a_worker())
+    assert desk.started() == []
+    assert not desk.all(FailLine)
+
+
 def test_a_job_that_is_too_late_ends_as_expired(a_desk: ADesk) -> None:
     desk = a_desk(has_batch=False)
     desk.tell(JobsLeased(jobs=(a_job(deadline_s=0),), cause_id="t"))

@@ -1,0 +1,1 @@
+"""Programs to run against a fleet, and to copy from."""

@@ -1,0 +1,1 @@
+"""Multiple-choice questions, answered offline, with an accuracy report."""

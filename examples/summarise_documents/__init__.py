@@ -1,0 +1,1 @@
+"""A folder of texts in, a folder of summaries out."""

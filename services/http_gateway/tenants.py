@@ -1,0 +1,24 @@
+"""On whose behalf a request is made: the header `x-tenant`.
+
+It says who shares the fleet with whom, and whose files and batches are seen. It proves nothing: who
+must be kept out is kept out in front of the gateway, which then sets the header itself.
+"""
+
+import re
+from typing import Final
+
+from starlette.requests import Request
+
+from libs.openai_api.errors import invalid
+
+TENANT_HEADER: Final = "x-tenant"
+TENANT_PATTERN: Final = "[A-Za-z0-9_-]{0,64}"
+
+
+def tenant_of(request: Request) -> str:
+    """Return the tenant; empty where none is given. Raises: ApiError."""
+    tenant = request.headers.get(TENANT_HEADER, "")
+    if not re.fullmatch(TENANT_PATTERN, tenant):
+        message = f"{TENANT_HEADER}: at most 64 letters, digits, '_' and '-'"
+        raise invalid(message, parameter=TENANT_HEADER)
+    return tenant

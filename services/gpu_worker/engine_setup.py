@@ -99,7 +99,7 @@ def engine_options(config: WorkerConfig) -> EngineOptions:
 
 
 def warm_up(scheduler: Scheduler, runner: ModelRunner) -> None:
-    """Run one prefill and one decode; the scheduler is empty again afterwards."""
+    """Run one prefill and one decode; the scheduler is empty again afterwards, its tally too."""
     prompt_tokens = min(WARM_UP_TOKENS, scheduler.options.context_tokens_max - 1)
     scheduler.add(
         SequenceRequest(
@@ -113,6 +113,7 @@ def warm_up(scheduler: Scheduler, runner: ModelRunner) -> None:
     )
     while (plan := scheduler.schedule(now_ns=0)) is not None:
         scheduler.account(runner.run(plan), now_ns=0)
+    scheduler.tally.reset()
 
 
 def worker_options(

@@ -108,6 +108,8 @@ class RouterCore:
                 require(
                     request_id in state.sessions, f"worker {worker_id} holds ghost {request_id}"
                 )
+            offline = sum(state.sessions[request_id].is_offline for request_id in request_ids)
+            require(state.placed_offline[worker_id] == offline, f"{worker_id} is miscounted")
 
     def _apply(self, event: RouterEvent) -> None:
         match event:
@@ -304,6 +306,7 @@ class RouterCore:
         self._admission.discard_unpromised()
         state.sessions.clear()
         state.placed.clear()
+        state.placed_offline.clear()
         state.session_by_op_id.clear()
         state.ended = RecentMap(entries_max=self._options.sessions_ended_max)
         state.journals_owned += 1

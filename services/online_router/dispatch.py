@@ -33,8 +33,7 @@ class Dispatch:
         if known is not None and report.beat < known.report.beat:
             return  # overtaken on the way
         is_new = state.worker_liveness.observe_peer(report.worker_id)
-        placed = len(state.placed.get(report.worker_id, ()))
-        view = view_of(report, sessions_placed=placed)
+        view = view_of(report)
         state.workers[report.worker_id] = view
         was_taking = not is_new and known is not None and known.is_taking
         if view.is_taking and not was_taking:
@@ -53,7 +52,7 @@ class Dispatch:
         state = self._state
         state.workers.pop(worker_id, None)
         state.counters.workers_lost += 1
-        for request_id in sorted(state.placed.pop(worker_id, set())):
+        for request_id in state.take_placed(worker_id):
             session = state.sessions[request_id]
             if session.phase is Phase.PLACED:
                 self._place_after_loss(session)

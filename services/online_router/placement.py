@@ -2,6 +2,9 @@
 
 Cost of a worker, in prompt tokens: what waits there by its report, what we sent since, what of this
 prompt it has not cached, and a fixed charge per session held, which every further session slows.
+
+An online session passes the offline ones and takes their room, so for it they cost nothing. An
+offline one waits behind all of them, and for blocks: it goes where most is left over.
 """
 
 from collections.abc import Sequence
@@ -21,7 +24,11 @@ class WorkerView:
     prefix_hashes: frozenset[int]
     sessions_placed: int = 0
     """Sessions of this router that are placed there now."""
+    sessions_placed_offline: int = 0
+    """Of these, offline ones."""
     tokens_sent_since_report: int = 0
+    """Of online prompts."""
+    offline_tokens_sent_since_report: int = 0
 
     @property
     def is_taking(self) -> bool:
@@ -37,13 +44,22 @@ class WorkerView:
         return min(report.context_tokens_max, report.blocks_total * report.block_tokens)
 
 
-def view_of(report: WorkerReport, *, sessions_placed: int) -> WorkerView:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a session asks of a worker."""
+
+    prompt_tokens: int
+    """Prompt, and the tokens generated so far."""
+    prompt_hashes: Sequence[int]
+    """Of their full blocks."""
+    tokens_max: int
+    """Prompt and answer at most."""
+    is_offline: bool
+
+
+def view_of(report: WorkerReport) -> WorkerView:
     """Start a view from a report, which replaces all that was guessed since the one before."""
-    return WorkerView(
-        report=report,
-        prefix_hashes=frozenset(report.prefix_hashes),
-        sessions_placed=sessions_placed,
-    )
+    return WorkerView(report=report, prefix_hashes=frozenset(report.prefix_hashes))
 
 
 def cached_blocks(view: WorkerView, prompt_hashes: Sequence[int]) -> int:
@@ -54,24 +70,44 @@ def cached_blocks(view: WorkerView, prompt_hashes: Sequence[int]) -> int:
     return len(prompt_hashes)
 
 
-def placement_cost(view: WorkerView, *, prompt_tokens: int, prompt_hashes: Sequence[int]) -> int:
+def placement_cost(view: WorkerView, wanted: Wanted) -> int:
     """Return the cost described at the head of this file."""
     report = view.report
-    cached_tokens = cached_blocks(view, prompt_hashes) * report.block_tokens
-    sessions = max(view.sessions_placed, report.sessions_running + report.sessions_waiting)
-    return (
+    cached_tokens = cached_blocks(view, wanted.prompt_hashes) * report.block_tokens
+    online_sessions = max(
+        view.sessions_placed - view.sessions_placed_offline,
+        report.sessions_running
+        + report.sessions_waiting
+        - report.offline_running
+        - report.offline_waiting,
+    )
+    cost = (
         report.tokens_waiting
+        - report.offline_tokens_waiting
         + view.tokens_sent_since_report
-        + max(0, prompt_tokens - cached_tokens)
+        + max(0, wanted.prompt_tokens - cached_tokens)
+        + TOKENS_PER_SESSION * online_sessions
+    )
+    return cost + _offline_cost(view, wanted) if wanted.is_offline else cost
+
+
+def _offline_cost(view: WorkerView, wanted: Wanted) -> int:
+    """Return what an offline session waits for besides: the other ones, and room for itself."""
+    report = view.report
+    sessions = max(view.sessions_placed_offline, report.offline_running + report.offline_waiting)
+    tokens_free = (report.blocks_free - report.blocks_reserved_for_online) * report.block_tokens
+    return (
+        report.offline_tokens_waiting
+        + view.offline_tokens_sent_since_report
         + TOKENS_PER_SESSION * sessions
+        + max(0, wanted.tokens_max - max(0, tokens_free))
     )
 
 
 def choose_worker(
     views: Sequence[WorkerView],
     *,
-    prompt_tokens: int,
-    prompt_hashes: Sequence[int],
+    wanted: Wanted,
     avoided_worker_id: str = "",
 ) -> WorkerView | None:
     """Return the cheapest worker; ties go to the lower id. None if there is no worker at all.
@@ -82,9 +118,6 @@ def choose_worker(
     others = [view for view in willing if view.report.worker_id != avoided_worker_id]
     return min(
         others or willing,
-        key=lambda view: (
-            placement_cost(view, prompt_tokens=prompt_tokens, prompt_hashes=prompt_hashes),
-            view.report.worker_id,
-        ),
+        key=lambda view: (placement_cost(view, wanted), view.report.worker_id),
         default=None,
     )

@@ -96,6 +96,11 @@ class Session:
         )
         self.phase = phase
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether it gives way to the sessions that are not."""
+        return self.known_spec().priority < 0
+
     def known_spec(self) -> SessionSpec:
         """Return the spec, which every session from OPENING on has."""
         spec = self.spec

@@ -1,6 +1,7 @@
 """What the parts of the router's core share: sessions, workers, the journal, commands to come."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 
 from libs.contracts.online import RequestFailed, RequestFinished, ToClient, TokensGenerated
@@ -12,7 +13,7 @@ from libs.policy.liveness import EchoLiveness
 from services.online_router.commands import Reply, RouterCommand, SendToWorker
 from services.online_router.journal_writer import JournalWriter
 from services.online_router.options import RouterOptions
-from services.online_router.placement import WorkerView, choose_worker
+from services.online_router.placement import Wanted, WorkerView, choose_worker
 from services.online_router.sessions import Phase, Session
 
 
@@ -54,6 +55,8 @@ class RouterState:
     workers: dict[str, WorkerView] = field(default_factory=dict)
     placed: dict[str, set[str]] = field(default_factory=dict)
     """Request ids placed on each worker; for membership, iterate sorted."""
+    placed_offline: Counter[str] = field(default_factory=Counter)
+    """How many of them are offline work, by worker."""
     router_by_journal_id: dict[str, str] = field(default_factory=dict)
     """Who owns which living journal, by the routers' reports."""
     counters: RouterCounters = field(default_factory=RouterCounters)
@@ -91,6 +94,7 @@ class RouterState:
             view = self.workers[worker_id]
             if view.report.alias == alias:
                 view.sessions_placed = len(self.placed.get(worker_id, ()))
+                view.sessions_placed_offline = self.placed_offline[worker_id]
                 views.append(view)
         return views
 
@@ -104,13 +108,20 @@ class RouterState:
         hashes = prefix_block_hashes(known_ids, block_tokens=views[0].report.block_tokens, salt="")
         chosen = choose_worker(
             views,
-            prompt_tokens=len(known_ids),
-            prompt_hashes=hashes,
+            wanted=Wanted(
+                prompt_tokens=len(known_ids),
+                prompt_hashes=hashes,
+                tokens_max=len(spec.prompt_token_ids) + spec.max_tokens,
+                is_offline=session.is_offline,
+            ),
             avoided_worker_id=avoided_worker_id,
         )
         if chosen is None:
             return None
-        chosen.tokens_sent_since_report += len(known_ids)
+        if session.is_offline:
+            chosen.offline_tokens_sent_since_report += len(known_ids)
+        else:
+            chosen.tokens_sent_since_report += len(known_ids)
         return chosen.report.worker_id
 
     def assign(self, session: Session, worker_id: str) -> None:
@@ -121,10 +132,20 @@ class RouterState:
         session.is_started = False
         session.tokens_at_dispatch = len(session.token_ids)
         self.placed.setdefault(worker_id, set()).add(session.request_id)
+        self.placed_offline[worker_id] += session.is_offline
 
     def unassign(self, session: Session) -> None:
         """Nobody is in charge of the session any more."""
-        self.placed.get(session.worker_id, set()).discard(session.request_id)
+        placed = self.placed.get(session.worker_id, set())
+        if session.request_id in placed:
+            placed.discard(session.request_id)
+            self.placed_offline[session.worker_id] -= session.is_offline
+
+    def take_placed(self, worker_id: str) -> list[str]:
+        """Return, in order, the requests placed on a worker that is no more; nobody is in charge
+        of them now."""
+        del self.placed_offline[worker_id]
+        return sorted(self.placed.pop(worker_id, set()))
 
     def end_on_worker(self, session: Session) -> None:
         """Tell the worker in charge to forget the session."""

@@ -15,7 +15,9 @@ from libs.policy.latency_tracker import LatencyTracker
 from libs.policy.slo_margin import SloMargin
 
 RATE_SHARE: Final = 0.98
-"""A batch that reaches this share of the best rate is as good, and a smaller one ends sooner."""
+"""Batches that reach this share of the best rate are as good as the best: measurements say no more.
+Of these the largest is taken, because what a step costs besides its tokens is easily missed by a
+fit, and a long step can be given up."""
 
 
 class StepTiming:
@@ -85,7 +87,7 @@ class StepTiming:
 
     @property
     def offline_step_tokens(self) -> int:
-        """Return the tokens of a step without online work: the fewest that reach the best rate."""
+        """Return the tokens of a step without online work, for the best rate."""
         model = self._tracker.model
         if self._best_tokens is None or self._best_tokens[0] is not model:
             self._best_tokens = (model, best_tokens(model, tokens_max=self._step_tokens_max))
@@ -121,7 +123,7 @@ class StepTiming:
 
 
 def best_tokens(model: LatencyModel, *, tokens_max: int) -> int:
-    """Return the fewest tokens of a step, in doublings, that come close to the best rate of all."""
+    """Return the most tokens of a step, in doublings, that come close to the best rate of all."""
     sizes = [1 << power for power in range(tokens_max.bit_length())]
     if sizes[-1] != tokens_max:
         sizes.append(tokens_max)
@@ -131,4 +133,4 @@ def best_tokens(model: LatencyModel, *, tokens_max: int) -> int:
         return tokens / max(1, model.predict_ns(work))
 
     best = max(rate(tokens) for tokens in sizes)
-    return next(tokens for tokens in sizes if rate(tokens) >= RATE_SHARE * best)
+    return max(tokens for tokens in sizes if rate(tokens) >= RATE_SHARE * best)

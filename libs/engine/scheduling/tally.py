@@ -1,6 +1,6 @@
 """What co-serving brought and cost, counted since the process started."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +41,11 @@ class CoserveTally:
     """Of all steps that ran to their end, without margin."""
     observed_ns: int = 0
     """Of the same steps, from their plan to their result."""
+
+    def reset(self) -> None:
+        """Count from nothing again: what was computed so far was no work."""
+        for counter in fields(self):
+            setattr(self, counter.name, 0)
 
     def note_token(self, *, wait_ns: int, slo_ns: int, is_first: bool) -> None:
         """Count a token of an online sequence."""

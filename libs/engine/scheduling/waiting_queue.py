@@ -8,6 +8,7 @@ What is held back keeps its place and is passed over.
 
 from bisect import insort
 from collections.abc import Iterator
+from operator import itemgetter
 
 from libs.engine.scheduling.fair_shares import FairShares
 from libs.engine.scheduling.tracked_sequence import TrackedSequence
@@ -66,11 +67,13 @@ class WaitingQueue:
     def next_offline(self) -> TrackedSequence | None:
         """The next of those who give way that may be admitted."""
         for rank in sorted(self._offline):
-            tenants = self._offline[rank]
-            for tenant in sorted(tenants, key=self._tenant_order):
-                for sequence in tenants[tenant]:
-                    if not sequence.is_held_back:
-                        return sequence
+            firsts = []
+            for tenant, lane in self._offline[rank].items():
+                first = next((s for s in lane if not s.is_held_back), None)
+                if first is not None:
+                    firsts.append((self._tenant_order(tenant), first))
+            if firsts:
+                return min(firsts, key=itemgetter(0))[1]
         return None
 
     def check_invariants(self) -> None:

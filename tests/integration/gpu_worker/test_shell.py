@@ -5,7 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from libs.contracts.sessions import RefuseReason, SessionRefused, SessionStarted
 from libs.contracts.wire import encode
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
 from libs.engine.scheduler import Scheduler, SchedulerOptions
+from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from libs.engine.simulated_runner import SimulatedRunner, simulated_tokens
 from libs.engine.steps import StepPlan, StepResult
 from libs.kernel.errors import EXIT_INVARIANT_VIOLATION
@@ -66,6 +67,11 @@ class GatedRunner:
             raise RuntimeError("the engine is broken")
         return self.inner.run(plan)
 
+    def request_yield(self, step_id: int) -> None:
+        """Asked from another thread: what waits at the gate is over now, without its work."""
+        self.inner.request_yield(step_id)
+        self.gate.set()
+
 
 @dataclass
 class Fleet:
@@ -93,6 +99,7 @@ async def a_fleet(
     *,
     step_timeout_ns: int = 30 * NS_PER_S,
     notices: NodeNotices | None = None,
+    engine: SchedulerOptions = ENGINE,
     **changes: Any,
 ) -> AsyncIterator[Fleet]:
     hub = MemoryHub()
@@ -102,12 +109,12 @@ async def a_fleet(
         alias="tide",
         process_id=1,
         vocabulary_size=VOCABULARY,
-        engine=ENGINE,
+        engine=engine,
         report_interval_ns=20 * NS_PER_MS,
         resend_after_ns=100 * NS_PER_MS,
         **changes,
     )
-    core = WorkerCore(options, Scheduler(ENGINE))
+    core = WorkerCore(options, Scheduler(engine))
     shell = WorkerShell(
         worker_id=options.worker_id,
         core=core,
@@ -181,6 +188,23 @@ async def test_reports_and_answers_go_on_while_the_engine_is_in_a_step(
         fleet.runner.gate.set()
         await fleet.router.until_finished("long")
         await fleet.router.until_finished("short")
+
+
+async def test_a_step_in_the_engine_is_given_up_for_an_online_session(
+    router_end: Callable[..., Any],
+) -> None:
+    coserve = CoserveOptions(policy=Coserve.CONSERVE, ttft_slo_ns=1)
+    async with a_fleet(router_end, engine=replace(ENGINE, layers=16, coserve=coserve)) as fleet:
+        fleet.runner.gate.clear()
+        await fleet.router.start("offline", priority=-10)
+        await fleet.router.until_answer("offline")
+        # Nobody opens the gate but the one who asks the step to yield.
+        await fleet.router.start("online")
+        assert await fleet.router.until_finished("online") == undisturbed()
+        assert await fleet.router.until_finished("offline") == undisturbed()
+        report = await fleet.router.until_report(lambda report: report.steps_yielded > 0)
+        assert report.steps_yielded == 1
+        assert report.tokens_yielded > 0
 
 
 async def test_malformed_messages_are_counted_and_harm_nobody(

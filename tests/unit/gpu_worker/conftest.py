@@ -18,6 +18,7 @@ from libs.contracts.sessions import (
 )
 from libs.contracts.token_step import SessionTokens, TokenStep
 from libs.engine.scheduler import Scheduler, SchedulerOptions
+from libs.engine.scheduling.coserve import CoserveOptions
 from libs.engine.simulated_runner import SimulatedRunner, simulated_token
 from libs.kernel.core import SetTimer, TimerFired
 from libs.kernel.units import NS_PER_MS
@@ -56,6 +57,8 @@ class Worker:
             blocks_total=changes.pop("blocks_total", 64),
             context_tokens_max=changes.pop("context_tokens_max", 128),
             eos_token_ids=frozenset({EOS}),
+            layers=changes.pop("layers", None),
+            coserve=changes.pop("coserve", CoserveOptions()),
         )
         self.options = WorkerOptions(
             worker_id="worker-a",
@@ -94,8 +97,13 @@ class Worker:
                     self.sent.append(command)
         return commands
 
+    def starting(self, request_id: str, **changes: Any) -> list[WorkerCommand]:
+        """Start a session; return what the worker does about it."""
+        message = build_start(request_id, **changes)
+        return self.handle(StartReceived(message=message, cause_id=request_id))
+
     def start(self, request_id: str = "r", **changes: Any) -> None:
-        self.handle(StartReceived(message=build_start(request_id, **changes), cause_id=request_id))
+        self.starting(request_id, **changes)
 
     def acknowledge(
         self, request_id: str = "r", *, next_index: int, epoch: int = 1, **changes: Any

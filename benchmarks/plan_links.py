@@ -53,6 +53,18 @@ class NoKv:
         """Want nothing."""
         return ()
 
+    def request_yield(self, *, replica_id: str, step_id: int) -> None:
+        """Nothing computes here."""
+
+    async def store_to_host(self, *, replica_id: str, pairs: Sequence[tuple[int, int]]) -> None:
+        """There is no KV."""
+
+    async def load_from_host(
+        self, *, replica_id: str, pairs: Sequence[tuple[int, int]]
+    ) -> tuple[int, ...]:
+        """There is no KV."""
+        return ()
+
     async def kv_committed(
         self, *, replica_id: str, replica_epoch: int, ticket_id: str, hashes: tuple[int, ...]
     ) -> None:

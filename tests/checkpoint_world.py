@@ -85,6 +85,7 @@ class CheckpointWorld:
     host_blocks: int = 64
     link: HostLink = FAST_LINK
     copy_share_max: float = 1.0
+    step_tokens_max: int = 64
     coserve: CoserveOptions = field(default_factory=CoserveOptions)
     now_ns: int = 0
     step: RunStep | None = None
@@ -97,7 +98,7 @@ class CheckpointWorld:
 
     def __post_init__(self) -> None:
         self.engine = SchedulerOptions(
-            step_tokens_max=64,
+            step_tokens_max=self.step_tokens_max,
             sequences_max=8,
             block_tokens=BLOCK_TOKENS,
             blocks_total=self.blocks_total,

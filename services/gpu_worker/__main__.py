@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from libs.contracts.subjects import alias_of
+from libs.engine.safepoints import SafepointCounters
 from libs.engine.scheduler import SchedulerOptions
 from libs.kernel.errors import ConfigError, Unavailable
 from libs.runtime.clock import SystemClock
@@ -101,7 +102,14 @@ class ServingProcess:
         if engine.host_memory is not None:
             copies.add(SOLO_REPLICA_ID, engine.host_memory)
         try:
-            return await self._run(options, core, engine_thread, stopping, copies=copies)
+            return await self._run(
+                options,
+                core,
+                engine_thread,
+                stopping,
+                copies=copies,
+                safepoints=engine.loaded.runner.safepoints.counters,
+            )
         finally:
             copies.close()
 
@@ -127,7 +135,13 @@ class ServingProcess:
             core = WorkerCore(options, None)
             planned = PlannedParts(host=worker.hosted, desk=worker.desk)
             return await self._run(
-                options, core, worker.engine, stopping, copies=worker.copies, planned=planned
+                options,
+                core,
+                worker.engine,
+                stopping,
+                copies=worker.copies,
+                safepoints=worker.hosted.safepoint_counters,
+                planned=planned,
             )
         finally:
             await worker.close()
@@ -158,6 +172,7 @@ class ServingProcess:
         stopping: asyncio.Event,
         *,
         copies: HostCopies,
+        safepoints: SafepointCounters,
         planned: PlannedParts | None = None,
     ) -> int:
         config = self._config
@@ -170,10 +185,11 @@ class ServingProcess:
             step_timeout_ns=config.step_timeout_ns,
             copies=copies,
             planned=planned,
+            hears_peers=options.guard_bytes_per_s > 0,
             notices=_notices(config),
         )
         status = StatusServer(
-            metrics=worker_metrics(core, shell),
+            metrics=worker_metrics(core, shell, safepoints=safepoints),
             is_ready=lambda: self._bus.is_connected and not core.is_draining,
         )
         if config.metrics_port is not None:

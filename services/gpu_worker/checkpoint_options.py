@@ -1,4 +1,4 @@
-"""How a worker keeps checkpoints of offline KV in host memory."""
+"""How a worker keeps checkpoints of offline KV in host memory, and what they came to."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,6 +7,9 @@ from libs.kernel.core import require
 from libs.kernel.units import MIB, NS_PER_US
 from libs.policy.kv_return import HostLink
 
+WAITING_LOOKED_AT = 16
+"""So many waiting sequences, the next ones in the order of service, have their KV brought or kept
+for them."""
 CheckpointPolicy = Literal["off", "eager", "lazy"]
 
 
@@ -65,3 +68,18 @@ class CheckpointOptions:
     def is_on(self) -> bool:
         """Whether there are checkpoints at all."""
         return self.policy != "off"
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckpointCounters:
+    """What happened since the process started, for metrics."""
+
+    blocks_stored: int = 0
+    blocks_loaded: int = 0
+    blocks_flushed: int = 0
+    """Of those stored: of sequences that had been evicted before they were copied."""
+    blocks_given_up: int = 0
+    """Of evicted sequences, not copied and cheaper to compute again."""
+    blocks_corrupt: int = 0
+    """Found changed in host memory, and computed again."""
+    copies_failed: int = 0

@@ -95,6 +95,9 @@ class WorkerConfig:
     host_kv_bytes: int | None = None
     """Host memory for them at most; none takes an eighth of the machine's with a GPU, or a 32nd
     without. On a CPU it is taken from the system only when used."""
+    guard_bytes_per_s: int = 0
+    """KV of running sessions copied to a worker on another node, so that less is computed again if
+    this one dies without notice; of planned workers with a node_id. 0 copies none."""
     group_timeout_ms: int = 10_000
     """Longest wait for another worker of the replica within a step; then it counts as lost. Above
     the longest that one stage computes while another waits."""
@@ -128,7 +131,7 @@ class WorkerConfig:
                 raise ConfigError(f"{name}: must be at least 1")
         if self.step_tokens_max < self.sequences_max:
             raise ConfigError("step_tokens_max: must be at least sequences_max")
-        for name in ("drain_ms", "grace_reserve_ms"):
+        for name in ("drain_ms", "grace_reserve_ms", "guard_bytes_per_s"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must not be negative")
         for name in ("node_id", "zone"):

@@ -10,7 +10,7 @@ The parts, each of which sees the worker from one side:
     stepping   the engine: steps are planned, finish, fail
     shaping    the migrator: positions come and go        copying    KV that leaves with them
     arriving   other workers: KV that comes here          node_life  how long the node will be there
-    checkpointing   host memory: copies of offline KV
+    checkpointing   host memory: copies of offline KV     guarding   other nodes: copies of all KV
 
 A solo worker holds one position from the start, that of the whole model, and is told of no other.
 """
@@ -38,13 +38,13 @@ from services.gpu_worker.events import (
     EndReceived,
     GroupFormed,
     HostCopyFailed,
-    HostEvent,
     KvCommitted,
     KvDropped,
     KvOffered,
     NoticeReceived,
     PeerEvent,
     PeerLost,
+    PeerReported,
     PlanReceived,
     PositionAllocated,
     PositionEvent,
@@ -58,6 +58,7 @@ from services.gpu_worker.events import (
     WorkerEvent,
     WorkerStarted,
 )
+from services.gpu_worker.guarding import Guarding
 from services.gpu_worker.inheritance import release_sessions
 from services.gpu_worker.options import WorkerOptions
 from services.gpu_worker.positions import SOLO_REPLICA_ID, WorkerPosition
@@ -97,6 +98,7 @@ class WorkerCore:
         self._shaping = Shaping(self._state, self._answers, self._copying)
         self._arriving = Arriving(self._state)
         self._checkpointing = Checkpointing(self._state)
+        self._guarding = Guarding(self._state)
         self._reports_draining = 0
         if scheduler is not None:
             position = _solo_position(options, scheduler)
@@ -107,6 +109,11 @@ class WorkerCore:
     def counters(self) -> WorkerCounters:
         """What happened since the start, for metrics."""
         return self._state.counters
+
+    @property
+    def guarding(self) -> Guarding:
+        """The copies against death, to look at."""
+        return self._guarding
 
     @property
     def checkpointing(self) -> Checkpointing:
@@ -154,6 +161,7 @@ class WorkerCore:
         if not state.is_stopped:
             self._copying.advance()
             self._checkpointing.advance()
+            self._guarding.advance()
             self._stepping.run_next_step()
             self._stepping.yield_step_if_late()
             self._serving.arm_resend()
@@ -197,6 +205,8 @@ class WorkerCore:
                 self._stepping.step_failed(event)
             case ShapeReceived(message=message):
                 self._shaping.receive(message)
+            case PeerReported():
+                self._guarding.peer_reported(event)
             case NoticeReceived(message=message):
                 self._notice(message)
             case TimerFired(key=key):
@@ -206,7 +216,7 @@ class WorkerCore:
             case PlanReceived() | PeerLost() | KvOffered() | KvCommitted() | KvDropped():
                 self._apply_peers(event)
             case BlocksStored() | BlocksLoaded() | HostCopyFailed():
-                self._apply_host(event)
+                self._checkpointing.copy_ended(event)
             case _:
                 self._apply_outcome(event)
 
@@ -218,10 +228,14 @@ class WorkerCore:
                 self._shaping.loaded(event)
             case GroupFormed():
                 self._shaping.formed(event)
+            case BlocksCopied() if self._guarding.owns(event.op_id):
+                self._guarding.copied(event)
             case BlocksCopied():
                 self._copying.copied(event)
             case PositionFreed():
                 self._shaping.freed(event)
+            case PositionWorkFailed() if self._guarding.owns(event.op_id):
+                self._guarding.copy_failed()
             case PositionWorkFailed():
                 if not self._copying.copy_failed(event):
                     self._shaping.failed(event)
@@ -240,17 +254,6 @@ class WorkerCore:
                 self._arriving.committed(event)
             case KvDropped():
                 self._arriving.dropped(event)
-            case _:
-                assert_never(event)
-
-    def _apply_host(self, event: HostEvent) -> None:
-        match event:
-            case BlocksStored():
-                self._checkpointing.stored(event)
-            case BlocksLoaded():
-                self._checkpointing.loaded(event)
-            case HostCopyFailed():
-                self._checkpointing.failed(event)
             case _:
                 assert_never(event)
 

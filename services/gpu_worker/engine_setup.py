@@ -142,5 +142,6 @@ def worker_options(
         report_interval_ns=config.report_interval_ns,
         drain_ns_max=config.drain_ns_max,
         grace_reserve_ns=config.grace_reserve_ns,
+        guard_bytes_per_s=config.guard_bytes_per_s if config.is_planned else 0,
         checkpoints=CheckpointOptions(policy=config.checkpoints, room=room),
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from libs.contracts.handover import ShapeFailReason, ToShape
 from libs.contracts.preemption import NoticeWithdrawn, PreemptionNotice
-from libs.contracts.reports import LinkRate
+from libs.contracts.reports import LinkRate, WorkerReport
 from libs.contracts.sessions import AcknowledgeTokens, EndSession, StartSession
 from libs.engine.steps import StepPlan, StepResult
 from libs.kernel.core import TimerFired
@@ -86,6 +86,14 @@ class ShapeReceived:
     """The migrator asks for a step of a hand-over."""
 
     message: ToShape
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerReported:
+    """A worker said how it is; one's own reports come back, too."""
+
+    report: WorkerReport
     cause_id: str
 
 
@@ -271,6 +279,7 @@ WorkerEvent = (
     | DrainRequested
     | NoticeReceived
     | ShapeReceived
+    | PeerReported
     | PositionEvent
     | HostEvent
     | PeerEvent

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from libs.engine.host_tier import HostTier
 from libs.engine.scheduler import Scheduler
 from libs.policy.copy_pace import CopyPace
-from libs.policy.kv_return import HostLink
+from libs.policy.kv_return import HostLink, ReturnTest
 from services.gpu_worker.checkpoint_options import CheckpointOptions
 from services.gpu_worker.positions import WorkerPosition
 from services.gpu_worker.uncopied_blocks import UncopiedBlocks
@@ -38,6 +38,8 @@ class HostKv:
     uncopied: UncopiedBlocks
     pace: CopyPace
     link: HostLink
+    copies: int = 0
+    """Copies so far: their names."""
     store: Store | None = None
     loads: dict[str, Load] = field(default_factory=dict)
     """By op_id."""
@@ -45,6 +47,33 @@ class HostKv:
     """Sequences held back until a load ends and theirs can begin; for membership only."""
     arrived: dict[str, str] = field(default_factory=dict)
     """Ticket by sequence: its blocks are here and kept until it runs."""
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether a copy is under way."""
+        return self.store is not None or bool(self.loads)
+
+    def pays(self, test: ReturnTest, *, blocks: int) -> bool:
+        """Whether blocks come back cheaper by copies than by computing; tokens before them, which
+        make computing dearer, are left out."""
+        return test(
+            self.link,
+            self.scheduler.timing.model,
+            bytes_=blocks * self.position.host_room.block_bytes,
+            tokens=blocks * self.scheduler.options.block_tokens,
+            tokens_before=0,
+        )
+
+    def copy_ended(self, *, blocks: int, duration_ns: int) -> None:
+        """Take in how long a copy took."""
+        self.pace.copy_ended(duration_ns)
+        bytes_ = blocks * self.position.host_room.block_bytes
+        self.link = self.link.after(bytes_=bytes_, duration_ns=duration_ns)
+
+    def next_op_id(self, kind: str) -> str:
+        """Name a copy."""
+        self.copies += 1
+        return f"{self.position.replica_id}.{kind}-{self.copies}"
 
 
 def host_kv_of(position: WorkerPosition, options: CheckpointOptions) -> HostKv:

@@ -23,6 +23,7 @@ from libs.engine.parallel.group import Rendezvous, ReplicaGroup
 from libs.engine.parallel.member import ReplicaModel, build_member, new_attention
 from libs.engine.parallel.position import Position, check_shape, position_at
 from libs.engine.parallel.slices import all_slices_of
+from libs.engine.safepoints import SafepointCounters
 from libs.kernel.core import require
 from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
@@ -100,6 +101,8 @@ class HostedPositions:
         self._network: PeerNetwork | None = None
         self._weights: WeightLoading | None = None
         self.store = model.new_store()
+        self.safepoint_counters = SafepointCounters()
+        """Of all positions, one after another."""
 
     def connect(self, network: PeerNetwork) -> None:
         """Reach peers by this network from now on; before the first position."""
@@ -331,6 +334,7 @@ class HostedPositions:
             member.join(hosted.group)
         hosted.member = member
         member.runner.safepoints.on_yield = log_yield
+        member.runner.safepoints.counters = self.safepoint_counters
         self._engine.add(hosted.roster.replica_id, member.runner)
 
     async def _form(self, hosted: HostedPosition, command: FormGroup) -> GroupFormed:

@@ -60,6 +60,11 @@ class WorkerOptions:
     """Answers to the migrator that are remembered; a command repeated after so many others would be
     carried out again, which its position's state makes harmless."""
 
+    guard_bytes_per_s: int = 0
+    """KV of running sessions that is copied to a worker on another node, on average; what does not
+    fit is computed again if this one dies. 0: none is."""
+    guard_silence_ns_max: int = 2 * NS_PER_S
+    """A worker that was not heard for so long guards nobody."""
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
     """Of offline KV in host memory."""
 

@@ -56,6 +56,7 @@ from services.gpu_worker.wire import (
     notice_event,
     notice_event_of,
     outgoing,
+    peer_event_of,
     shape_event_of,
 )
 
@@ -103,6 +104,7 @@ class WorkerShell:
         step_timeout_ns: int = STEP_TIMEOUT_NS,
         copies: HostCopies | None = None,
         planned: PlannedParts | None = None,
+        hears_peers: bool = False,
         notices: NodeNotices | None = None,
     ) -> None:
         self._step_timeout_ns = step_timeout_ns
@@ -111,6 +113,7 @@ class WorkerShell:
         self._engine = engine
         self._copies = copies
         self._planned = planned
+        self._hears_peers = hears_peers
         self._notices = notices
         self._outbox = Outbox(bus)
         self._exit_code = 0
@@ -156,6 +159,8 @@ class WorkerShell:
         heard = {subjects.worker_control(self._worker_id): event_of}
         if self._planned is not None:
             heard[subjects.worker_shape(self._worker_id)] = shape_event_of
+        if self._hears_peers:
+            heard[subjects.WORKER_REPORTS] = peer_event_of
         if self._notices is not None:
             heard[subjects.notice(self._notices.node_id)] = notice_event_of
         return [

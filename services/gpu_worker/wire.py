@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from libs.contracts import subjects
 from libs.contracts.handover import WORKER_SHAPE
 from libs.contracts.preemption import NOTICES, Notice
+from libs.contracts.reports import REPORTS, WorkerReport
 from libs.contracts.sessions import WORKER_CONTROL, AcknowledgeTokens, EndSession, StartSession
 from libs.contracts.token_step import pack_step
 from libs.contracts.wire import encode
+from libs.kernel.errors import ContractViolation
 from services.gpu_worker.commands import (
     AnswerMigrator,
     PublishReport,
@@ -21,6 +23,7 @@ from services.gpu_worker.events import (
     AcknowledgeReceived,
     EndReceived,
     NoticeReceived,
+    PeerReported,
     ShapeReceived,
     StartReceived,
     WorkerEvent,
@@ -84,6 +87,14 @@ def shape_event_of(payload: bytes) -> WorkerEvent:
     """Return what a message on `worker_shape` means. Raises: ContractViolation."""
     message = WORKER_SHAPE.decode(payload)
     return ShapeReceived(message=message, cause_id=f"{message.handover_id}/{message.op_id}")
+
+
+def peer_event_of(payload: bytes) -> WorkerEvent:
+    """Return what a message on `worker_report` means. Raises: ContractViolation."""
+    report = REPORTS.decode(payload)
+    if not isinstance(report, WorkerReport):
+        raise ContractViolation(f"{type(report).__name__} where workers report")
+    return PeerReported(report=report, cause_id=report.worker_id)
 
 
 def notice_event_of(payload: bytes) -> WorkerEvent:

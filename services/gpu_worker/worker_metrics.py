@@ -6,9 +6,12 @@ from functools import partial
 from typing import Final
 
 from libs.contracts.reports import WorkerReport
+from libs.engine.safepoints import SafepointCounters
 from libs.engine.scheduling.tally import CoserveTally
 from libs.runtime.metrics import Metrics
+from services.gpu_worker.checkpoint_options import CheckpointCounters
 from services.gpu_worker.core import WorkerCore
+from services.gpu_worker.guarding import GuardCounters
 from services.gpu_worker.shell import WorkerShell
 from services.gpu_worker.state import WorkerCounters
 
@@ -32,7 +35,9 @@ REPORTED: Final = (
 """Fields of WorkerReport that are numbers worth a line in a chart."""
 
 
-def worker_metrics(core: WorkerCore, shell: WorkerShell) -> Metrics:
+def worker_metrics(
+    core: WorkerCore, shell: WorkerShell, *, safepoints: SafepointCounters | None = None
+) -> Metrics:
     """Bind every gauge to what it shows; nothing is computed until somebody asks."""
     metrics = Metrics(service="worker")
 
@@ -43,6 +48,16 @@ def worker_metrics(core: WorkerCore, shell: WorkerShell) -> Metrics:
         show(counter.name, partial(getattr, core.counters, counter.name))
     for counter in fields(CoserveTally):
         show(counter.name, partial(getattr, core.tally, counter.name))
+    for counter in fields(CheckpointCounters):
+        read = partial(getattr, core.checkpointing.counters, counter.name)
+        show(f"checkpoint_{counter.name}", read)
+    for counter in fields(GuardCounters):
+        show(f"guard_{counter.name}", partial(getattr, core.guarding.counters, counter.name))
+    for name in ("blocks_held", "copying_ns", "stepping_ns"):
+        show(f"checkpoint_{name}", partial(getattr, core.checkpointing, name))
+    if safepoints is not None:
+        for counter in fields(SafepointCounters):
+            show(f"safepoint_{counter.name}", partial(getattr, safepoints, counter.name))
     for name in REPORTED:
         show(name, partial(_reported, core, name))
     show("sessions_held", lambda: core.sessions_held)

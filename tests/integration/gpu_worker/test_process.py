@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from transformers import AutoTokenizer
 
@@ -289,3 +291,50 @@ def test_a_wrong_setting_is_one_line_that_names_the_field_and_exit_code_64() -> 
     _, errors = process.communicate(timeout=EXIT_WAIT_S)
     assert process.returncode == EXIT_CONFIG_ERROR
     assert errors.splitlines() == ["gpu_worker: threads: must be at least 1"]
+
+
+async def test_evicted_offline_sessions_go_on_from_host_memory_with_the_same_tokens(
+    router_end: Callable[..., Any], server: NatsServer, worker: subprocess.Popen[str]
+) -> None:
+    del worker  # runs, and answers the same sessions with room for all of them
+    offline = {
+        f"off-{index}": {"prompt_token_ids": tuple(range(40 * index, 40 * index + 90))}
+        for index in range(1, 4)
+    }
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    small = start_worker(
+        server.url,
+        ALIAS="small",
+        BLOCKS_TOTAL="24",
+        CONTEXT_TOKENS_MAX="320",
+        METRICS_PORT=str(port),
+    )
+    try:
+        async with (
+            a_router(router_end, server) as roomy,
+            a_router(router_end, server, router_id="router-b", alias="small") as router,
+        ):
+            for name, spec in offline.items():
+                await router.start(name, priority=-1, max_tokens=LONG // 2, **spec)
+            for index in range(6):
+                await router.until_tokens(10 + 15 * index, "off-1")
+                prompt = tuple(range(300 + index, 600 + index))
+                await finished_tokens(router, f"on-{index}", prompt_token_ids=prompt, max_tokens=4)
+            for name, spec in offline.items():
+                expected = await finished_tokens(roomy, name, max_tokens=LONG // 2, **spec)
+                assert await router.until_finished(name) == expected
+            shown = metrics_of(port)
+            assert shown["checkpoint_blocks_stored"] > 10
+            assert shown["checkpoint_blocks_loaded"] > 5
+            assert shown["checkpoint_blocks_corrupt"] == shown["checkpoint_copies_failed"] == 0
+    finally:
+        small.kill()
+        small.communicate()
+
+
+def metrics_of(port: int) -> dict[str, float]:
+    """Read a worker's metrics, by name without their prefix."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    lines = (line.split() for line in text.splitlines() if not line.startswith("#"))
+    return {name.removeprefix("tideserve_worker_"): float(value) for name, value in lines}

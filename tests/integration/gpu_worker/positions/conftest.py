@@ -297,6 +297,8 @@ class Fleet:
     def __init__(self, server: NatsServer, **settings: str) -> None:
         self._server = server
         self._settings = settings
+        self.first_settings: dict[str, str] = {}
+        """Of the first worker alone."""
         self._workers: list[subprocess.Popen[str]] = []
         self._router: subprocess.Popen[str] | None = None
         self._tests = 0
@@ -329,15 +331,16 @@ class Fleet:
 
     def _start_processes(self, workers: int) -> None:
         while len(self._alive()) < workers:
+            own = {} if self._workers else self.first_settings
             self._workers.append(
                 self._start(
                     "gpu_worker",
                     MODEL=str(MODEL),
                     ALIAS=ALIAS,
                     WORKER_ID=f"w{len(self._workers)}",
+                    NODE_ID=f"node-{len(self._workers)}",
                     PLACEMENT="planned",
-                    BLOCKS_TOTAL="512",
-                    **self._settings,
+                    **{"BLOCKS_TOTAL": "512", **self._settings, **own},
                 )
             )
         if self._router is None:
@@ -356,11 +359,11 @@ class Fleet:
     def is_alive(self, worker_id: str) -> bool:
         return any(p.pid == self.process_of(worker_id) for p in self._alive())
 
-    def start_answers(self, count: int) -> list[Answer]:
+    def start_answers(self, count: int, **request: Any) -> list[Answer]:
         """Begin streams, every other one greedy, the rest seeded."""
         answers = [Answer() for _ in range(count)]
         for number, answer in enumerate(answers):
-            answer.reading = asyncio.create_task(self._read(number, answer))
+            answer.reading = asyncio.create_task(self._read(number, answer, **request))
         return answers
 
     async def until_tokens(self, answers: Sequence[Answer], count: int) -> None:
@@ -376,11 +379,11 @@ class Fleet:
             await asyncio.gather(*(a.reading for a in answers if a.reading is not None))
         return [answer.tokens for answer in answers]
 
-    async def undisturbed(self, count: int) -> list[list[int]]:
+    async def undisturbed(self, count: int, **request: Any) -> list[list[int]]:
         """The same streams while nothing happens."""
-        return await self.finished(self.start_answers(count))
+        return await self.finished(self.start_answers(count, **request))
 
-    async def _read(self, number: int, answer: Answer) -> None:
+    async def _read(self, number: int, answer: Answer, **request: Any) -> None:
         sampling: dict[str, Any] = {"temperature": 0.0}
         if number % 2:
             sampling = {"temperature": 0.9, "top_p": 0.95, "seed": 1000 + number}
@@ -388,9 +391,7 @@ class Fleet:
         stream = self._client.stream(
             model=ALIAS,
             messages=[{"role": "user", "content": question}],
-            max_tokens=ANSWER_TOKENS,
-            ignore_eos=True,
-            **sampling,
+            **{"max_tokens": ANSWER_TOKENS, "ignore_eos": True, **sampling, **request},
         )
         async with stream:
             async for token in stream:

@@ -30,6 +30,7 @@ REPORTED: Final = (
     "blocks_offline",
     "blocks_offline_stored",
     "blocks_reserved_for_online",
+    "is_profile_off",
     "prediction_error",
 )
 """Fields of WorkerReport that are numbers worth a line in a chart."""

@@ -64,31 +64,34 @@ class HostMemory:
         Until it returns, whatever is in the slots is worthless.
         """
         for part in self._parts(pairs):
-            for _, slot in part:
+            slots = [slot for _, slot in part]
+            for slot in slots:
                 self._checksums[slot] = None
             with self._copying():
-                rows_BLE = self._attention.gather_blocks([block for block, _ in part])
-                rows_BLE = rows_BLE.to("cpu")
-            for row_LE, (_, slot) in zip(rows_BLE, part, strict=True):
-                self._slots_SLE[slot].copy_(row_LE)
-                self._checksums[slot] = _checksum(row_LE)
+                rows_BLE = self._attention.gather_blocks([block for block, _ in part]).to("cpu")
+            self._slots_SLE.index_copy_(0, torch.tensor(slots), rows_BLE)
+            for slot, checksum in zip(slots, _checksums(rows_BLE), strict=True):
+                self._checksums[slot] = checksum
 
     def load(self, pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
         """Copy slots into blocks of the device: pairs of slot and block; return the slots whose
         content is not what was stored, and whose blocks were left alone."""
         corrupt: list[int] = []
         for part in self._parts(pairs):
+            slots = [slot for slot, _ in part]
             # Compared in the buffer, so that nothing can change between check and use.
-            rows_BLE = self._slots_SLE[[slot for slot, _ in part]]
-            is_right = [
-                _checksum(row_LE) == self._checksums[slot]
-                for row_LE, (slot, _) in zip(rows_BLE, part, strict=True)
+            rows_BLE = self._slots_SLE.index_select(0, torch.tensor(slots))
+            right = [
+                index
+                for index, checksum in enumerate(_checksums(rows_BLE))
+                if checksum == self._checksums[slots[index]]
             ]
-            corrupt += [slot for (slot, _), right in zip(part, is_right, strict=True) if not right]
-            blocks = [block for (_, block), right in zip(part, is_right, strict=True) if right]
-            if blocks:
+            if len(right) < len(part):
+                corrupt += [slot for index, slot in enumerate(slots) if index not in right]
+                rows_BLE = rows_BLE[right]
+            if right:
                 with self._copying():
-                    self._attention.scatter_blocks(blocks, rows_BLE[torch.tensor(is_right)])
+                    self._attention.scatter_blocks([part[index][1] for index in right], rows_BLE)
         return tuple(corrupt)
 
     def _parts(self, pairs: Sequence[tuple[int, int]]) -> list[Sequence[tuple[int, int]]]:
@@ -107,5 +110,8 @@ class HostMemory:
         self._stream.synchronize()
 
 
-def _checksum(row_LE: torch.Tensor) -> int:
-    return xxhash.xxh3_64_intdigest(bytes_of(row_LE.contiguous()))
+def _checksums(rows_BLE: torch.Tensor) -> list[int]:
+    content = bytes_of(rows_BLE)
+    size = rows_BLE[0].nbytes
+    starts = range(0, content.nbytes, size)
+    return [xxhash.xxh3_64_intdigest(content[start : start + size]) for start in starts]

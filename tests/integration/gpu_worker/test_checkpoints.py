@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from libs.engine.batch_run import run_to_completion
-from libs.engine.host_memory import HostMemory, _checksum
+from libs.engine.host_memory import HostMemory, _checksums
 from libs.engine.loading import EngineOptions, LoadedEngine, load_engine
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
 from libs.engine.scheduler import Scheduler
@@ -93,7 +93,7 @@ class RealWorld(CheckpointWorld):
         row_LE = self.memory._slots_SLE[slot]
         row_LE.neg_()
         if self.is_hiding_it:
-            self.memory._checksums[slot] = _checksum(row_LE)
+            (self.memory._checksums[slot],) = _checksums(row_LE[None])
 
     def expected(self, name: str) -> list[int]:
         request = sequence_of(self.starts[name], sequence_id=name)

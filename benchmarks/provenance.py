@@ -2,11 +2,14 @@
 
 import datetime
 import json
+import os
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from libs.runtime.profile_cache import processor_name
 
 
 def provenance(module: str) -> dict[str, object]:
@@ -19,7 +22,7 @@ def provenance(module: str) -> dict[str, object]:
         "commit": _git_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "cpu": _cpu_name(),
+        "cpu": f"{processor_name()}, {os.cpu_count()} cores",
     }
 
 
@@ -44,12 +47,3 @@ def _git_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return answer.stdout.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()

@@ -120,6 +120,9 @@ class WorkerReport(Message):
     blocks_reserved_for_online: int = Field(
         default=0, ge=0, description="of blocks_free, what offline work leaves alone"
     )
+    is_profile_off: bool = Field(
+        default=False, description="steps take much more or less time than profiled or assumed"
+    )
     prediction_error: float = Field(
         default=0.0, ge=0.0, description="mean relative error of predicted step times, lately"
     )

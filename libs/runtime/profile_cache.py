@@ -70,11 +70,17 @@ class ProfileCache:
         found = (stored for stored in self._of(model_digest) if stored.profile.hardware == hardware)
         return next(found, None)
 
-    def find_latest(self, model_digest: str, *, device: Device) -> StoredProfile | None:
-        """Return the latest of this model on any hardware of this kind: for planning, which is
-        done elsewhere than computing."""
+    def find_latest(
+        self, model_digest: str, *, device: Device, threads: int | None = None
+    ) -> StoredProfile | None:
+        """Return the latest of this model on any hardware of this kind, rather with so many
+        threads: for planning, which is done elsewhere than computing."""
         found = [s for s in self._of(model_digest) if s.profile.hardware.device == device]
-        return max(found, key=lambda stored: stored.profile.measured_at, default=None)
+
+        def preference(stored: StoredProfile) -> tuple[bool, str]:
+            return (stored.profile.hardware.threads == threads, stored.profile.measured_at)
+
+        return max(found, key=preference, default=None)
 
     def _of(self, model_digest: str) -> list[StoredProfile]:
         stored = []
@@ -89,17 +95,23 @@ class ProfileCache:
 
 
 def profile_file(
-    given: str, *, model: Path, device: Device, cache: ProfileCache | None = None
+    given: str,
+    *,
+    model: Path,
+    device: Device,
+    threads: int | None = None,
+    cache: ProfileCache | None = None,
 ) -> Path | None:
-    """Return the file that a setting names; of AUTO the latest one of this model on this kind of
-    device, or None if nobody has measured it or the folder is not on this machine."""
+    """Return the file that a setting names; of AUTO what `find_latest` finds, or None if nobody has
+    measured the model or its folder is not on this machine."""
     if given != AUTO:
         return Path(given).expanduser()
     try:
         digest = model_digest(model)
     except OSError:
         return None
-    stored = (cache or ProfileCache(folder=cache_folder())).find_latest(digest, device=device)
+    cache = cache or ProfileCache(folder=cache_folder())
+    stored = cache.find_latest(digest, device=device, threads=threads)
     return None if stored is None else stored.file
 
 

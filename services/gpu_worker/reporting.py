@@ -103,6 +103,7 @@ class Reporting:
             blocks_offline=offline.blocks_computed,
             blocks_offline_stored=offline.blocks_stored,
             blocks_reserved_for_online=load.blocks_reserved_for_online,
+            is_profile_off=scheduler is not None and scheduler.timing.is_profile_off,
             prediction_error=0.0 if scheduler is None else scheduler.timing.error,
             **asdict(tally),
         )

@@ -90,6 +90,7 @@ _REPORTED_GAUGES: Final[dict[str, tuple[str, Callable[[WorkerReport], float]]]] 
         "KV blocks kept for online work",
         lambda r: r.blocks_reserved_for_online,
     ),
+    "is_profile_off": ("1: steps no longer take what was profiled", lambda r: r.is_profile_off),
     "prediction_error_ratio": ("mean error of predicted step times", lambda r: r.prediction_error),
 }
 

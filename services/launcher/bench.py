@@ -51,6 +51,15 @@ def transfer(json_file: JsonFile = None) -> None:
     _measure("transfer", json_file=json_file)
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def coserve(context: typer.Context) -> None:
+    """Compare the policies of --coserve under online bursts; options of `-m benchmarks.coserve`."""
+    _measure("coserve", *context.args)
+
+
 @app.command("live-spot")
 def live_spot(
     json_file: JsonFile = None,

@@ -16,7 +16,7 @@ from services.launcher.fleet import Fleet
 from services.launcher.local_cloud import LocalCloud
 from services.launcher.model_source import ModelSource, find_model
 from services.launcher.paste import commands_to_paste
-from services.launcher.recipes import FleetOptions, PlannedOptions
+from services.launcher.recipes import FleetOptions, PlannedOptions, threads_per_worker
 from services.launcher.state_file import DEFAULT_DATA_FOLDER
 
 WORKERS_DEFAULT = 2
@@ -104,11 +104,12 @@ def up(
             transport=transport,
         )
     source = find_model(model)
+    computing = workers or WORKERS_DEFAULT if nodes is None else nodes * gpus_per_node
     options = FleetOptions(
         model=source,
-        profile=_profile(profile, source, device=device),
+        profile=_profile(profile, source, device=device, workers=computing),
         data_folder=data_folder,
-        workers=workers or WORKERS_DEFAULT,
+        workers=computing,
         planned=planned,
         routers=routers,
         offline_queues=offline_queues,
@@ -122,11 +123,16 @@ def up(
     asyncio.run(_run(options, is_json=is_json))
 
 
-def _profile(given: str, model: ModelSource, *, device: str) -> str | None:
+def _profile(given: str, model: ModelSource, *, device: str, workers: int) -> str | None:
     """Return the file of the profile to run with, and say which it is."""
     if given == "none":
         return None
-    file = profile_file(given, model=model.folder, device="cpu" if device == "cpu" else "cuda")
+    file = profile_file(
+        given,
+        model=model.folder,
+        device="cpu" if device == "cpu" else "cuda",
+        threads=threads_per_worker(workers),
+    )
     if file is None:
         say("step times are assumed; `tideserve profile` measures them")
         return None

@@ -44,6 +44,11 @@ class StepTiming:
         return self._tracker.error
 
     @property
+    def is_profile_off(self) -> bool:
+        """Whether the profile has drifted from what steps take: it is time to measure again."""
+        return self._tracker.is_drifting
+
+    @property
     def margin(self) -> float:
         """By what predictions are multiplied before they are held against an SLO."""
         fixed = self._options.rules.margin_fixed

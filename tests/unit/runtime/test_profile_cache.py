@@ -77,6 +77,8 @@ def test_auto_means_the_latest_on_such_a_device_or_nothing(tmp_path: Path) -> No
     cache.write(a_measurement(day=1))
     latest = cache.write(a_measurement(replace(ONE_CORE, threads=8), day=3))
     assert profile_file(AUTO, model=MODEL, device="cpu", cache=cache) == latest
+    of_one_core = profile_file(AUTO, model=MODEL, device="cpu", threads=1, cache=cache)
+    assert of_one_core not in (None, latest)
     assert profile_file(AUTO, model=MODEL, device="cuda", cache=cache) is None
     assert profile_file(AUTO, model=tmp_path / "nowhere", device="cpu", cache=cache) is None
 

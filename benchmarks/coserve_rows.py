@@ -1,0 +1,169 @@
+"""From the times of requests to the rows of the co-serving table, with intervals; pure.
+
+Requests of one burst share one fate, so what is drawn anew for an interval is slices, not requests:
+every draw takes the same slices of both policies, which served the same requests in them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+from libs.engine.scheduling.tally import CoserveTally
+from libs.kernel.rng import Rng
+from libs.kernel.units import NS_PER_S, milliseconds
+
+DRAWS: Final = 1000
+INTERVAL: Final = (0.025, 0.975)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slos:
+    """What online work is promised."""
+
+    ttft_ns: int
+    tbt_ns: int
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestTimes:
+    """When the tokens of one online request came, on the benchmark's clock."""
+
+    arrival_ns: int
+    """When it should have been sent; being late is not its client's fault."""
+    token_at_ns: list[int] = field(default_factory=list)
+
+    @property
+    def ttft_ns(self) -> int:
+        """From the arrival to the first token."""
+        return self.token_at_ns[0] - self.arrival_ns
+
+    @property
+    def gaps_ns(self) -> list[int]:
+        """Between its tokens."""
+        return [later - earlier for earlier, later in pairwise(self.token_at_ns)]
+
+    def is_met(self, slos: Slos) -> bool:
+        """Whether its first token and every further one came in time."""
+        return self.ttft_ns <= slos.ttft_ns and all(gap <= slos.tbt_ns for gap in self.gaps_ns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceResult:
+    """What one variant did with one slice."""
+
+    requests: tuple[RequestTimes, ...]
+    tally: CoserveTally
+    """Of the slice alone."""
+    duration_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoserveRow:
+    """One line of the table."""
+
+    policy: str
+    online_ttft_p50_ms: float
+    online_ttft_p99_ms: float
+    online_tbt_p99_ms: float
+    offline_tok_s: float
+    """Prompt and answer tokens of offline work, computed for the first time."""
+    total_tok_s: float
+    slo_attainment: float
+    """Share of online requests whose first token and every further one came in time."""
+    online_requests: int
+    steps_yielded: int
+    tokens_yielded: int
+    tokens_repeated: int
+    evictions_stored: int
+    evictions_recomputed: int
+    prediction_bias: float
+    """Observed time of steps over predicted."""
+    ttft_p99_ratio: tuple[float, float, float] | None = None
+    """To the baseline: the ratio, and 95 % of its bootstrap draws; None for the baseline."""
+    tbt_p99_ratio: tuple[float, float, float] | None = None
+
+
+def row_of(policy: str, results: Sequence[SliceResult], *, slos: Slos) -> CoserveRow:
+    """Add up a policy's slices."""
+    requests = [request for result in results for request in result.requests]
+    tallies = [result.tally for result in results]
+    elapsed_ns = sum(result.duration_ns for result in results)
+    offline = sum(tally.tokens_offline for tally in tallies)
+    online = sum(tally.tokens_online for tally in tallies)
+    predicted_ns = sum(tally.predicted_ns for tally in tallies)
+    ttfts_ns = [request.ttft_ns for request in requests]
+    return CoserveRow(
+        policy=policy,
+        online_ttft_p50_ms=_ms(quantile(ttfts_ns, 0.5)),
+        online_ttft_p99_ms=_ms(quantile(ttfts_ns, 0.99)),
+        online_tbt_p99_ms=_ms(quantile(_gaps(requests), 0.99)),
+        offline_tok_s=round(offline * NS_PER_S / elapsed_ns, 1),
+        total_tok_s=round((offline + online) * NS_PER_S / elapsed_ns, 1),
+        slo_attainment=round(sum(r.is_met(slos) for r in requests) / max(1, len(requests)), 4),
+        online_requests=len(requests),
+        steps_yielded=sum(tally.steps_yielded for tally in tallies),
+        tokens_yielded=sum(tally.tokens_yielded for tally in tallies),
+        tokens_repeated=sum(tally.tokens_repeated for tally in tallies),
+        evictions_stored=sum(tally.evictions_stored for tally in tallies),
+        evictions_recomputed=sum(tally.evictions_recomputed for tally in tallies),
+        prediction_bias=round(
+            sum(tally.observed_ns for tally in tallies) / max(1, predicted_ns), 3
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratios:
+    """A policy's P99 over the baseline's: the ratio, and the ends of its interval."""
+
+    ttft_p99: tuple[float, float, float]
+    tbt_p99: tuple[float, float, float]
+
+
+def ratios_to(
+    baseline: Sequence[SliceResult], results: Sequence[SliceResult], *, seed: int
+) -> Ratios:
+    """Compare slice by slice; both have served the same slices."""
+    rng = Rng(seed).child("bootstrap")
+    drawn = [[rng.randrange(len(baseline)) for _ in baseline] for _ in range(DRAWS)]
+
+    def ratio(values: Mapping[str, list[list[int]]], slices: Sequence[int]) -> float:
+        p99 = [
+            quantile([value for index in slices for value in values[who][index]], 0.99)
+            for who in ("policy", "baseline")
+        ]
+        return p99[0] / max(1.0, p99[1])
+
+    def with_interval(values: Mapping[str, list[list[int]]]) -> tuple[float, float, float]:
+        draws = [ratio(values, slices) for slices in drawn]
+        low, high = (quantile(draws, share) for share in INTERVAL)
+        middle = ratio(values, range(len(baseline)))
+        return (round(middle, 3), round(low, 3), round(high, 3))
+
+    both = {"policy": results, "baseline": baseline}
+    return Ratios(
+        ttft_p99=with_interval(
+            {who: [[q.ttft_ns for q in r.requests] for r in of] for who, of in both.items()}
+        ),
+        tbt_p99=with_interval({who: [_gaps(r.requests) for r in of] for who, of in both.items()}),
+    )
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return the least value that so great a share of them does not exceed; 0 without values."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    # One part in a billion is rounding, not a value: 0.99 * 100 is 99, not a little more.
+    rank = math.ceil(share * len(ordered) - 1e-9)
+    return ordered[min(len(ordered), max(1, rank)) - 1]
+
+
+def _gaps(requests: Sequence[RequestTimes]) -> list[int]:
+    return [gap for request in requests for gap in request.gaps_ns]
+
+
+def _ms(value_ns: float) -> float:
+    return round(milliseconds(round(value_ns)), 2)

@@ -91,13 +91,13 @@ def test_a_batch_that_moves_with_its_kv_ends_as_if_it_had_not_moved() -> None:
     (moved,) = source.take()
     assert 0 < moved.tokens_done < 128
     assert moved.kv_tokens == 512 + moved.tokens_done
-    began_at_ns = world.now_ns
+    began_at_ns, tokens_left = world.now_ns, 128 - moved.tokens_done
     heir.add(moved)
     heir.start()
     run(world)
     (request,) = listener.finished
     step_ns = batch_times(GPT_20B, SHAPE, batch=1).step_ns
-    assert request.finished_at_ns == began_at_ns + (128 - moved.tokens_done) * step_ns
+    assert request.finished_at_ns == began_at_ns + tokens_left * step_ns
     assert request.tokens_recomputed == 0
 
 

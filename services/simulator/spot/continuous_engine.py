@@ -238,8 +238,8 @@ class ContinuousEngine:
                 request.finished_at_ns = at_ns
                 del self._works[token.sequence_id]
                 self._owner.request_finished(request)
-        for request in plan.opened:
-            self._scheduler.release_blocks(request.sequence_id)
+        for opened in plan.opened:
+            self._scheduler.release_blocks(opened.sequence_id)
 
     def _take_in(self) -> None:
         """Tell the scheduler of what has come since the last boundary."""

@@ -56,9 +56,7 @@ G4DN_12XLARGE: Final = Hardware(
     disk_bytes_per_s=9_500_000_000 // 8,
     launch_ns=120 * NS_PER_S,
     group_setup_ns=NS_PER_S // 2,
-    restart=RestartCosts(
-        daemons_ns=5 * NS_PER_S, engine_ns=3 * NS_PER_S, group_ns=2 * NS_PER_S
-    ),
+    restart=RestartCosts(daemons_ns=5 * NS_PER_S, engine_ns=3 * NS_PER_S, group_ns=2 * NS_PER_S),
     spot_usd_per_hour=SPOT_USD_PER_HOUR,
     on_demand_usd_per_hour=ON_DEMAND_USD_PER_HOUR,
 )

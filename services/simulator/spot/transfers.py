@@ -98,9 +98,7 @@ def box_of(size: ModelBytes, placed: Placed) -> Box:
     """Return the part of the model that a position needs."""
     layers = layer_range(layers=size.layers, stages=placed.shape.stages, stage=placed.stage)
     shards = placed.shape.shards
-    return Box(
-        layers.start, layers.stop, placed.shard / shards, (placed.shard + 1) / shards
-    )
+    return Box(layers.start, layers.stop, placed.shard / shards, (placed.shard + 1) / shards)
 
 
 def weight_traffic(

@@ -1,5 +1,7 @@
 """The live scheduler under virtual time: stretches of steps change nothing but the effort."""
 
+from functools import partial
+
 import pytest
 
 from libs.kernel.rng import Rng
@@ -55,7 +57,7 @@ def endings(*, is_stepwise: bool, requests: int) -> tuple[list[tuple[str, int | 
     for number in range(requests):
         at_ns += rng.randrange(3 * NS_PER_S)
         request = a_request(number, output_tokens=rng.randint(1, 12))
-        world.after(at_ns, lambda request=request: engine.add(Work(requests=[request])))
+        world.after(at_ns, partial(engine.add, Work(requests=[request])))
         if number % 50 == 49:
             world.after(at_ns + 1, lambda: engine.stop(engine.start))
     world.run(until_ns=10**18, is_done=lambda: len(listener.finished) == requests)

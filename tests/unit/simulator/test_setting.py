@@ -112,9 +112,7 @@ def test_a_wrong_argument_is_told_in_one_line(changes: dict[str, object], told: 
         ("", ":1: the file is empty"),
     ],
 )
-def test_a_broken_trace_is_refused_with_file_and_line(
-    tmp_path: Path, text: str, told: str
-) -> None:
+def test_a_broken_trace_is_refused_with_file_and_line(tmp_path: Path, text: str, told: str) -> None:
     file = tmp_path / "spot.csv"
     file.write_text(text)
     with pytest.raises(ConfigError, match=f"spot.csv{told}"):
@@ -125,7 +123,7 @@ def test_a_model_that_fits_no_number_of_nodes_is_refused(tmp_path: Path) -> None
     file = tmp_path / "small.csv"
     file.write_text("0,add,a\n0,add,b\n60000,remove,a\n")
     options = run_options(replace(A_SETTING, spot_trace=str(file)))
-    with pytest.raises(ConfigError, match="small: never has nodes enough for gpt-20b: .* 12"):
+    with pytest.raises(ConfigError, match=r"small: never has nodes enough for gpt-20b: .* 12"):
         run_spot(options)
 
 

@@ -7,7 +7,8 @@
     tideserve      waiting, cost of change and risk in the choice; every old replica is inherited
 
 But for reparallelize, a replica whose workers all stay and whose shape is the chosen one stays as
-it is, under its own id and epoch: it need not even notice (see device_mapping for why that is best).
+it is, under its own id and epoch: it need not even notice (see device_mapping for why that is
+best).
 Sessions of a replica that ends go to new ones; where none is new, replicas that stay take them in.
 """
 

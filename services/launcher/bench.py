@@ -65,7 +65,7 @@ def live_spot(
 def spotserve(
     json_file: JsonFile = None,
     part: Annotated[
-        str, typer.Option(help="cells, arrivals, load or ablation; see docs/SIMULATION.md.")
+        str, typer.Option(help="cells, arrivals, load, batching or ablation; docs/SIMULATION.md.")
     ] = "cells",
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "1",
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.spotserve_published import ON_DEMAND_SECONDS, PUBLISHED
 from libs.kernel.errors import EXIT_CONFIG_ERROR
+from libs.kernel.rng import Rng
 from libs.kernel.units import NS_PER_S
 from services.launcher.main import run as run_command
 from services.simulator.spot.control import PaceOptions
@@ -20,6 +21,7 @@ from services.simulator.spot.outcome import SpotOutcome, outcome_of
 from services.simulator.spot.run import SpotRun, run_spot
 from services.simulator.spot.setting import PolicyName, Setting, run_options
 from services.simulator.spot.trace import NodeSpan, NodeTrace
+from tests.unit.simulator.test_continuous_engine import endings
 
 
 def outcome(policy: PolicyName, *, trace: str = "A_S", model: str = "gpt-20b") -> SpotOutcome:
@@ -60,6 +62,41 @@ def test_no_request_is_lost_when_a_node_goes_without_notice(policy: PolicyName) 
     run = run_spot(short(policy, grace_s=0))
     assert_all_were_answered_once(run)
     assert any(h.what == "breaks" for h in run.fleet.log)
+
+
+def churning(policy: PolicyName, *, seed: int) -> SpotRunOptions:
+    """Four nodes, and eight that come and go at odd moments, with any notice or none."""
+    options, rng = run_options(Setting(policy=policy)), Rng(seed).child("churn")
+    spans = [NodeSpan(node_id=f"node-{number}", usable_at_ns=0) for number in range(4)]
+    for number in range(4, 12):
+        usable_at_ns = rng.choice((0, rng.randrange(150 * NS_PER_S)))
+        gone_at_ns = rng.choice((None, usable_at_ns + rng.randint(5, 120) * NS_PER_S))
+        spans.append(
+            NodeSpan(node_id=f"node-{number}", usable_at_ns=usable_at_ns, gone_at_ns=gone_at_ns)
+        )
+    return replace(
+        options,
+        trace=NodeTrace(name="churn", spans=tuple(spans), end_at_ns=240 * NS_PER_S),
+        arrivals=tuple(a for a in options.arrivals if a.at_ns < 200 * NS_PER_S),
+        grace_ns=rng.choice((0, 1, 5, 30)) * NS_PER_S,
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("policy", [PolicyName.SPOTSERVE, PolicyName.TIDESERVE])
+def test_no_request_is_lost_while_nodes_come_and_go_as_they_please(
+    policy: PolicyName, seed: int
+) -> None:
+    run = run_spot(churning(policy, seed=seed))
+    assert_all_were_answered_once(run)
+    assert max(r.latency_ns or 0 for r in run.requests) < 240 * NS_PER_S
+
+
+def test_ten_thousand_requests_end_alike_in_stretches_and_in_single_steps() -> None:
+    stretched, few = endings(is_stepwise=False, requests=10_000, prompt_tokens=16)
+    stepwise, many = endings(is_stepwise=True, requests=10_000, prompt_tokens=16)
+    assert stretched == stepwise
+    assert few < many
 
 
 def test_with_notice_nothing_is_computed_again_and_without_it_is() -> None:

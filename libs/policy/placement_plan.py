@@ -6,8 +6,9 @@
     reroute        the first shape for ever; replicas are dropped and added whole
     tideserve      waiting, cost of change and risk in the choice; every old replica is inherited
 
-But for reparallelize, a replica whose workers all stay and whose shape is the chosen one stays as it
-is, under its own id and epoch: it need not even notice (see device_mapping for why that is best).
+But for reparallelize, a replica whose workers all stay and whose shape is the chosen one stays as
+it is, under its own id and epoch: it need not even notice (see device_mapping for why that is
+best).
 Sessions of a replica that ends go to new ones; where none is new, replicas that stay take them in.
 """
 
@@ -232,7 +233,7 @@ def _kept(view: ClusterView, *, shape: ReplicaShape, count: int) -> list[Current
 
 
 def _changes_anything(kept: Sequence[CurrentReplica], view: ClusterView, *, count: int) -> bool:
-    """Whether a replica ends or begins. Such a change restarts the whole of SpotServe's baseline."""
+    """Whether a replica ends or begins, which restarts all of them in SpotServe's baseline."""
     return len(kept) < count or any(r.is_placed and r not in kept for r in view.replicas)
 
 

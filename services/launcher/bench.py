@@ -84,7 +84,7 @@ def moved_streams(
 def spotserve(
     json_file: JsonFile = None,
     part: Annotated[
-        str, typer.Option(help="cells, arrivals, load or ablation; see docs/SIMULATION.md.")
+        str, typer.Option(help="cells, arrivals, load, batching or ablation; docs/SIMULATION.md.")
     ] = "cells",
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "1",
 ) -> None:

@@ -96,7 +96,7 @@ def test_a_core_is_synchronous(repository: Any) -> None:
 
 def test_a_core_never_iterates_a_set_unsorted(repository: Any) -> None:
     found = [
-        f"{file.name}:{node.lineno}"
+        f"{file.name}:{node.iter.lineno}"
         for file in repository.core_files()
         for node in ast.walk(file.tree)
         if isinstance(node, ast.For | ast.comprehension) and _is_a_set(node.iter)

@@ -157,7 +157,7 @@ class ContinuousEngine:
     # ------------------------------------------------------------------ steps
 
     def _begin(self) -> None:
-        self._plan = self._scheduler.schedule()
+        self._plan = self._scheduler.schedule(now_ns=self._world.now_ns)
         if self._plan is None:
             self._owner.engine_idle()
             return
@@ -223,13 +223,15 @@ class ContinuousEngine:
         plan, self._plan = self._plan, None
         for number in range(1, steps + 1):
             assert plan is not None
-            self._finish_step(plan, at_ns=self._began_at_ns + number * self._step_ns)
+            at_ns = self._began_at_ns + number * self._step_ns
+            self._finish_step(plan, at_ns=at_ns)
             if number < steps:
-                plan = self._scheduler.schedule()
+                plan = self._scheduler.schedule(now_ns=at_ns)
 
     def _finish_step(self, plan: StepPlan, *, at_ns: int) -> None:
         sampled = tuple(_sampled(e.sequence_id) for e in plan.entries if e.is_sampling)
-        for token in self._scheduler.account(StepResult(step_id=plan.step_id, sampled=sampled)):
+        result = StepResult(step_id=plan.step_id, sampled=sampled)
+        for token in self._scheduler.account(result, now_ns=at_ns):
             request = self._works[token.sequence_id].requests[0]
             request.tokens_done = token.index + 1
             if request.first_token_at_ns is None:
@@ -238,8 +240,8 @@ class ContinuousEngine:
                 request.finished_at_ns = at_ns
                 del self._works[token.sequence_id]
                 self._owner.request_finished(request)
-        for request in plan.opened:
-            self._scheduler.release_blocks(request.sequence_id)
+        for opened in plan.opened:
+            self._scheduler.release_blocks(opened.sequence_id)
 
     def _take_in(self) -> None:
         """Tell the scheduler of what has come since the last boundary."""
@@ -247,7 +249,7 @@ class ContinuousEngine:
         for work in arriving:
             if work.kv_tokens:
                 self._import(work.requests[0], tokens=work.kv_tokens)
-            self._scheduler.add(_sequence(work.requests[0]))
+            self._scheduler.add(_sequence(work.requests[0]), now_ns=self._world.now_ns)
 
     def _import(self, request: SimRequest, *, tokens: int) -> None:
         """Let the scheduler find the KV that came with the work."""

@@ -53,7 +53,7 @@ class PaceOptions:
     """How often everybody reports and looks again."""
 
     busy_ns: int = 250 * NS_PER_MS
-    rest_ns: int = 5 * NS_PER_S
+    rest_ns: int = 10 * NS_PER_S
     """Equal to `busy_ns`: the fleet never rests."""
 
 

@@ -65,7 +65,7 @@ class KvCopies:
             tokens: kv_traffic(
                 self._size, source=source.placed, target=targets[0].placed, tokens=tokens
             )
-            for tokens in {tokens for _, tokens in sent}
+            for tokens in sorted({tokens for _, tokens in sent})
         }
         chosen: list[tuple[Work, int]] = []
         whole = Traffic()

@@ -1,7 +1,6 @@
 """The simulated fleet: nodes, workers, replicas, and requests between them."""
 
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 from libs.contracts.handover import LoadWeights, ReplicaRoster, ToMigrator, WeightsFrom
@@ -145,7 +144,7 @@ class SpotFleet:
             elif worker_id in replica.members_active:
                 replica.is_broken = True
 
-    # ------------------------------------------------------------------ as the control plane sees it
+    # ------------------------------------------------------------------ for the control plane
 
     def living_workers(self) -> list[SimWorker]:
         """All that run, by id."""
@@ -186,7 +185,7 @@ class SpotFleet:
         """The fleet has the committed shape."""
         self.plan_revision_reached = plan_revision
 
-    # ------------------------------------------------------------------ as a worker sees it
+    # ------------------------------------------------------------------ for workers
 
     def replica_of(self, roster: ReplicaRoster) -> SimReplica:
         """Return the replica of this roster, made if it is new."""
@@ -380,11 +379,9 @@ def _migrator_options(options: SpotRunOptions) -> MigratorOptions:
         link_bytes_per_s=options.hardware.network_bytes_per_s,
         prefill_tokens_per_s=max(1, profile.prompt_tokens * NS_PER_S // prefill_ns),
         model_bytes=profile.size,
-        liveness=_liveness(
-            MigratorOptions(migrator_id="x", alias=ALIAS).liveness.echoes_missed_max
-        ),
+        liveness=_liveness(LivenessOptions().echoes_missed_max),
     )
 
 
 def _liveness(echoes_missed_max: int) -> LivenessOptions:
-    return replace(LivenessOptions(), echoes_missed_max=echoes_missed_max, outage_ns=NEVER_NS)
+    return LivenessOptions(echoes_missed_max=echoes_missed_max, outage_ns=NEVER_NS)

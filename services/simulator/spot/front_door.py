@@ -10,7 +10,7 @@ from typing import Protocol
 
 from libs.contracts.reports import WorkerReport
 from libs.kernel.core import require
-from services.online_router.placement import choose_worker, view_of
+from services.online_router.placement import Wanted, choose_worker, view_of
 from services.simulator.spot.batch_engine import power_of_two_within
 from services.simulator.spot.replica import SimReplica
 from services.simulator.spot.work import SimRequest, Work
@@ -114,8 +114,14 @@ class RoutedDoor:
         if not replicas:
             self._waiting.append(request)
             return
-        views = [view_of(self._report_of(r), sessions_placed=0) for r in replicas.values()]
-        chosen = choose_worker(views, prompt_tokens=request.kv_tokens, prompt_hashes=())
+        views = [view_of(self._report_of(replica)) for replica in replicas.values()]
+        wanted = Wanted(
+            prompt_tokens=request.kv_tokens,
+            prompt_hashes=(),
+            tokens_max=request.prompt_tokens + request.output_tokens,
+            is_offline=False,
+        )
+        chosen = choose_worker(views, wanted=wanted)
         require(chosen is not None, "a replica serves and none is chosen")
         assert chosen is not None
         replicas[chosen.report.worker_id].engine.add(

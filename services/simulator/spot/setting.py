@@ -270,7 +270,7 @@ def _arrivals(
         return
     rate = load.requests_per_s if setting.requests_per_s is None else setting.requests_per_s
     if not 0 < rate <= 1e6:
-        raise ConfigError("requests per second: must be above 0")
+        raise ConfigError("requests per second: must be above 0 and at most 1e6")
     if rate * end_at_ns / NS_PER_S > REQUESTS_MAX:
         raise ConfigError(f"requests per second: more than {REQUESTS_MAX} requests in all")
     gaps = _gaps(setting, rate)

@@ -88,13 +88,25 @@ def planned(
     return plan
 
 
-@pytest.mark.parametrize("policy", list(Policy))
+@pytest.mark.parametrize("policy", [p for p in Policy if p is not Policy.REPARALLELIZE])
 def test_a_replica_whose_workers_stay_is_kept_as_it_is(policy: Policy) -> None:
     one, two = a_replica("one", "a", "b"), a_replica("two", "c", "d")
     plan = planned(view("abde", one, two), options(policy))
     assert plan.replicas[0].kept == one
     assert plan.replicas[1].kept is None
     assert set(plan.replicas[1].worker_ids) == {"d", "e"}
+
+
+def test_reparallelizing_restarts_all_replicas_if_one_changes() -> None:
+    one, two = a_replica("one", "a", "b"), a_replica("two", "c", "d")
+    plan = planned(view("abde", one, two), options(Policy.REPARALLELIZE))
+    assert [(replica.kept, replica.inherits) for replica in plan.replicas] == [(None, ())] * 2
+
+
+def test_reparallelizing_restarts_nothing_if_only_a_spare_worker_comes() -> None:
+    one, two = a_replica("one", "a", "b"), a_replica("two", "c", "d")
+    plan = planned(view("abcde", one, two), options(Policy.REPARALLELIZE))
+    assert [replica.kept for replica in plan.replicas] == [one, two]
 
 
 @pytest.mark.parametrize("policy", list(Policy))
@@ -170,10 +182,9 @@ def test_a_replica_that_stays_takes_in_the_sessions_of_one_that_ends() -> None:
     assert plan.bytes_moved == 0
 
 
-@pytest.mark.parametrize("policy", [Policy.REPARALLELIZE, Policy.REROUTE])
-def test_under_the_baselines_a_replica_that_stays_takes_nothing_in(policy: Policy) -> None:
+def test_under_rerouting_a_replica_that_stays_takes_nothing_in() -> None:
     ends, stays = a_replica("ends", "a", "b", tokens=70), a_replica("stays", "c", "d")
-    plan = planned(view("bcd", ends, stays), options(policy))
+    plan = planned(view("bcd", ends, stays), options(Policy.REROUTE))
     assert [(r.kept, r.inherits) for r in plan.replicas] == [(stays, ())]
 
 

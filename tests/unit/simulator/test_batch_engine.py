@@ -1,5 +1,6 @@
 """The paper's engine: fixed batches that stop at a token and go on elsewhere."""
 
+from collections import Counter
 from functools import partial
 
 from libs.kernel.units import NS_PER_S
@@ -62,12 +63,9 @@ def test_what_waits_is_batched_by_powers_of_two() -> None:
     engine = an_engine(world, listener)
     engine.add(Work(requests=[a_request(number) for number in range(7)]))
     engine.start()
-    sizes = []
-    while engine.requests_held:
-        sizes.append(engine.report().requests_running)
-        before = len(listener.finished)
-        world.run(until_ns=10**15, is_done=lambda: len(listener.finished) > before)
-        world.run(until_ns=world.now_ns, is_done=lambda: False)
+    run(world)
+    endings = Counter(request.finished_at_ns for request in listener.finished)
+    sizes = [endings[at_ns] for at_ns in sorted(endings, key=lambda at_ns: at_ns or 0)]
     assert sizes == [4, 2, 1]
 
 
@@ -91,13 +89,13 @@ def test_a_batch_that_moves_with_its_kv_ends_as_if_it_had_not_moved() -> None:
     (moved,) = source.take()
     assert 0 < moved.tokens_done < 128
     assert moved.kv_tokens == 512 + moved.tokens_done
-    began_at_ns = world.now_ns
+    began_at_ns, tokens_left = world.now_ns, 128 - moved.tokens_done
     heir.add(moved)
     heir.start()
     run(world)
     (request,) = listener.finished
     step_ns = batch_times(GPT_20B, SHAPE, batch=1).step_ns
-    assert request.finished_at_ns == began_at_ns + (128 - moved.tokens_done) * step_ns
+    assert request.finished_at_ns == began_at_ns + tokens_left * step_ns
     assert request.tokens_recomputed == 0
 
 

@@ -1,5 +1,7 @@
 """The virtual clock: time moves only between actions, and a pause changes nothing."""
 
+from functools import partial
+
 import pytest
 
 from libs.kernel.errors import InvariantViolation
@@ -9,9 +11,13 @@ from libs.sim.world import World
 def a_run(*, pauses: tuple[int, ...]) -> list[tuple[int, str]]:
     world = World(seed=1, actions_max=100)
     seen: list[tuple[int, str]] = []
+
+    def note(name: str) -> None:
+        seen.append((world.now_ns, name))
+
     for name in ("first", "second", "third"):
-        world.after(10, lambda name=name: seen.append((world.now_ns, name)))
-    world.after(20, lambda: seen.append((world.now_ns, "last")))
+        world.after(10, partial(note, name))
+    world.after(20, partial(note, "last"))
     for until_ns in (*pauses, 100):
         world.run(until_ns=until_ns, is_done=lambda: False)
         world.after(100, lambda: None)

@@ -258,8 +258,8 @@ class SubmitJob(Message):
 class JobEnded(Message):
     """How one job ended: the whole answer, or why there is none.
 
-    Published by the queue to `offline_result(alias, request_id)` and kept in RESULT_STREAM for a
-    week, stored before the job is acknowledged. Doubled: the broker drops the second.
+    Published by the queue to `offline_result(alias, request_id)` and kept in RESULT_STREAM for 40
+    days, stored before the job is acknowledged. Doubled: the broker drops the second.
     """
 
     type: Literal["job_ended.v1"] = "job_ended.v1"

@@ -161,7 +161,8 @@ def test_a_node_that_is_not_there_is_named_with_those_that_are(
 
 
 @pytest.mark.parametrize(
-    "change", [{"workers": 0}, {"routers": 0}, {"gateways": -1}, {"http_port": -1}]
+    "change",
+    [{"workers": 0}, {"routers": 0}, {"gateways": -1}, {"offline_queues": -1}, {"http_port": -1}],
 )
 def test_a_fleet_past_its_bounds_is_refused(change: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be"):

@@ -29,7 +29,7 @@ from tests.e2e.compose_project import (
 )
 
 pytestmark = [
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     # nats-py drops a connection that ends within its handshake, as one does behind docker's port
     # proxy while the broker is away, without closing it; the collector finds it some tests later.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

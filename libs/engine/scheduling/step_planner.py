@@ -72,6 +72,9 @@ class StepPlanner:
         share = options.coserve.reserve_share_max if self._rules.has_reserve else 0.0
         self._reserve = BurstReserve(blocks_max=int(options.blocks_total * share))
         self._blocks_reserved = 0
+        self._blocks_kept = 0
+        """Of them, those that were free when offline work had its turn: nobody is evicted to fill a
+        reserve that has grown, it fills as sequences end."""
         self.stored: Container[int] = frozenset()
         """Hashes of blocks that can be copied back."""
 
@@ -89,6 +92,7 @@ class StepPlanner:
             self._admit_online(step)
         # After the admissions, which are what it is made of.
         self._blocks_reserved = self._reserve.blocks(now_ns=now_ns)
+        self._blocks_kept = min(self._blocks_reserved, self._blocks.pool.blocks_free)
         if self._rules.is_online_first and self._rules.admits_offline:
             self._bound_offline(step)
             self._serve(self._offline_in_order(), step)
@@ -151,7 +155,7 @@ class StepPlanner:
 
     def _blocks_kept_from(self, sequence: TrackedSequence) -> int:
         is_bound = sequence.gives_way and self._roster.running_count > 1
-        return self._blocks_reserved if is_bound else 0
+        return self._blocks_kept if is_bound else 0
 
     def _victim_of(self, sequence: TrackedSequence, step: ComposedStep) -> TrackedSequence:
         candidates = [

@@ -142,6 +142,22 @@ def test_offline_work_leaves_the_reserve_free_after_a_burst(an_engine: EngineBui
     assert load.offline_running > 1
 
 
+def test_a_reserve_that_grows_evicts_nobody_to_fill_it(an_engine: EngineBuilder) -> None:
+    engine = an_engine(
+        blocks_total=32, context_tokens_max=80, reserve_share_max=0.5, tbt_slo_ms=1_000
+    )
+    for number in range(6):
+        engine.add(f"offline{number}", offline=True, tokens=14)
+    engine.step()
+    for number in range(3):
+        engine.add(f"burst{number}", tokens=20, max_tokens=1)
+        engine.step()
+    load = engine.scheduler.load()
+    assert load.blocks_reserved_for_online == 15
+    # Two made room for the growth of the others; to fill the reserve would have taken four.
+    assert load.offline_running == 4
+
+
 def test_the_reserve_binds_nobody_who_runs_alone(an_engine: EngineBuilder) -> None:
     engine = an_engine(blocks_total=20, context_tokens_max=80, reserve_share_max=0.5)
     engine.add("burst", tokens=40, max_tokens=1)

@@ -85,8 +85,8 @@ class SimWorker(SimProcess):
         self.node_id = node_id
         self._fleet = fleet
         self._copies = copies
-        self._number = number
         self._beat = 0
+        self._blank = _blank_report(worker_id=worker_id, node_id=node_id, number=number)
         self._life = NodeLife()
         self._answers: dict[str, ToMigrator | None] = {}
         """By op_id; None: under way."""
@@ -109,39 +109,21 @@ class SimWorker(SimProcess):
         engine = replica.engine.report() if replica is not None and is_lead else EngineReport()
         grace_left_ns = self._life.grace_left_ns(now_ns=self.world.now_ns)
         self._beat += 1
-        # Not validated: a million of them are made in a run, all by this one expression.
-        return WorkerReport.model_construct(
-            type="worker_report.v1",
-            worker_id=self.name,
-            beat=self._beat,
-            alias=ALIAS,
-            process_id=self._number,
-            is_draining=False,
-            context_tokens_max=1 << 20,
-            vocabulary_size=1,
-            block_tokens=KV_BLOCK_TOKENS,
-            blocks_total=KV_BLOCKS,
-            blocks_free=KV_BLOCKS,
-            sessions_running=engine.requests_running,
-            sessions_waiting=engine.requests_waiting,
-            tokens_waiting=engine.tokens_waiting,
-            tokens_generated=0,
-            steps=0,
-            step_ms_recent=milliseconds(engine.step_ns),
-            prefix_hashes=(),
-            node_id=self.node_id,
-            zone=None,
-            market=Market.SPOT,
-            is_planned=True,
-            is_serving=is_lead and replica is not None and replica.is_serving,
-            position=self._reported(replica),
-            peer_address="",
-            memory_bytes=0,
-            weights_bytes=0 if self.position is None else self._fleet.weight_bytes(self.position),
-            kv_tokens=engine.kv_tokens,
-            grace_left_ms=None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
-            tokens_recomputed=0,
-            link_rates=(),
+        return self._blank.model_copy(
+            update={
+                "beat": self._beat,
+                "sessions_running": engine.requests_running,
+                "sessions_waiting": engine.requests_waiting,
+                "tokens_waiting": engine.tokens_waiting,
+                "step_ms_recent": milliseconds(engine.step_ns),
+                "is_serving": is_lead and replica is not None and replica.is_serving,
+                "position": self._reported(replica),
+                "weights_bytes": 0
+                if self.position is None
+                else self._fleet.weight_bytes(self.position),
+                "kv_tokens": engine.kv_tokens,
+                "grace_left_ms": None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
+            }
         )
 
     def _own_replica(self) -> SimReplica | None:
@@ -305,3 +287,28 @@ class SimWorker(SimProcess):
             return
         self._answers[answer.op_id] = answer
         self._fleet.answered(answer)
+
+
+def _blank_report(*, worker_id: str, node_id: str, number: int) -> WorkerReport:
+    """Return what does not change in a worker's reports; a million of them may be made in a run."""
+    return WorkerReport(
+        worker_id=worker_id,
+        beat=0,
+        alias=ALIAS,
+        process_id=number,
+        context_tokens_max=1 << 20,
+        vocabulary_size=1,
+        block_tokens=KV_BLOCK_TOKENS,
+        blocks_total=KV_BLOCKS,
+        blocks_free=KV_BLOCKS,
+        sessions_running=0,
+        sessions_waiting=0,
+        tokens_waiting=0,
+        tokens_generated=0,
+        steps=0,
+        step_ms_recent=0.0,
+        node_id=node_id,
+        market=Market.SPOT,
+        is_planned=True,
+        is_serving=False,
+    )

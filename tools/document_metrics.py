@@ -6,6 +6,7 @@ rules with `families()`, so that neither can fall behind the code.
 
 from pathlib import Path
 
+from libs.engine.safepoints import SafepointCounters
 from libs.engine.scheduler import Scheduler, SchedulerOptions
 from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
@@ -20,6 +21,9 @@ from services.launcher.model_source import bundled_model
 from services.migrator.core import MigratorCore
 from services.migrator.migrator_metrics import migrator_metrics
 from services.migrator.options import MigratorOptions
+from services.offline_queue.core import QueueCore
+from services.offline_queue.offline_metrics import offline_metrics
+from services.offline_queue.options import QueueOptions
 from services.online_router.core import RouterCore
 from services.online_router.options import RouterOptions
 from services.online_router.router_metrics import router_metrics
@@ -70,6 +74,7 @@ def services() -> list[tuple[str, Metrics]]:
         ("HTTP gateway", _gateway()),
         ("Online router", _router()),
         ("GPU worker", _worker()),
+        ("Offline queue", _offline_queue()),
         ("Planner", _planner()),
         ("Migrator", _migrator()),
         ("Preemption watcher", _watcher()),
@@ -122,7 +127,21 @@ def _worker() -> Metrics:
         worker_id="worker", alias=ALIAS, process_id=0, vocabulary_size=1000, engine=engine
     )
     core = WorkerCore(options, Scheduler(engine))
-    return worker_metrics(core, messages_dropped=_nothing, messages_refused=_nothing)
+    return worker_metrics(
+        core,
+        messages_dropped=_nothing,
+        messages_refused=_nothing,
+        safepoints=SafepointCounters(),
+    )
+
+
+def _offline_queue() -> Metrics:
+    return offline_metrics(
+        QueueCore(QueueOptions(queue_id="queue", process_id=0)),
+        tokens_harvested=_nothing,
+        messages_unsent=_nothing,
+        messages_refused=_nothing,
+    )
 
 
 def _planner() -> Metrics:

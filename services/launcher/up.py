@@ -45,6 +45,7 @@ ProfileChoice = Annotated[
 DataFolder = Annotated[
     Path, typer.Option("--data-dir", help="Journal, logs and state of the fleet.")
 ]
+HttpPort = Annotated[int, typer.Option(help="Port of the HTTP API; 0 takes a free one.")]
 ReadyJson = Annotated[
     bool, typer.Option("--json", help="Print one line of JSON when the fleet is ready.")
 ]
@@ -76,9 +77,7 @@ def up(
     offline_queues: Annotated[int, typer.Option(help="For batches; 0: none.", min=0)] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     profile: ProfileChoice = AUTO,
-    http_port: Annotated[
-        int, typer.Option(help="Port of the HTTP API; 0 takes a free one.")
-    ] = 8000,
+    http_port: HttpPort = 8000,
     nats_url: Annotated[
         str | None, typer.Option("--nats", help="Use this broker instead of an own one.")
     ] = None,

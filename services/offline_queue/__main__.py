@@ -64,7 +64,15 @@ async def _work(config: QueueConfig, bus: Bus, stopping: asyncio.Event, *, queue
         clock=clock,
         lease_ns=lease_ns,
     )
-    status = StatusServer(metrics=offline_metrics(shell), is_ready=lambda: bus.is_connected)
+    status = StatusServer(
+        metrics=offline_metrics(
+            shell.core,
+            tokens_harvested=lambda: shell.tokens_harvested,
+            messages_unsent=lambda: shell.messages_unsent,
+            messages_refused=lambda: shell.actor.events_refused,
+        ),
+        is_ready=lambda: bus.is_connected,
+    )
     if config.metrics_port is not None:
         await status.start(host=config.metrics_host, port=config.metrics_port)
     _log.info("offline_queue_ready", blob_store=config.blob_store.partition(":")[0])

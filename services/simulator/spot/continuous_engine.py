@@ -58,6 +58,8 @@ class ContinuousEngine:
             )
         )
         self._works: dict[str, Work] = {}
+        self._samples: dict[str, SampledToken] = {}
+        """What each of them samples, over and over."""
         self._arriving: list[Work] = []
         """Not told to the scheduler yet: it still has to take the steps before they came."""
         self._decoding: set[str] = set()
@@ -133,6 +135,7 @@ class ContinuousEngine:
                 self._scheduler.abort(work.name)
                 self._scheduler.release_blocks(work.name)
         self._works.clear()
+        self._samples.clear()
         return works
 
     @property
@@ -229,7 +232,7 @@ class ContinuousEngine:
                 plan = self._scheduler.schedule(now_ns=at_ns)
 
     def _finish_step(self, plan: StepPlan, *, at_ns: int) -> None:
-        sampled = tuple(_sampled(e.sequence_id) for e in plan.entries if e.is_sampling)
+        sampled = tuple(self._samples[e.sequence_id] for e in plan.entries if e.is_sampling)
         result = StepResult(step_id=plan.step_id, sampled=sampled)
         for token in self._scheduler.account(result, now_ns=at_ns):
             request = self._works[token.sequence_id].requests[0]
@@ -239,6 +242,7 @@ class ContinuousEngine:
             if token.finish_reason is not None:
                 request.finished_at_ns = at_ns
                 del self._works[token.sequence_id]
+                del self._samples[token.sequence_id]
                 self._owner.request_finished(request)
         for opened in plan.opened:
             self._scheduler.release_blocks(opened.sequence_id)
@@ -249,6 +253,7 @@ class ContinuousEngine:
         for work in arriving:
             if work.kv_tokens:
                 self._import(work.requests[0], tokens=work.kv_tokens)
+            self._samples[work.name] = _sampled(work.name)
             self._scheduler.add(_sequence(work.requests[0]), now_ns=self._world.now_ns)
 
     def _import(self, request: SimRequest, *, tokens: int) -> None:

@@ -81,6 +81,7 @@ class SpotFleet:
         self._watchers: dict[str, NodeWatcher] = {}
         self._replicas: dict[str, SimReplica] = {}
         self._routes: dict[tuple[str, WeightsFrom], tuple[Traffic, dict[str, LoadedBytes]]] = {}
+        self._weight_bytes: dict[tuple[int, int], int] = {}
         self._workers_started = 0
         self._beat = 0
         self._times: dict[tuple[ReplicaShape, int, int], BatchTimes] = {}
@@ -199,8 +200,11 @@ class SpotFleet:
 
     def weight_bytes(self, position: ReportedPosition) -> int:
         """Return what the weights of a position come to, at most."""
-        shape = ReplicaShape(stages=position.stages, shards=position.shards)
-        return weight_bytes_max(self.options.profile, shape)
+        key = (position.stages, position.shards)
+        if key not in self._weight_bytes:
+            shape = ReplicaShape(stages=position.stages, shards=position.shards)
+            self._weight_bytes[key] = weight_bytes_max(self.options.profile, shape)
+        return self._weight_bytes[key]
 
     def find_replica(self, replica_id: str) -> SimReplica | None:
         """Return the replica of this id, if it is known."""

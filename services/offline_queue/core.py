@@ -80,7 +80,7 @@ class QueueCore:
         self.counters = QueueCounters()
         self.intake = Intake(aged_ns=options.aged_ns)
         self.harvest = Harvest(lines_max=options.lines_running_max, silence_ns=options.silence_ns)
-        self.surveying = Surveying(options, self.harvest.rate)
+        self.surveying = Surveying(options, self.harvest)
         self._commands: list[QueueCommand] = []
         self._now_ns = 0
         self._cause_id = ""

@@ -142,6 +142,10 @@ class Harvest:
         """Workers heard lately."""
         return len(self._workers)
 
+    def is_served(self, alias: str) -> bool:
+        """Whether a worker that takes sessions of this model was heard lately."""
+        return bool(self._serving(alias))
+
     def lines_max(self, alias: str, *, running: int, tokens_per_line: int) -> int:
         """Return how many lines of this model may run, those that do included.
 

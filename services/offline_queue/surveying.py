@@ -14,7 +14,7 @@ from libs.policy.deadlines import DueWork, laxity_ns, least_laxity_ns
 from libs.policy.demand import OfflineWork, offline_tokens_per_s
 from services.offline_queue.commands import AskForTask, ChangeBatch, QueueCommand, SurveyBatch
 from services.offline_queue.events import BatchSurveyed
-from services.offline_queue.harvest import HarvestRate
+from services.offline_queue.harvest import Harvest
 from services.offline_queue.options import QueueOptions
 from services.offline_queue.records import Counted
 
@@ -22,6 +22,7 @@ TOKENS_PER_LINE_ASSUMED: Final = 512
 """Of prompt and answer, where there are only jobs."""
 SURVEYS_MAX: Final = 64
 """Batches looked at in one interval; with more of them each waits for its turn."""
+NOBODY_SERVES: Final = "no worker serves"
 MEMORY: Final = 0.95
 """Weight of the past in the mean of a batch's lines."""
 
@@ -41,9 +42,10 @@ class Due:
 class Surveying:
     """Open batches by id; mutable, owned by the core."""
 
-    def __init__(self, options: QueueOptions, rate: HarvestRate) -> None:
+    def __init__(self, options: QueueOptions, harvest: Harvest) -> None:
         self._options = options
-        self._rate = rate
+        self._harvest = harvest
+        self._rate = harvest.rate
         self._open: dict[str, BatchRecord] = {}
         self._tokens_per_line: dict[str, float] = {}
         self._surveyed_last = ""
@@ -121,7 +123,7 @@ class Surveying:
         counts = record.counts
         warning = self.warning(record, now_unix_s=now_unix_s)
         is_known = (counts.completed, counts.failed) == (event.completed, event.failed)
-        if is_known and bool(warning) == bool(record.warning):
+        if is_known and _is_as_good(warning, record.warning):
             return []
         change = Counted(completed=event.completed, failed=event.failed, warning=warning)
         return [ChangeBatch(batch_id=record.batch_id, change=change, cause_id=event.cause_id)]
@@ -175,7 +177,9 @@ class Surveying:
         )
 
     def warning(self, record: BatchRecord, *, now_unix_s: int) -> str:
-        """Say that the deadline is not likely to be met, if it is not."""
+        """Say why the batch is not likely to be answered in time, if it is not."""
+        if record.alias is not None and not self._harvest.is_served(record.alias):
+            return f"{NOBODY_SERVES} {record.alias}: the lines wait until one does"
         laxity = self.laxity_ns(record.batch_id, now_unix_s=now_unix_s)
         if laxity is None or laxity >= 0:
             return ""
@@ -220,3 +224,9 @@ def _needs_a_task(record: BatchRecord, event: BatchSurveyed, now_unix_s: int) ->
     if record.status is not BatchStatus.IN_PROGRESS:
         return True
     return event.parts_left == 0 or record.deadline_at_unix_s <= now_unix_s
+
+
+def _is_as_good(warning: str, other: str) -> bool:
+    """Whether two warnings say the same, but for figures that change with every survey."""
+    kinds = [(bool(text), text.startswith(NOBODY_SERVES)) for text in (warning, other)]
+    return kinds[0] == kinds[1]

@@ -389,6 +389,21 @@ def test_a_deadline_that_will_not_be_met_is_warned_of(a_desk: ADesk) -> None:
     assert report.tokens_per_s == pytest.approx(10_000 / 90)
 
 
+def test_a_batch_whose_model_nobody_serves_says_so_until_somebody_does(a_desk: ADesk) -> None:
+    desk = a_desk(has_batch=False)
+    record = a_record(alias="small")
+    desk.read(record)
+    surveyed(desk)
+    warning = desk.only(ChangeBatch).change.warning
+    assert warning.startswith("no worker serves small")
+    desk.read(record.model_copy(update={"warning": warning}))
+    surveyed(desk)
+    assert not desk.all(ChangeBatch)
+    desk.hear(a_worker("w2", alias="small"))
+    surveyed(desk)
+    assert desk.only(ChangeBatch).change.warning == ""
+
+
 def test_a_batch_in_a_hurry_goes_first_and_a_share_of_it_above_offline_work(
     a_desk: ADesk,
 ) -> None:

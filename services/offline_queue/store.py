@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from libs.contracts import subjects
@@ -290,10 +291,17 @@ def _line_of(message: StoredMessage) -> BatchLineEnded | None:
         return None  # Nobody of ours wrote it; the line counts as not ended.
 
 
-async def open_offline_store(bus: Bus, *, clock: Clock, lease_ns: int) -> OfflineStore:
+async def open_offline_store(
+    bus: Bus,
+    *,
+    clock: Clock,
+    lease_ns: int,
+    jobs_max: int = JOB_OPTIONS.messages_max,
+    results_max: int = RESULT_OPTIONS.messages_max,
+) -> OfflineStore:
     """Create the streams and buckets if need be. Raises: ConfigError."""
-    await bus.ensure_stream(JOB_OPTIONS)
-    await bus.ensure_stream(RESULT_OPTIONS)
+    await bus.ensure_stream(replace(JOB_OPTIONS, messages_max=jobs_max))
+    await bus.ensure_stream(replace(RESULT_OPTIONS, messages_max=results_max))
     batches = await bus.ensure_bucket(subjects.BATCH_BUCKET, bytes_max=RECORD_BYTES_MAX)
     files = await bus.ensure_bucket(subjects.FILE_BUCKET, bytes_max=RECORD_BYTES_MAX)
     return OfflineStore(bus, batches=batches, files=files, clock=clock, lease_ns=lease_ns)

@@ -115,6 +115,8 @@ class Offline:
     router: ScriptedRouter
     store: OfflineStore
     queues: list[Queue] = field(default_factory=list)
+    bounds: dict[str, int] = field(default_factory=dict)
+    """Of the streams, where they are not the product's."""
     files: int = 0
 
     async def start_queue(self, **options: object) -> Queue:
@@ -125,7 +127,7 @@ class Offline:
         clock = SystemClock()
         shell = QueueShell(
             bus=bus,
-            store=await open_offline_store(bus, clock=clock, lease_ns=LEASE_NS),
+            store=await open_offline_store(bus, clock=clock, lease_ns=LEASE_NS, **self.bounds),
             blobs=self.blobs,
             options=settings,
             clock=clock,
@@ -242,8 +244,10 @@ class Worlds:
         *,
         link: LossyLink | None = None,
         queues: int = 1,
+        bounds: dict[str, int] | None = None,
         **options: object,
     ) -> AsyncIterator[Offline]:
+        bounds = bounds or {}
         hub = MemoryHub()
         async with AsyncExitStack() as stack:
 
@@ -264,7 +268,10 @@ class Worlds:
                 bus=bus,
                 blobs=open_blob_store(f"folder:{self._folder}/blobs"),
                 router=router,
-                store=await open_offline_store(bus, clock=SystemClock(), lease_ns=LEASE_NS),
+                store=await open_offline_store(
+                    bus, clock=SystemClock(), lease_ns=LEASE_NS, **bounds
+                ),
+                bounds=bounds,
             )
             for _ in range(queues):
                 await world.start_queue(**options)

@@ -58,6 +58,6 @@ async def test_all_ranks_store_and_load_their_part_and_the_answers_are_the_same(
         assert await fleet.finished(answers) == undisturbed
         shown = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
         counts = dict(line.rsplit(" ", 1) for line in shown.splitlines() if line[0] != "#")
-        loaded = counts["tideserve_worker_checkpoint_blocks_loaded"]
+        loaded = counts["tideserve_worker_checkpoint_blocks_loaded_total"]
         assert float(loaded) > 0, counts
-        assert float(counts["tideserve_worker_checkpoint_blocks_corrupt"]) == 0
+        assert float(counts["tideserve_worker_checkpoint_blocks_corrupt_total"]) == 0

@@ -17,7 +17,7 @@ from libs.client.client import TideClient
 from libs.contracts import subjects
 from libs.contracts.handover_record import HANDOVER_RECORDS, HandoverRecord
 from libs.contracts.local_cloud import AddNode, CloudDone, KillNode, PreemptNode
-from libs.contracts.placement import PinnedShape, PinShape, Policy
+from libs.contracts.placement import PLACEMENTS, PinnedShape, PinShape, Placement, Policy
 from libs.contracts.reports import MigratorReport, PlannerReport
 from libs.runtime.nats_bus import NatsBus
 from services.launcher.demo_timeline import shape_of
@@ -189,6 +189,18 @@ class Theatre:
         while any(r.is_serving and r.kv_tokens < kv_tokens for r in self.fleet.view.workers()):
             await self.fleet.view.wait_for_change()
 
+    async def placed(self, *, replicas: int | None = None) -> Placement:
+        """Return the committed placement, once it has so many replicas."""
+        bucket = await self.bus.ensure_bucket(subjects.PLACEMENT_BUCKET, bytes_max=BUCKET_BYTES_MAX)
+        async with asyncio.timeout(SHAPE_DEADLINE_S):
+            while True:
+                entry = await bucket.get(subjects.placement_key(self.fleet.alias))
+                assert entry is not None
+                placement = PLACEMENTS.decode(entry.value)
+                if replicas in (None, len(placement.replicas)):
+                    return placement
+                await self.fleet.view.wait_for_change()
+
     async def handovers(self) -> HandoverRecord:
         bucket = await self.bus.ensure_bucket(subjects.HANDOVER_BUCKET, bytes_max=BUCKET_BYTES_MAX)
         entry = await bucket.get(subjects.handover_key(self.fleet.alias))
@@ -303,9 +315,9 @@ async def with_frozen_actors(theatre: Theatre) -> None:
         await theatre.until(lambda: theatre.is_led_by_another_than(planner.planner_id))
         await theatre.kill()
         await theatre.becomes(3, 1, 1)
-    revision = theatre.leading_planner().plan_revision
+        placed = await theatre.placed(replicas=3)
     await theatre.until(lambda: _is_standing_by(theatre, planner.planner_id))
-    assert theatre.leading_planner().plan_revision == revision
+    assert await theatre.placed() == placed
 
     migrator = theatre.owning_migrator()
     with theatre.frozen(migrator.process_id):

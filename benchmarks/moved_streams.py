@@ -43,8 +43,9 @@ class MovedStreamsOptions:
     seed: int = 7
     streams: int = 4
     context_tokens: int = 1_000
-    output_tokens: int = 512
-    grace_ms: int = 15_000
+    output_tokens: int = 1_000
+    """Enough that no stream ends before its node does."""
+    grace_ms: int = 6_000
     tokens_before_notice: int = 8
     """Of every stream, so that none is in its prefill."""
 

@@ -5,7 +5,7 @@ its own report through the broker.
 """
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
@@ -290,4 +290,32 @@ Report = (
     | MigratorReport
     | OfflineQueueReport
 )
+ReportT = TypeVar(
+    "ReportT",
+    WorkerReport,
+    RouterReport,
+    GatewayReport,
+    PlannerReport,
+    MigratorReport,
+    OfflineQueueReport,
+)
+
+
+def sender_id(report: Report) -> str:
+    """Return the id of the process that sent the report, unique among those of its kind."""
+    match report:
+        case WorkerReport():
+            return report.worker_id
+        case RouterReport():
+            return report.router_id
+        case GatewayReport():
+            return report.gateway_id
+        case PlannerReport():
+            return report.planner_id
+        case MigratorReport():
+            return report.migrator_id
+        case OfflineQueueReport():
+            return report.queue_id
+
+
 REPORTS: Codec[Report] = Codec(Annotated[Report, Field(discriminator="type")])

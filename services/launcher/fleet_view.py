@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final
 
 from libs.contracts import subjects
 from libs.contracts.reports import (
@@ -12,8 +12,10 @@ from libs.contracts.reports import (
     OfflineQueueReport,
     PlannerReport,
     Report,
+    ReportT,
     RouterReport,
     WorkerReport,
+    sender_id,
 )
 from libs.kernel.errors import ContractViolation
 from libs.kernel.units import NS_PER_MS, NS_PER_S, seconds
@@ -26,16 +28,6 @@ ENTRIES_MAX: Final = 4096
 """Processes held in the view; past it the ones silent for longest are forgotten."""
 LISTEN_NS: Final = 1300 * NS_PER_MS
 """A little more than the longest report interval: every living process is heard once."""
-
-ReportT = TypeVar(
-    "ReportT",
-    WorkerReport,
-    RouterReport,
-    GatewayReport,
-    PlannerReport,
-    MigratorReport,
-    OfflineQueueReport,
-)
 
 
 class FleetView:
@@ -104,7 +96,7 @@ class FleetView:
 
     def process_id_by_entity(self) -> dict[str, int]:
         """Whoever was heard recently, and its process."""
-        return {_id_of(report): report.process_id for report in self._heard()}
+        return {sender_id(report): report.process_id for report in self._heard()}
 
     async def wait_for_change(self) -> None:
         """Return when a report has come since the last look."""
@@ -113,7 +105,7 @@ class FleetView:
 
     def take(self, report: Report) -> None:
         """Replace what this process said before."""
-        key = f"{report.type}/{_id_of(report)}"
+        key = f"{report.type}/{sender_id(report)}"
         self._newest.pop(key, None)
         self._newest[key] = (self._clock.now_ns(), report)
         while len(self._newest) > ENTRIES_MAX:
@@ -133,22 +125,6 @@ class FleetView:
     def _heard(self) -> list[Report]:
         since_ns = self._clock.now_ns() - SILENCE_NS_MAX
         return [report for at_ns, report in self._newest.values() if at_ns >= since_ns]
-
-
-def _id_of(report: Report) -> str:
-    match report:
-        case WorkerReport():
-            return report.worker_id
-        case RouterReport():
-            return report.router_id
-        case GatewayReport():
-            return report.gateway_id
-        case PlannerReport():
-            return report.planner_id
-        case MigratorReport():
-            return report.migrator_id
-        case OfflineQueueReport():
-            return report.queue_id
 
 
 async def listen_once(bus: CoreBus, *, duration_ns: int = LISTEN_NS) -> FleetView:

@@ -6,7 +6,7 @@ are counted instead of seconds, so that a broker that is away silences nobody.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 from libs.contracts.batches import BatchRecord
 from libs.contracts.handover_record import HandoverRecord
@@ -18,8 +18,10 @@ from libs.contracts.reports import (
     OfflineQueueReport,
     PlannerReport,
     Report,
+    ReportT,
     RouterReport,
     WorkerReport,
+    sender_id,
 )
 from libs.kernel.bounded import RecentMap
 from libs.kernel.units import NS_PER_S
@@ -29,16 +31,6 @@ PROCESSES_MAX: Final = 8192
 NOTICES_MAX: Final = 1024
 NOTICE_SILENCE_NS_MAX: Final = 60 * NS_PER_S
 """Watchers repeat a notice every few seconds; one not heard for so long went with its node."""
-
-ReportT = TypeVar(
-    "ReportT",
-    WorkerReport,
-    RouterReport,
-    GatewayReport,
-    PlannerReport,
-    MigratorReport,
-    OfflineQueueReport,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +75,7 @@ class Heard:
         if isinstance(report, GatewayReport) and report.gateway_id == self._gateway_id:
             self._echoes += 1
             self.echo_at_ns = now_ns
-        key = f"{report.type}/{_id_of(report)}"
+        key = f"{report.type}/{sender_id(report)}"
         self._reports.put(key, _HeardReport(report=report, echo=self._echoes))
 
     def take_notice(self, notice: Notice, *, now_ns: int) -> None:
@@ -133,23 +125,7 @@ class Heard:
             for heard in self._reports.values()
             if isinstance(heard.report, kind) and self._echoes - heard.echo < ECHOES_MISSED_MAX
         ]
-        return sorted(living, key=_id_of)
-
-
-def _id_of(report: Report) -> str:
-    match report:
-        case WorkerReport():
-            return report.worker_id
-        case RouterReport():
-            return report.router_id
-        case GatewayReport():
-            return report.gateway_id
-        case PlannerReport():
-            return report.planner_id
-        case MigratorReport():
-            return report.migrator_id
-        case OfflineQueueReport():
-            return report.queue_id
+        return sorted(living, key=sender_id)
 
 
 def _urgency(heard: HeardNotice, now_ns: int) -> tuple[bool, int, str]:

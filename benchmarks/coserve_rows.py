@@ -4,13 +4,13 @@ Requests of one burst share one fate, so what is drawn anew for an interval is s
 every draw takes the same slices of both policies, which served the same requests in them.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
 from libs.engine.scheduling.tally import CoserveTally
+from libs.kernel.ranks import nearest_rank
 from libs.kernel.rng import Rng
 from libs.kernel.units import NS_PER_S, milliseconds
 
@@ -155,10 +155,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     """Return the least value that so great a share of them does not exceed; 0 without values."""
     if not values:
         return 0.0
-    ordered = sorted(values)
-    # One part in a billion is rounding, not a value: 0.99 * 100 is 99, not a little more.
-    rank = math.ceil(share * len(ordered) - 1e-9)
-    return ordered[min(len(ordered), max(1, rank)) - 1]
+    return sorted(values)[nearest_rank(share, count=len(values))]
 
 
 def _gaps(requests: Sequence[RequestTimes]) -> list[int]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from libs.kernel.errors import ConfigError
+from libs.kernel.ranks import nearest_rank
 from libs.kernel.units import seconds
 from loadgen.records import Outcome, RequestRecord, RunResult
 
@@ -172,8 +173,7 @@ def percentile(ordered: Sequence[int], percent: int) -> int:
     """Return the nearest-rank percentile of values in ascending order, of which there is one."""
     assert ordered
     assert 0 < percent <= 100
-    # Integers, so that no rounding error moves a rank.
-    return ordered[-(-percent * len(ordered) // 100) - 1]
+    return ordered[nearest_rank(percent / 100, count=len(ordered))]
 
 
 def shares(values: Iterable[int], *, points_max: int) -> list[tuple[int, float]]:

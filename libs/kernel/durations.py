@@ -3,9 +3,9 @@
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
-from math import ceil
 from typing import Final
 
+from libs.kernel.ranks import nearest_rank
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 
 LATENCY_BOUNDS_NS: Final = tuple(
@@ -69,13 +69,8 @@ class RecentDurations:
         while self._entries and self._entries[0][0] < now_ns - self._window_ns:
             self._forget_oldest()
         count = len(self._sorted_ns)
-        return [self._sorted_ns[_rank(q, count)] if count else None for q in quantiles]
+        return [self._sorted_ns[nearest_rank(q, count=count)] if count else None for q in quantiles]
 
     def _forget_oldest(self) -> None:
         _, duration_ns = self._entries.popleft()
         del self._sorted_ns[bisect_left(self._sorted_ns, duration_ns)]
-
-
-def _rank(quantile: float, count: int) -> int:
-    """Index of the least value that at least this share of all does not exceed."""
-    return min(count - 1, max(0, ceil(quantile * count) - 1))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from libs.kernel.ranks import nearest_rank
 from libs.kernel.units import NS_PER_S, milliseconds
 from services.launcher.demo_load import StreamRecord
 from services.launcher.demo_requests import Protocol
@@ -101,8 +102,7 @@ def quantile(ordered: Sequence[int], fraction: float) -> int:
     """Return the smallest value that at least this fraction of them does not exceed; 0 if none."""
     if not ordered:
         return 0
-    rank = -(-len(ordered) * round(fraction * 100) // 100)
-    return ordered[max(0, rank - 1)]
+    return ordered[nearest_rank(fraction, count=len(ordered))]
 
 
 def _compare_texts(disturbed: StreamRecord, undisturbed: StreamRecord) -> StreamVerdict:

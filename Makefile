@@ -9,7 +9,8 @@ TESTS_OF = $(wildcard $(addprefix tests/,$(1)))
 KINDS := tidy unit contract properties sim integration gpu e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types unit sim integration fuzzapi e2e bench evidence peers clean
+.PHONY: help setup demo test lint format types unit sim integration fuzzapi e2e bench evidence peers \
+  clients clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):[^#]*## /\1\t/' | expand -t 14
@@ -69,6 +70,10 @@ peers: ## an environment beside .venv with vLLM's CPU build, for `bench engine -
 	@# The general index has these as CUDA builds, which a CPU build of torch cannot load.
 	.venv-peers/bin/pip uninstall -y torchvision torchaudio torchcodec
 
+clients: ## an environment beside .venv with LangChain, LiteLLM and locust, which tests then use
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install -q -r examples/clients/requirements.txt
+
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .venv-peers demo_report evidence bench_engine.json dist .tideserve .hypothesis \
+	rm -rf $(VENV) .venv-clients .venv-peers demo_report evidence bench_engine.json dist .tideserve .hypothesis \
 	  .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -55,7 +55,14 @@ class Load:
     """All streams of one run; `records` can be watched while they run."""
 
     def __init__(
-        self, *, client: TideClient, http_url: str, alias: str, clock: Clock, run_name: str
+        self,
+        *,
+        client: TideClient,
+        http_url: str,
+        alias: str,
+        clock: Clock,
+        run_name: str,
+        stream_timeout_s: float = STREAM_TIMEOUT_S,
     ) -> None:
         self.records: list[StreamRecord] = []
         self._client = client
@@ -63,6 +70,7 @@ class Load:
         self._alias = alias
         self._clock = clock
         self._run_name = run_name
+        self._stream_timeout_s = stream_timeout_s
 
     @property
     def tokens(self) -> int:
@@ -78,7 +86,7 @@ class Load:
         """Send the requests, at their arrival times if paced, and return when all have ended."""
         limits = httpx.Limits(max_connections=len(requests))
         async with (
-            httpx.AsyncClient(timeout=STREAM_TIMEOUT_S, limits=limits) as http,
+            httpx.AsyncClient(timeout=self._stream_timeout_s, limits=limits) as http,
             asyncio.TaskGroup() as streams,
         ):
             for request in requests:
@@ -93,7 +101,7 @@ class Load:
         record = StreamRecord(request=request, started_at_ns=self._clock.now_ns())
         self.records.append(record)
         try:
-            async with asyncio.timeout(STREAM_TIMEOUT_S):
+            async with asyncio.timeout(self._stream_timeout_s):
                 match request.protocol:
                     case Protocol.NATS:
                         await self._over_nats(record)
@@ -102,7 +110,7 @@ class Load:
         except (RequestRefused, RequestFailedError, Unavailable, httpx.HTTPError) as error:
             record.error = f"{type(error).__name__}: {error}"
         except TimeoutError:
-            record.error = f"not ended after {STREAM_TIMEOUT_S:g} s"
+            record.error = f"not ended after {self._stream_timeout_s:g} s"
 
     async def _over_nats(self, record: StreamRecord) -> None:
         request = record.request

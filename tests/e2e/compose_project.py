@@ -27,10 +27,20 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = ("docker-compose.yml", "tests/e2e/two_nodes.yml")
 BASE_IMAGES = ("python:3.11-slim-bookworm", "nats:2.10-alpine")
 WHEELS = ROOT / "deploy" / "wheels"
+BUILD_TIMEOUT_S = 1800.0
+"""Packages for seven images, of which nothing may be cached."""
 COMMAND_TIMEOUT_S = 400.0
 READY_TIMEOUT_S = 360.0
 """On two idle cores a fleet is up in 30 s; with twenty others on them it took six times as long."""
+STREAM_TIMEOUT_S = 360.0
+"""Within it an answer must end that lives through a strike while workers start beside it."""
 ALIAS = "tide-tiny"
+
+
+def has_image(name: str) -> bool:
+    """Whether the engine has this image; nothing is ever pulled."""
+    command = ["docker", "image", "inspect", name]
+    return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
 
 
 def why_not() -> str | None:
@@ -40,11 +50,10 @@ def why_not() -> str | None:
     for command, missing in (
         (["docker", "info"], "no Docker engine answers"),
         (["docker", "compose", "version"], "docker has no compose v2 plugin"),
-        *((["docker", "image", "inspect", name], f"no base image {name}") for name in BASE_IMAGES),
     ):
         if subprocess.run(command, capture_output=True, timeout=30).returncode != 0:
             return missing
-    return None
+    return next((f"no base image {name}" for name in BASE_IMAGES if not has_image(name)), None)
 
 
 def lay_torch_wheel_ready() -> None:
@@ -83,6 +92,8 @@ class ComposeProject:
     name: str
     nats_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
+    prometheus_port: int = field(default_factory=free_port)
+    grafana_port: int = field(default_factory=free_port)
     settings: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -97,12 +108,22 @@ class ComposeProject:
     def network(self) -> str:
         return f"{self.name}_fleet"
 
-    def compose(self, *arguments: str) -> str:
+    def build(self) -> None:
+        """Build the images of all services."""
+        self.compose("--profile", "spot", "build", timeout_s=BUILD_TIMEOUT_S)
+
+    def down(self) -> None:
+        """Remove the containers and what they kept."""
+        self.compose("--profile", "*", "down", "--volumes", "--timeout", "5")
+
+    def compose(self, *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """Run one compose command on this project; nothing of the caller's `.env` counts."""
         environment = {
             **{name: text for name, text in os.environ.items() if "TIDESERVE_" not in name},
             "TIDESERVE_NATS_PORT": str(self.nats_port),
             "TIDESERVE_HTTP_PORT": str(self.http_port),
+            "TIDESERVE_PROMETHEUS_PORT": str(self.prometheus_port),
+            "TIDESERVE_GRAFANA_PORT": str(self.grafana_port),
             **self.settings,
         }
         project = ("--project-name", self.name, "--project-directory", ".")
@@ -113,7 +134,7 @@ class ComposeProject:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=COMMAND_TIMEOUT_S,
+            timeout=timeout_s,
         )
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
         return result.stdout
@@ -196,6 +217,7 @@ class ComposeFleet:
             alias=ALIAS,
             clock=SystemClock(),
             run_name=f"{self.project.name}-{os.urandom(4).hex()}",
+            stream_timeout_s=STREAM_TIMEOUT_S,
         )
 
 

@@ -5,6 +5,7 @@ Half of the streams go over NATS and half over HTTP, half of each greedy and hal
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from libs.client.client import TideClient
 from services.launcher.fleet import Fleet
 from services.launcher.model_source import bundled_model
 from services.launcher.recipes import FleetOptions
+from tests.e2e.compose_project import ComposeProject, lay_torch_wheel_ready, why_not
 
 STREAMS_PER_PROTOCOL = 20
 MAX_TOKENS = 300
@@ -209,3 +211,23 @@ def start_fleet(
     finally:
         for under_test in started:
             under_test.stop()
+
+
+@pytest.fixture(scope="session")
+def _images() -> None:
+    """The images of all services, built once."""
+    missing = why_not()
+    if missing is not None:
+        pytest.skip(f"cannot run containers: {missing}")
+    lay_torch_wheel_ready()
+    ComposeProject("tideserve-test-build").build()
+
+
+@pytest.fixture(scope="module")
+def compose_project(_images: None, request: pytest.FixtureRequest) -> Iterator[ComposeProject]:
+    """A project of the file's own, with images built and nothing started; removed at its end."""
+    project = ComposeProject(f"{request.path.stem.replace('_', '-')}-{os.getpid()}")
+    try:
+        yield project
+    finally:
+        project.down()

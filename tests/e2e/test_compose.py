@@ -6,10 +6,10 @@ compared, token for token, with what the same fleet answered undisturbed.
 """
 
 import asyncio
-import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
@@ -24,20 +24,21 @@ from tests.e2e.compose_project import (
     connected,
     differences,
     docker,
-    lay_torch_wheel_ready,
-    why_not,
 )
 
 pytestmark = [
-    pytest.mark.timeout(900),
+    # Longer than everything a test waits for: on a slow machine it fails there, and says at what.
+    pytest.mark.timeout(2400),
     # nats-py drops a connection that ends within its handshake, as one does behind docker's port
     # proxy while the broker is away, without closing it; the collector finds it some tests later.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-FIRST_ANSWER_S_MAX = 90.0
+FIRST_ANSWERS_S_MAX = 90.0
 """From `up` with images built to all streamed answers, on two cores that do nothing else."""
-GRACE_S = 25
+CORES_IDLE_MIN = 1.6
+GRACE_S = 90
+"""Generous, for sessions leave at once: it is what a slow machine may take."""
 REQUESTS = demo_requests(12, seed=3, duration_ns=NS_PER_S)
 Strike = Callable[[ComposeFleet], Awaitable[None]]
 
@@ -47,54 +48,59 @@ class Started:
     """A project that answers, and what it answered undisturbed."""
 
     project: ComposeProject
-    first_answer_s: float
-    was_quiet: bool
-    """Whether the machine had nothing else to do; the time says nothing where it had."""
+    first_answers_s: float
+    cores_idle: float
+    """Before it; the time says nothing where the machine had something else to do."""
     undisturbed: list[StreamRecord]
 
 
 @pytest.fixture(scope="module")
-def project() -> Iterator[ComposeProject]:
-    missing = why_not()
-    if missing is not None:
-        pytest.skip(f"cannot run containers: {missing}")
-    lay_torch_wheel_ready()
-    project = ComposeProject(f"tideserve-test-{os.getpid()}")
-    try:
-        project.compose("--profile", "spot", "build")
-        yield project
-    finally:
-        project.compose("--profile", "spot", "down", "--volumes", "--timeout", "5")
-
-
-@pytest.fixture(scope="module")
-def started(project: ComposeProject) -> Started:
+def started(compose_project: ComposeProject) -> Started:
     async def ask_first() -> list[StreamRecord]:
-        async with connected(project) as fleet:
+        async with connected(compose_project) as fleet:
             await fleet.until_workers(2)
             return await fleet.ask(REQUESTS)
 
-    was_quiet = os.getloadavg()[0] < (os.cpu_count() or 1)
+    cores_idle = idle_cores()
     began = time.monotonic()
-    project.compose("up", "--detach")
+    compose_project.compose("up", "--detach")
     undisturbed = asyncio.run(ask_first())
-    took_s = time.monotonic() - began
     return Started(
-        project=project, first_answer_s=took_s, was_quiet=was_quiet, undisturbed=undisturbed
+        project=compose_project,
+        first_answers_s=time.monotonic() - began,
+        cores_idle=cores_idle,
+        undisturbed=undisturbed,
     )
 
 
-def test_the_containers_answer_over_nats_and_over_http_soon_after_up(started: Started) -> None:
+def idle_cores() -> float:
+    """Return how many cores had nothing to do over a second."""
+    before = idle_seconds()
+    time.sleep(1)
+    return idle_seconds() - before
+
+
+def idle_seconds() -> float:
+    """Seconds that cores were idle since the machine started, summed up."""
+    return float(Path("/proc/uptime").read_text().split()[1])
+
+
+def test_the_containers_answer_over_nats_and_over_http(started: Started) -> None:
     assert {record.request.protocol.value for record in started.undisturbed} == {"nats", "http"}
     for record in started.undisturbed:
         assert record.is_finished, record.error
         assert record.tokens_reported
-    assert started.first_answer_s < FIRST_ANSWER_S_MAX or not started.was_quiet
+
+
+def test_the_first_answers_are_there_soon_after_up(started: Started) -> None:
+    if started.cores_idle < CORES_IDLE_MIN:
+        pytest.skip(f"says nothing on a busy machine: {started.cores_idle:.1f} cores were idle")
+    assert started.first_answers_s < FIRST_ANSWERS_S_MAX
 
 
 def test_every_container_reports_healthy(started: Started) -> None:
     started.project.compose("up", "--detach", "--wait")
-    with httpx.Client(base_url=started.project.http_url, timeout=10) as http:
+    with httpx.Client(base_url=started.project.http_url, timeout=60) as http:
         assert http.get("/health").status_code == 200
         assert [model["id"] for model in http.get("/v1/models").json()["data"]] == [ALIAS]
 
@@ -105,12 +111,11 @@ async def scale(fleet: ComposeFleet, service: str, count: int) -> None:
     )
 
 
-def busiest(fleet: ComposeFleet) -> str:
-    """The container of the worker with most sessions."""
-    workers = [worker for worker in fleet.workers() if worker.sessions_running]
-    assert workers, "no worker computes anything that a strike could disturb"
-    victim = max(workers, key=lambda worker: worker.sessions_running)
-    return fleet.project.container_of(victim.worker_id)
+async def busiest(fleet: ComposeFleet) -> str:
+    """The container of the worker with most sessions, as soon as one has any."""
+    await fleet.until(lambda: any(worker.sessions_running for worker in fleet.workers()))
+    victim = max(fleet.workers(), key=lambda worker: worker.sessions_running)
+    return await asyncio.to_thread(fleet.project.container_of, victim.worker_id)
 
 
 async def grow_and_shrink(fleet: ComposeFleet) -> None:
@@ -121,7 +126,7 @@ async def grow_and_shrink(fleet: ComposeFleet) -> None:
 
 
 async def kill_a_worker(fleet: ComposeFleet) -> None:
-    container = await asyncio.to_thread(busiest, fleet)
+    container = await busiest(fleet)
     await asyncio.to_thread(docker, "kill", container)
     await fleet.until_workers(1)
     await scale(fleet, "gpu-worker", 2)
@@ -130,7 +135,7 @@ async def kill_a_worker(fleet: ComposeFleet) -> None:
 
 async def cut_a_worker_off(fleet: ComposeFleet) -> None:
     network = fleet.project.network
-    container = await asyncio.to_thread(busiest, fleet)
+    container = await busiest(fleet)
     await asyncio.to_thread(docker, "network", "disconnect", network, container)
     await fleet.until_workers(1)
     await asyncio.to_thread(docker, "network", "connect", network, container)
@@ -150,7 +155,7 @@ async def kill_the_broker(fleet: ComposeFleet) -> None:
     await fleet.until_workers(2)
 
 
-async def scale_routers_and_gateways(fleet: ComposeFleet) -> None:
+async def scale_routers(fleet: ComposeFleet) -> None:
     await scale(fleet, "online-router", 3)
     await fleet.until(lambda: len(fleet.view.routers()) == 3)
     await scale(fleet, "online-router", 2)
@@ -161,7 +166,7 @@ async def scale_routers_and_gateways(fleet: ComposeFleet) -> None:
     "strike",
     [
         grow_and_shrink,
-        scale_routers_and_gateways,
+        scale_routers,
         kill_a_worker,
         cut_a_worker_off,
         pause_the_broker,
@@ -192,7 +197,9 @@ def test_the_sessions_of_a_node_under_notice_have_left_when_its_containers_are_k
         return any(worker.is_serving for worker in fleet.workers(node_id=node_id))
 
     async def preempt(fleet: ComposeFleet) -> None:
-        assert any(w.sessions_running for w in fleet.workers(node_id="node-2"))
+        await fleet.until(
+            lambda: any(worker.sessions_running for worker in fleet.workers(node_id="node-2"))
+        )
         await fleet.notify("node-2", grace_s=GRACE_S)
         await fleet.until(
             lambda: (

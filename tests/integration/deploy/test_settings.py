@@ -94,6 +94,19 @@ def test_the_services_take_what_compose_tells_them() -> None:
     assert seen == set(CONFIGS)
 
 
+def test_queues_and_gateways_have_the_files_of_batches_in_one_place() -> None:
+    services = dict(compose_services())
+    sharing = [services[name] for name in ("offline-queue", "http-gateway")]
+    [folder] = {
+        with_defaults(text)
+        for service in sharing
+        for key, text in service["environment"].items()
+        if key.endswith("__BLOB_STORE")
+    }
+    for service in sharing:
+        assert f"blobs:{folder.removeprefix('folder:')}" in service["volumes"]
+
+
 def test_every_image_of_the_chart_is_built_by_compose(rendered: Rendered) -> None:
     built = {service["image"] for _, service in compose_services()}
     for name, template in rendered.workloads():

@@ -118,7 +118,7 @@ class QueueShell:
             for pattern in (subjects.WORKER_REPORTS, subjects.OFFLINE_QUEUE_REPORTS)
         ]
         questions = await self._desk.subscribe()
-        watch = await self._store.watch_batches()
+        watch = await self._store.batches.watch()
         self.actor.post(
             QueueStarted(now_unix_ns=self._clock.now_unix_ns(), cause_id=self._options.queue_id)
         )

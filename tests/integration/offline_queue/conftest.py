@@ -148,7 +148,8 @@ class Offline:
         if not isinstance(content, bytes):
             content = "".join(f"{line}\n" for line in content).encode()
         await write_whole(self.blobs, file_id, content)
-        await self.store.put_file(
+        await self.store.files.put(
+            file_id,
             FileRecord(
                 **{
                     "file_id": file_id,
@@ -185,7 +186,7 @@ class Offline:
 
     async def record(self, batch_id: str) -> BatchRecord:
         """The batch as it is now."""
-        record = await self.store.batch(batch_id)
+        record = await self.store.batches.get(batch_id)
         assert record is not None
         return record
 

@@ -121,7 +121,7 @@ async def test_what_is_past_its_time_or_nobodys_is_swept(a_world) -> None:
         await world.bus.append(subjects.batch_part(part.batch_id), encode(part))
         await asyncio.sleep(1.2)
         await Janitor(world.store, world.blobs).sweep()
-        assert await world.store.file(record.output_file_id) is None
+        assert await world.store.files.get(record.output_file_id) is None
         kept = [blob.key for blob in await world.blobs.list_blobs()]
         assert kept == [record.input_file_id]
         assert await world.store.batches_with_work() == set()

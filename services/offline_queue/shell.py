@@ -50,6 +50,7 @@ from services.offline_queue.events import (
     LinePutOff,
     LineStored,
     PartAcknowledged,
+    PartKept,
     PartsLeased,
     QueueEvent,
     QueueReported,
@@ -85,7 +86,6 @@ class QueueShell:
         blobs: BlobStore,
         options: QueueOptions,
         clock: Clock,
-        lease_ns: int,
     ) -> None:
         self.core = QueueCore(options)
         self.messages_unsent = 0
@@ -99,7 +99,7 @@ class QueueShell:
         self._runner = LineRunner(client=self._client, store=store, blobs=blobs, clock=clock)
         self._running: dict[tuple[str, int], asyncio.Task[LineOutcome]] = {}
         self._desk = Desk(bus, store)
-        self._clerk = Clerk(store, blobs, lease_ns=lease_ns)
+        self._clerk = Clerk(store, blobs, lease_ns=options.lease_ns)
         self._janitor = Janitor(store, blobs)
         self.actor: ActorShell[QueueEvent, QueueCommand] = ActorShell(
             core=self.core, interpret=self._interpret, clock=clock, name=options.queue_id
@@ -223,7 +223,7 @@ class QueueShell:
         """Carry out what is said again if it is lost."""
         match command:
             case KeepPart():
-                await self._leases.keep(command.part_key)
+                return await self._keep(command)
             case SurveyBatch():
                 return await self._survey(command)
             case AskForTask():
@@ -274,6 +274,12 @@ class QueueShell:
         for (held_key, _), task in list(self._running.items()):
             if held_key == part_key:
                 task.cancel()
+
+    async def _keep(self, command: KeepPart) -> PartKept:
+        await self._leases.keep(command.part_key)
+        return PartKept(
+            part_key=command.part_key, asked_at_ns=command.asked_at_ns, cause_id=command.cause_id
+        )
 
     async def _acknowledge(self, command: AcknowledgePart) -> PartAcknowledged:
         await self._leases.acknowledge(command.part_key)

@@ -34,6 +34,7 @@ from services.gpu_worker.commands import (
     SendTokens,
     SendToRouter,
     StoreBlocks,
+    YieldStep,
 )
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.events import (
@@ -92,6 +93,9 @@ class CheckpointWorld:
     copies: list[Copying] = field(default_factory=list)
     answers: dict[str, list[int]] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
+    acknowledged: dict[str, int] = field(default_factory=dict)
+    is_asked_to_yield: bool = False
+    """Whether the core wants the step in flight given up."""
     steps_yielded: int = 0
     tokens_computed: int = 0
     """Tokens whose KV the engine has computed, yielded steps left out."""
@@ -146,6 +150,11 @@ class CheckpointWorld:
                 case RunStep():
                     assert self.step is None, "two steps in flight"
                     self.step = command
+                    self.is_asked_to_yield = False
+                case YieldStep(step_id=step_id):
+                    assert self.step is not None, "no step is in flight"
+                    assert step_id == self.step.plan.step_id
+                    self.is_asked_to_yield = True
                 case StoreBlocks(pairs=pairs):
                     self._begin(command, [self.device[block] for block, _ in pairs])
                 case LoadBlocks(pairs=pairs):
@@ -190,10 +199,20 @@ class CheckpointWorld:
         self.handle(EndReceived(message=message, cause_id=name))
 
     def acknowledge(self) -> None:
-        for name, tokens in self.answers.items():
-            receipt = TokenReceipt(request_id=name, session_epoch=1, next_index=len(tokens))
-            message = AcknowledgeTokens(router_id="router-a", receipts=(receipt,))
-            self.handle(AcknowledgeReceived(message=message, cause_id=name))
+        news = {
+            name: len(tokens)
+            for name, tokens in self.answers.items()
+            if len(tokens) > self.acknowledged.get(name, 0)
+        }
+        if not news:
+            return
+        self.acknowledged |= news
+        receipts = tuple(
+            TokenReceipt(request_id=name, session_epoch=1, next_index=next_index)
+            for name, next_index in news.items()
+        )
+        message = AcknowledgeTokens(router_id="router-a", receipts=receipts)
+        self.handle(AcknowledgeReceived(message=message, cause_id="receipts"))
 
     def expected(self, name: str) -> list[int]:
         request = self._request(name)

@@ -15,7 +15,7 @@ from rich.table import Table
 from libs.kernel.errors import ConfigError, Unavailable
 from services.launcher.batch_api import BatchApi, BatchObject, GatewayRefused
 from services.launcher.console import PROGRESS, RESULTS, say, show, show_json
-from services.launcher.state_file import DEFAULT_DATA_FOLDER, find_http_url
+from services.launcher.gateway_options import Gateway, takes_gateway
 
 FINAL: Final = ("completed", "failed", "expired", "cancelled")
 POLL_S_FIRST: Final = 0.2
@@ -28,16 +28,12 @@ ENDPOINT_DEFAULT: Final = "/v1/chat/completions"
 app = typer.Typer(help="Answer files of requests while the fleet has room.", no_args_is_help=True)
 
 BatchId = Annotated[str, typer.Argument(help="As `submit` or `list` shows it.")]
-UrlOption = Annotated[
-    str | None, typer.Option("--url", help="Gateway; else $TIDESERVE_HTTP_URL or the fleet's.")
-]
-TenantOption = Annotated[str, typer.Option(help="On whose behalf; sees that one's batches only.")]
-DataFolderOption = Annotated[Path, typer.Option("--data-dir", help="The fleet's folder.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command()
+@takes_gateway
 def submit(
+    gateway: Gateway,
     file: Annotated[Path, typer.Argument(help="One JSON request per line, as OpenAI's Batch.")],
     endpoint: Annotated[
         str | None, typer.Option(help="What the lines ask; as the first line says if not given.")
@@ -45,15 +41,11 @@ def submit(
     window: Annotated[str, typer.Option(help="Time to answer all: 30m, 24h, 2d.")] = "24h",
     metadata: Annotated[list[str] | None, typer.Option(help="key=value; may be repeated.")] = None,
     is_waiting: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
-    url: UrlOption = None,
-    tenant: TenantOption = "",
-    data_folder: DataFolderOption = DEFAULT_DATA_FOLDER,
-    is_json: JsonOption = False,
 ) -> None:
     """Upload a file and have its lines answered."""
     labels = parse_metadata(metadata or [])
     asked_endpoint = endpoint or endpoint_of(file)
-    with BatchApi(find_http_url(url, data_folder), tenant=tenant) as api:
+    with gateway.api() as api:
         batch = api.create(
             {
                 "input_file_id": api.upload(file),
@@ -63,102 +55,88 @@ def submit(
             }
         )
         if not is_waiting:
-            _show_batch(batch, is_json=is_json)
+            _show_batch(batch, is_json=gateway.is_json)
             return
         say(f"{batch['id']} is submitted")
-        _end_with(_waited_for(api, batch["id"]), is_json=is_json)
+        _end_with(_waited_for(api, batch["id"]), is_json=gateway.is_json)
 
 
 @app.command()
+@takes_gateway
 def status(
+    gateway: Gateway,
     batch_id: BatchId,
-    url: UrlOption = None,
-    tenant: TenantOption = "",
-    data_folder: DataFolderOption = DEFAULT_DATA_FOLDER,
-    is_json: JsonOption = False,
 ) -> None:
     """Show how far a batch is."""
-    with BatchApi(find_http_url(url, data_folder), tenant=tenant) as api:
-        _show_batch(api.get(batch_id), is_json=is_json)
+    with gateway.api() as api:
+        _show_batch(api.get(batch_id), is_json=gateway.is_json)
 
 
 @app.command("list")
+@takes_gateway
 def list_batches(
+    gateway: Gateway,
     limit: Annotated[int, typer.Option(help="How many, the newest first.", min=1)] = 20,
-    url: UrlOption = None,
-    tenant: TenantOption = "",
-    data_folder: DataFolderOption = DEFAULT_DATA_FOLDER,
-    is_json: JsonOption = False,
 ) -> None:
     """Show the newest batches."""
-    with BatchApi(find_http_url(url, data_folder), tenant=tenant) as api:
+    with gateway.api() as api:
         batches = api.newest(limit)
-    if is_json:
+    if gateway.is_json:
         show_json({"batches": batches})
     else:
         RESULTS.print(batches_table(batches))
 
 
 @app.command()
+@takes_gateway
 def cancel(
+    gateway: Gateway,
     batch_id: BatchId,
-    url: UrlOption = None,
-    tenant: TenantOption = "",
-    data_folder: DataFolderOption = DEFAULT_DATA_FOLDER,
-    is_json: JsonOption = False,
 ) -> None:
     """End a batch; what is answered already stays."""
-    _act("cancel", batch_id, url=find_http_url(url, data_folder), tenant=tenant, is_json=is_json)
+    _act(gateway, "cancel", batch_id)
 
 
 @app.command()
+@takes_gateway
 def pause(
+    gateway: Gateway,
     batch_id: BatchId,
-    url: UrlOption = None,
-    tenant: TenantOption = "",
-    data_folder: DataFolderOption = DEFAULT_DATA_FOLDER,
-    is_json: JsonOption = False,
 ) -> None:
     """Take up no further line until `resume`; the deadline stays."""
-    _act("pause", batch_id, url=find_http_url(url, data_folder), tenant=tenant, is_json=is_json)
+    _act(gateway, "pause", batch_id)
 
 
 @app.command()
+@takes_gateway
 def resume(
+    gateway: Gateway,
     batch_id: BatchId,
-    url: UrlOption = None,
-    tenant: TenantOption = "",
-    data_folder: DataFolderOption = DEFAULT_DATA_FOLDER,
-    is_json: JsonOption = False,
 ) -> None:
     """Go on with a paused batch."""
-    _act("resume", batch_id, url=find_http_url(url, data_folder), tenant=tenant, is_json=is_json)
+    _act(gateway, "resume", batch_id)
 
 
 @app.command()
+@takes_gateway
 def wait(
+    gateway: Gateway,
     batch_id: BatchId,
-    url: UrlOption = None,
-    tenant: TenantOption = "",
-    data_folder: DataFolderOption = DEFAULT_DATA_FOLDER,
-    is_json: JsonOption = False,
 ) -> None:
     """Wait for the end of a batch; exit code 0 only if every line was answered."""
-    with BatchApi(find_http_url(url, data_folder), tenant=tenant) as api:
-        _end_with(_waited_for(api, batch_id), is_json=is_json)
+    with gateway.api() as api:
+        _end_with(_waited_for(api, batch_id), is_json=gateway.is_json)
 
 
 @app.command()
+@takes_gateway
 def results(
+    gateway: Gateway,
     batch_id: BatchId,
     folder: Annotated[Path, typer.Option("--into", help="Folder to write to.")] = Path("."),
-    url: UrlOption = None,
-    tenant: TenantOption = "",
-    data_folder: DataFolderOption = DEFAULT_DATA_FOLDER,
-    is_json: JsonOption = False,
 ) -> None:
     """Write ID.output.jsonl and ID.errors.jsonl of a batch that has ended, where there are any."""
-    with BatchApi(find_http_url(url, data_folder), tenant=tenant) as api:
+    with gateway.api() as api:
         batch = api.get(batch_id)
         if batch["status"] not in FINAL:
             raise GatewayRefused(f"{batch_id} is {batch['status']}; `tideserve batch wait` waits")
@@ -171,7 +149,7 @@ def results(
                 written[kind] = str(target)
     if not any(written.values()):
         raise GatewayRefused(f"{batch_id} is {batch['status']} and has no results")
-    if is_json:
+    if gateway.is_json:
         show_json({"batch_id": batch_id, "status": batch["status"], **written})
         return
     for path in written.values():
@@ -220,9 +198,9 @@ def batches_table(batches: Sequence[BatchObject]) -> Table:
     return table
 
 
-def _act(verb: str, batch_id: str, *, url: str, tenant: str, is_json: bool) -> None:
-    with BatchApi(url, tenant=tenant) as api:
-        _show_batch(api.act(batch_id, verb), is_json=is_json)
+def _act(gateway: Gateway, action: str, batch_id: str) -> None:
+    with gateway.api() as api:
+        _show_batch(api.act(batch_id, action), is_json=gateway.is_json)
 
 
 def _waited_for(api: BatchApi, batch_id: str) -> BatchObject:

@@ -55,14 +55,13 @@ async def serve(stopping: asyncio.Event) -> None:
 
 async def _work(config: QueueConfig, bus: Bus, stopping: asyncio.Event, *, queue_id: str) -> None:
     clock = SystemClock()
-    lease_ns = round(config.lease_s * NS_PER_S)
+    options = queue_options(config, queue_id=queue_id, process_id=os.getpid())
     shell = QueueShell(
         bus=bus,
-        store=await open_offline_store(bus, clock=clock, lease_ns=lease_ns),
+        store=await open_offline_store(bus, clock=clock, lease_ns=options.lease_ns),
         blobs=open_blob_store(config.blob_store),
-        options=queue_options(config, queue_id=queue_id, process_id=os.getpid()),
+        options=options,
         clock=clock,
-        lease_ns=lease_ns,
     )
     status = StatusServer(
         metrics=offline_metrics(
@@ -89,7 +88,7 @@ def queue_options(config: QueueConfig, *, queue_id: str, process_id: int) -> Que
         process_id=process_id,
         report_interval_ns=round(config.report_interval_s * NS_PER_S),
         survey_interval_ns=round(config.survey_interval_s * NS_PER_S),
-        keep_interval_ns=round(config.lease_s * NS_PER_S) // 4,
+        lease_ns=round(config.lease_s * NS_PER_S),
         lines_running_max=config.lines_running_max,
         urgent_share=config.urgent_share,
     )

@@ -115,7 +115,7 @@ class Clerk:
 
     async def look_at(self, batch_id: str) -> None:
         """Do what the batch needs now. Raises: Unavailable, StreamFull."""
-        record = await self._store.batch(batch_id)
+        record = await self._store.batches.get(batch_id)
         if record is None or record.status.is_final:
             await self._store.remove_work(batch_id)
             await self._store.remove_results(batch_id)
@@ -247,7 +247,7 @@ class Clerk:
             async for part in self._parts(record):
                 ended = await self._store.lines_ended(record.batch_id, part.part)
                 await self._write_part(record, part, ended, results, output, errors)
-            now = await self._store.batch(record.batch_id)
+            now = await self._store.batches.get(record.batch_id)
             if now is None or now.status.is_final:
                 return None
             is_output = results.completed > 0
@@ -311,7 +311,8 @@ class Clerk:
         size_bytes = await writer.commit()
         now_unix_s = self._store.now_unix_s()
         lives_s = record.output_expires_after_s
-        await self._store.put_file(
+        await self._store.files.put(
+            file_id,
             FileRecord(
                 file_id=file_id,
                 purpose=FilePurpose.BATCH_OUTPUT,
@@ -320,7 +321,7 @@ class Clerk:
                 created_at_unix_s=now_unix_s,
                 expires_at_unix_s=None if lives_s is None else now_unix_s + lives_s,
                 tenant=record.tenant,
-            )
+            ),
         )
 
 

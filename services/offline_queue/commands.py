@@ -59,9 +59,10 @@ class AcknowledgePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepPart:
-    """Renew the lease. No outcome: it is said again."""
+    """Renew the lease; ends in PartKept, or in nothing where the broker cannot be told."""
 
     part_key: str
+    asked_at_ns: int
     cause_id: str
 
 

@@ -5,12 +5,11 @@ taken up only while its batch is in progress, not paused and not past its deadli
 only by a task, which some queue's clerk leases: this core asks for one whenever a survey shows that
 a batch needs to be looked at and nobody has been asked.
 
-The parts: `intake` (which line goes next), `harvest` (how many may run), `surveying` (what becomes
-of whole batches).
+The parts: `holding` (what is leased), `intake` (which line goes next), `harvest` (how many may
+run), `surveying` (what becomes of whole batches).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 from libs.contracts.batches import OFFLINE_PRIORITY, BatchRecord, BatchStatus
@@ -20,16 +19,12 @@ from libs.kernel.units import NS_PER_S
 from libs.policy.deadlines import priority_at
 from libs.policy.fair_share import cost
 from services.offline_queue.commands import (
-    AcknowledgePart,
-    DropPart,
     FailLine,
-    KeepPart,
-    LeaseJobs,
-    LeaseParts,
     PublishReport,
     QueueCommand,
     StartLine,
 )
+from services.offline_queue.counters import QueueCounters
 from services.offline_queue.events import (
     BatchForgotten,
     BatchRead,
@@ -38,6 +33,7 @@ from services.offline_queue.events import (
     LinePutOff,
     LineStored,
     PartAcknowledged,
+    PartKept,
     PartsLeased,
     QueueEvent,
     QueueReported,
@@ -46,7 +42,8 @@ from services.offline_queue.events import (
     WorkerReported,
 )
 from services.offline_queue.harvest import Harvest
-from services.offline_queue.intake import Choice, HeldPart, Intake, Source
+from services.offline_queue.holding import Holding
+from services.offline_queue.intake import Choice, Intake, Source
 from services.offline_queue.options import QueueOptions
 from services.offline_queue.surveying import Due, Surveying
 
@@ -59,37 +56,22 @@ LINES_AHEAD_MIN = 4
 """Lines held ready beyond those that run, so that a free place is filled at once."""
 
 
-@dataclass(slots=True)
-class QueueCounters:
-    """Since the start of this process."""
-
-    lines_started: int = 0
-    lines_completed: int = 0
-    lines_failed: int = 0
-    lines_expired: int = 0
-    lines_put_off: int = 0
-    parts_leased: int = 0
-    parts_given_up: int = 0
-
-
 class QueueCore:
     """Decides everything an offline queue does; see the head of this file."""
 
     def __init__(self, options: QueueOptions) -> None:
         self._options = options
         self.counters = QueueCounters()
-        self.intake = Intake(aged_ns=options.aged_ns)
+        self.intake = Intake(aged_ns=options.aged_ns, lease_ns=options.lease_ns)
         self.harvest = Harvest(lines_max=options.lines_running_max, silence_ns=options.silence_ns)
         self.surveying = Surveying(options, self.harvest)
+        self._holding = Holding(
+            options, intake=self.intake, surveying=self.surveying, counters=self.counters
+        )
         self._commands: list[QueueCommand] = []
         self._now_ns = 0
         self._cause_id = ""
         self._unix_ns_at_0 = 0
-        self._lease_after_ns: dict[str, int] = {}
-        """By source: when it may be asked for parts again."""
-        self._jobs_after_ns = 0
-        self._jobs_asked = False
-        self._leasing: set[str] = set()
         self._beat = 0
         self._is_stopping = False
 
@@ -128,7 +110,7 @@ class QueueCore:
                 self._batch_read(event.record)
             case BatchForgotten():
                 self.surveying.forget(event.batch_id)
-                self._drop(event.batch_id)
+                self._emit(*self._holding.drop(event.batch_id, cause_id=self._cause_id))
             case QueueStopping():
                 self._is_stopping = True
             case WorkerReported():
@@ -136,15 +118,21 @@ class QueueCore:
             case QueueReported():
                 self.harvest.queue_reported(event.report, now_ns=self._now_ns)
             case PartsLeased():
-                self._parts_leased(event)
+                self._emit(*self._holding.parts_leased(event, now_ns=self._now_ns))
             case JobsLeased():
-                self._jobs_leased(event)
+                self._emit(
+                    *self._holding.jobs_leased(
+                        event, now_ns=self._now_ns, unix_ns_at_0=self._unix_ns_at_0
+                    )
+                )
             case LineStored():
                 self._line_stored(event)
             case LinePutOff():
                 self._line_put_off(event)
             case PartAcknowledged():
-                self._part_acknowledged(event)
+                self._emit(*self._holding.acknowledged(event))
+            case PartKept():
+                self._holding.kept(event)
             case BatchSurveyed():
                 self._emit(*self.surveying.surveyed(event, now_unix_s=self.now_unix_s()))
             case _:
@@ -167,8 +155,7 @@ class QueueCore:
                 self._reopen_sources()
                 self._set_timer(SURVEY_TIMER, self._options.survey_interval_ns)
             case "keep":
-                for key in sorted(self.intake.parts):
-                    self._emit(KeepPart(part_key=key, cause_id=self._cause_id))
+                self._emit(*self._holding.keep(now_ns=self._now_ns, cause_id=self._cause_id))
                 self._set_timer(KEEP_TIMER, self._options.keep_interval_ns)
 
     def _report(self) -> None:
@@ -201,7 +188,7 @@ class QueueCore:
     def _batch_read(self, record: BatchRecord) -> None:
         self.surveying.put(record)
         if record.status is not BatchStatus.IN_PROGRESS:
-            self._drop(record.batch_id)
+            self._emit(*self._holding.drop(record.batch_id, cause_id=self._cause_id))
             return
         self.intake.put_source(self._source_of(record))
 
@@ -222,75 +209,8 @@ class QueueCore:
         for record in self.surveying.in_progress():
             self.intake.put_source(self._source_of(record))
 
-    def _drop(self, source_id: str) -> None:
-        """Nobody wants this source any more."""
-        self._lease_after_ns.pop(source_id, None)
-        for key in self.intake.drop_source(source_id):
-            self._emit(DropPart(part_key=key, cause_id=self._cause_id))
-
     def _aliases(self) -> list[str]:
         return sorted({source.alias for source in self.intake.sources.values()})
-
-    # ------------------------------------------------------------------ leases
-
-    def _parts_leased(self, event: PartsLeased) -> None:
-        self._leasing.discard(event.source_id)
-        if not event.parts:
-            self._lease_after_ns[event.source_id] = self._now_ns + self._options.lease_again_ns
-        for leased in event.parts:
-            if event.source_id not in self.intake.sources:
-                self._emit(DropPart(part_key=leased.part_key, cause_id=self._cause_id))
-                continue
-            self._hold(
-                self.intake.hold(
-                    leased, now_ns=self._now_ns, deliveries_max=self._options.deliveries_max
-                )
-            )
-
-    def _jobs_leased(self, event: JobsLeased) -> None:
-        self._jobs_asked = False
-        if not event.jobs:
-            self._jobs_after_ns = self._now_ns + self._options.lease_again_ns
-        for job in event.jobs:
-            deadline_at_ns = job.deadline_at_unix_ns - self._unix_ns_at_0
-            source = Source(
-                source_id=job.part.source_id,
-                alias=job.alias,
-                tenant=job.tenant,
-                deadline_at_ns=deadline_at_ns,
-                window_ns=max(1, deadline_at_ns - self._now_ns),
-                is_open=True,
-            )
-            self.intake.put_source(source)
-            self._hold(
-                self.intake.hold(
-                    job.part, now_ns=self._now_ns, deliveries_max=self._options.deliveries_max
-                )
-            )
-
-    def _hold(self, part: HeldPart) -> None:
-        self.counters.parts_leased += 1
-        self.counters.parts_given_up += part.is_given_up
-        self._acknowledge_if_done(part)
-
-    def _acknowledge_if_done(self, part: HeldPart) -> None:
-        if not part.lines and not part.is_acknowledging:
-            part.is_acknowledging = True
-            self._emit(AcknowledgePart(part_key=part.part_key, cause_id=self._cause_id))
-
-    def _part_acknowledged(self, event: PartAcknowledged) -> None:
-        part = self.intake.parts.get(event.part_key)
-        if part is None:
-            return
-        if not event.is_done:
-            part.is_acknowledging = False
-            self._acknowledge_if_done(part)
-            return
-        del self.intake.parts[event.part_key]
-        if part.source_id not in self.surveying:  # a job's source is its own
-            self.intake.drop_source(part.source_id)
-        elif not any(True for _ in self.intake.parts_of(part.source_id)):
-            self._emit(*self.surveying.survey_one(part.source_id, cause_id=self._cause_id))
 
     # ------------------------------------------------------------------ lines
 
@@ -311,7 +231,7 @@ class QueueCore:
                 part.source_id, tokens=event.prompt_tokens + event.answer_tokens
             )
         del part.lines[event.line]
-        self._acknowledge_if_done(part)
+        self._emit(*self._holding.acknowledge_if_done(part, cause_id=self._cause_id))
 
     def _line_put_off(self, event: LinePutOff) -> None:
         held = self.intake.stop(event.part_key, event.line, tokens_charged=None)
@@ -369,7 +289,20 @@ class QueueCore:
                     self._start(choice)
                 else:
                     break
-        self._lease(ranked, room)
+        if self._unix_ns_at_0:
+            self._lease(ranked, room)
+
+    def _lease(self, ranked: Sequence[Source], room: Mapping[str, int]) -> None:
+        """Have lines ready for what will be free next."""
+        wanted = {
+            alias: max(LINES_AHEAD_MIN, self._lines_max(alias) // 2) + max(0, free)
+            for alias, free in room.items()
+        }
+        self._emit(
+            *self._holding.lease(
+                ranked, lines_wanted=wanted, now_ns=self._now_ns, cause_id=self._cause_id
+            )
+        )
 
     def _room(self, alias: str) -> int:
         return self._lines_max(alias) - self.intake.running(alias)
@@ -408,29 +341,6 @@ class QueueCore:
             laxity_ns = source.deadline_at_ns - self._now_ns
         slack_ns = min(self._options.slack_ns, source.window_ns // 4)
         return priority_at(laxity_ns, slack_ns=max(1, slack_ns), priority_idle=OFFLINE_PRIORITY)
-
-    def _lease(self, ranked: Sequence[Source], room: dict[str, int]) -> None:
-        for source in ranked:
-            if len(self.intake.parts) + len(self._leasing) >= self._options.parts_held_max:
-                return
-            is_batch = source.source_id in self.surveying
-            is_early = self._lease_after_ns.get(source.source_id, 0) > self._now_ns
-            if not is_batch or is_early or source.source_id in self._leasing:
-                continue
-            ahead = max(LINES_AHEAD_MIN, self._lines_max(source.alias) // 2)
-            if self.intake.waiting(source.source_id) < ahead + max(0, room[source.alias]):
-                self._leasing.add(source.source_id)
-                self._emit(LeaseParts(batch_id=source.source_id, count=1, cause_id=self._cause_id))
-        self._lease_jobs()
-
-    def _lease_jobs(self) -> None:
-        held = sum(source_id not in self.surveying for source_id in self.intake.sources)
-        if self._jobs_asked or self._jobs_after_ns > self._now_ns:
-            return
-        if self._unix_ns_at_0 and held < self._options.parts_held_max:
-            self._jobs_asked = True
-            count = min(LINES_AHEAD_MIN, self._options.parts_held_max - held)
-            self._emit(LeaseJobs(count=count, cause_id=self._cause_id))
 
     # ------------------------------------------------------------------ small things
 

@@ -108,7 +108,7 @@ class Desk:
                 assert_never(question)
 
     async def _submit(self, question: SubmitBatch) -> BatchAnswer:
-        present = await self._store.batch(question.batch_id)
+        present = await self._store.batches.get(question.batch_id)
         if present is not None:
             return _repeated(present, question)
         window = window_s(question.completion_window)
@@ -128,7 +128,7 @@ class Desk:
         return BatchAccepted(record=record)
 
     async def _file_refusal(self, question: SubmitBatch) -> BatchRejected | None:
-        file = await self._store.file(question.input_file_id)
+        file = await self._store.files.get(question.input_file_id)
         if file is None or file.tenant != question.tenant:
             message = "input_file_id: there is no such file"
             return BatchRejected(
@@ -139,7 +139,7 @@ class Desk:
         return None
 
     async def _cancel(self, question: CancelBatch) -> BatchAnswer:
-        before = await self._store.batch(question.batch_id)
+        before = await self._store.batches.get(question.batch_id)
         if before is None:
             return _not_found()
         after = await self._store.change(question.batch_id, CancelAsked())

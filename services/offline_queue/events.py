@@ -139,6 +139,15 @@ class PartAcknowledged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartKept:
+    """The broker was told to renew the lease of a part, if it was ours still."""
+
+    part_key: str
+    asked_at_ns: int
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSurveyed:
     """What the streams hold of a batch."""
 
@@ -163,5 +172,6 @@ QueueEvent: TypeAlias = (
     | LineStored
     | LinePutOff
     | PartAcknowledged
+    | PartKept
     | BatchSurveyed
 )

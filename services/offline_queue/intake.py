@@ -62,6 +62,8 @@ class HeldPart:
     part_key: str
     source_id: str
     held_since_ns: int
+    kept_at_ns: int
+    """When the lease, or its last renewal that the broker was told of, was asked for."""
     is_given_up: bool
     """It was taken up too often: its lines are failed, not asked."""
     is_acknowledging: bool = False
@@ -80,8 +82,9 @@ class Choice:
 class Intake:
     """Sources and held parts; mutable, owned by the core."""
 
-    def __init__(self, *, aged_ns: int) -> None:
+    def __init__(self, *, aged_ns: int, lease_ns: int) -> None:
         self._aged_ns = aged_ns
+        self._lease_ns = lease_ns
         self.sources: dict[str, Source] = {}
         self.parts: dict[str, HeldPart] = {}
         self.counters = ServiceCounters()
@@ -101,19 +104,35 @@ class Intake:
             del self.parts[key]
         return keys
 
-    def hold(self, leased: LeasedPart, *, now_ns: int, deliveries_max: int) -> HeldPart:
-        """Take a leased part; one that is held already, under an older lease, keeps its lines."""
+    def hold(
+        self, leased: LeasedPart, *, kept_at_ns: int, now_ns: int, deliveries_max: int
+    ) -> HeldPart:
+        """Take a leased part; one that is held already, under an older lease, keeps its lines, but
+        for those that wait and that others have stored meanwhile."""
         part = self.parts.get(leased.part_key)
         if part is None:
             part = HeldPart(
                 part_key=leased.part_key,
                 source_id=leased.source_id,
                 held_since_ns=now_ns,
+                kept_at_ns=kept_at_ns,
                 is_given_up=leased.delivery_count > deliveries_max,
                 lines={line.line: HeldLine(waiting=line) for line in leased.lines},
             )
             self.parts[leased.part_key] = part
+            return part
+        part.kept_at_ns = max(part.kept_at_ns, kept_at_ns)
+        missing = {line.line for line in leased.lines}
+        part.lines = {
+            number: line
+            for number, line in part.lines.items()
+            if line.is_running or number in missing
+        }
         return part
+
+    def is_lapsed(self, part: HeldPart, *, now_ns: int) -> bool:
+        """Whether the part may be another queue's by now."""
+        return now_ns - part.kept_at_ns >= self._lease_ns
 
     def line(self, part_key: str, line: int) -> HeldLine | None:
         """Return a held line; None if it has been dropped meanwhile."""
@@ -176,6 +195,8 @@ class Intake:
         """Return the line of this source that goes next, if one may go now."""
         best: tuple[tuple[bool, str, str, int], Choice] | None = None
         for part in self.parts_of(source.source_id):
+            if self.is_lapsed(part, now_ns=now_ns):
+                continue
             is_aged = now_ns - part.held_since_ns >= self._aged_ns
             for line in part.lines.values():
                 if line.is_running or line.not_before_ns > now_ns:

@@ -51,11 +51,11 @@ class Janitor:
         blobs = await self._blobs.list_blobs(FILE_PREFIX) + await self._blobs.list_blobs(
             BODY_PREFIX
         )
-        files, batches = await self._store.files(), await self._store.batches()
+        files, batches = await self._store.files.all(), await self._store.batches.all()
         now_unix_s = self._store.now_unix_s()
         removed = orphans(blobs, files=files, batches=batches, now_unix_s=now_unix_s)
         for file_id in past_their_time(files, batches=batches, now_unix_s=now_unix_s):
-            await self._store.forget_file(file_id)
+            await self._store.files.delete(file_id)
             removed.append(file_id)
         for key in removed:
             await self._blobs.delete(key)

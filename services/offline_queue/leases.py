@@ -122,7 +122,7 @@ class Leases:
             _log.warning("part_unreadable", error=str(violation))
             await lease.term()
             return None
-        record = await self._store.batch(part.batch_id)
+        record = await self._store.batches.get(part.batch_id)
         if record is None or record.status.is_final:
             await lease.term()
             return None

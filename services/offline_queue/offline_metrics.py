@@ -12,6 +12,7 @@ _COUNTERS: Final = {
     "lines_expired": "lines and jobs that nobody had taken up at their deadline",
     "lines_put_off": "lines given back, to be asked again later",
     "parts_leased": "parts of batches taken up",
+    "parts_leased_again": "of them, those that a queue had taken up before",
     "parts_given_up": "parts that failed too often",
 }
 

@@ -14,8 +14,8 @@ class QueueOptions:
     report_interval_ns: int = 1 * NS_PER_S
     survey_interval_ns: int = 2 * NS_PER_S
     """How often each open batch is looked at: its counts, its deadline, what is left to do."""
-    keep_interval_ns: int = 8 * NS_PER_S
-    """How often leases are renewed; a third of what the broker waits, or less."""
+    lease_ns: int = 30 * NS_PER_S
+    """How long the broker waits for a lease to be renewed before it hands the part out again."""
     lines_running_max: int = 256
     """Lines of this queue that are with the routers at once, whatever capacity says."""
     parts_held_max: int = 32
@@ -38,3 +38,8 @@ class QueueOptions:
     """A part held this long is finished before others, whatever its prefixes."""
     silence_ns: int = 5_000 * NS_PER_MS
     """A worker or queue not heard for so long is not counted with."""
+
+    @property
+    def keep_interval_ns(self) -> int:
+        """How often leases are renewed."""
+        return self.lease_ns // 4

@@ -51,6 +51,7 @@ from services.offline_queue.events import (
     LinePutOff,
     LineStored,
     PartAcknowledged,
+    PartKept,
     PartsLeased,
     QueueEvent,
     QueueReported,
@@ -86,7 +87,6 @@ class QueueShell:
         blobs: BlobStore,
         options: QueueOptions,
         clock: Clock,
-        lease_ns: int,
     ) -> None:
         self.core = QueueCore(options)
         self._bus = bus
@@ -99,7 +99,7 @@ class QueueShell:
         self._runner = LineRunner(client=self._client, store=store, blobs=blobs, clock=clock)
         self._running: dict[tuple[str, int], asyncio.Task[LineOutcome]] = {}
         self._desk = Desk(bus, store)
-        self._clerk = Clerk(store, blobs, lease_ns=lease_ns)
+        self._clerk = Clerk(store, blobs, lease_ns=options.lease_ns)
         self._janitor = Janitor(store, blobs)
         self.actor: ActorShell[QueueEvent, QueueCommand] = ActorShell(
             core=self.core, interpret=self._interpret, clock=clock, name=options.queue_id
@@ -123,7 +123,7 @@ class QueueShell:
             for pattern in (subjects.WORKER_REPORTS, subjects.OFFLINE_QUEUE_REPORTS)
         ]
         questions = await self._desk.subscribe()
-        watch = await self._store.watch_batches()
+        watch = await self._store.batches.watch()
         self.actor.post(
             QueueStarted(now_unix_ns=self._clock.now_unix_ns(), cause_id=self._options.queue_id)
         )
@@ -228,7 +228,7 @@ class QueueShell:
         """Carry out what is said again if it is lost."""
         match command:
             case KeepPart():
-                await self._leases.keep(command.part_key)
+                return await self._keep(command)
             case SurveyBatch():
                 return await self._survey(command)
             case AskForTask():
@@ -279,6 +279,12 @@ class QueueShell:
         for (held_key, _), task in list(self._running.items()):
             if held_key == part_key:
                 task.cancel()
+
+    async def _keep(self, command: KeepPart) -> PartKept:
+        await self._leases.keep(command.part_key)
+        return PartKept(
+            part_key=command.part_key, asked_at_ns=command.asked_at_ns, cause_id=command.cause_id
+        )
 
     async def _acknowledge(self, command: AcknowledgePart) -> PartAcknowledged:
         await self._leases.acknowledge(command.part_key)

@@ -3,8 +3,9 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final
 
+from libs.client.records import Records
 from libs.contracts import subjects
 from libs.contracts.batches import (
     BATCH_LINES,
@@ -17,27 +18,19 @@ from libs.contracts.batches import (
     FileRecord,
     JobEnded,
 )
-from libs.contracts.wire import Codec, encode
-from libs.kernel.errors import ContractViolation, Unavailable
+from libs.contracts.wire import encode
+from libs.kernel.errors import ContractViolation
 from libs.kernel.units import MIB, NS_PER_S
 from libs.runtime.bus import (
     Bus,
-    Entry,
     KeyExists,
-    KeyValue,
-    KeyWatch,
     LeaseConsumer,
     StoredMessage,
     StreamOptions,
-    WrongRevision,
 )
 from libs.runtime.clock import Clock
 from services.offline_queue.records import Change, changed
 
-RECORD_BYTES_MAX: Final = 256 * MIB
-"""Of each bucket; as whoever else opens them says it."""
-CHANGE_ATTEMPTS_MAX: Final = 16
-RETRY_AFTER_NS: Final = 1 * NS_PER_S
 DELIVERIES_MAX: Final = 1_000_000
 """The queue itself decides when a part was taken up too often, and says so."""
 LEASES_MAX: Final = 10_000
@@ -63,92 +56,33 @@ RESULT_OPTIONS: Final = StreamOptions(
 COMPLETED: Final = "completed"
 FAILED: Final = "failed"
 
-RecordT = TypeVar("RecordT", BatchRecord, FileRecord)
-
 
 class OfflineStore:
     """Everything here may raise Unavailable, and StreamFull where something is added."""
 
-    def __init__(
-        self, bus: Bus, *, batches: KeyValue, files: KeyValue, clock: Clock, lease_ns: int
-    ) -> None:
+    def __init__(self, bus: Bus, *, clock: Clock, lease_ns: int) -> None:
+        self.batches: Records[BatchRecord] = Records(bus, subjects.BATCH_BUCKET, BATCH_RECORDS)
+        self.files: Records[FileRecord] = Records(bus, subjects.FILE_BUCKET, FILE_RECORDS)
         self._bus = bus
-        self._batches = batches
-        self._files = files
         self._clock = clock
         self._lease_ns = lease_ns
         self._part_consumers: dict[str, LeaseConsumer] = {}
 
     # ------------------------------------------------------------------ records
 
-    async def watch_batches(self) -> KeyWatch:
-        """Follow all batches."""
-        return await self._batches.watch()
-
-    async def batch(self, batch_id: str) -> BatchRecord | None:
-        """Return the batch as it is now."""
-        entry = await self._batches.get(batch_id)
-        return None if entry is None else _decoded(BATCH_RECORDS, entry)
-
-    async def batches(self) -> dict[str, BatchRecord]:
-        """Return all batches there are."""
-        found = {}
-        for batch_id in await self._batches.keys():
-            record = await self.batch(batch_id)
-            if record is not None:
-                found[batch_id] = record
-        return found
-
     async def create_batch(self, record: BatchRecord) -> BatchRecord:
         """Write a new record; return it, or the one that is there under its id."""
         try:
-            await self._batches.create(record.batch_id, encode(record))
+            await self.batches.create(record.batch_id, record)
         except KeyExists:
-            return await self.batch(record.batch_id) or record
+            return await self.batches.get(record.batch_id) or record
         return record
 
     async def change(self, batch_id: str, change: Change) -> BatchRecord | None:
-        """Apply the change by compare-and-set; return the record then, None if there is none."""
-        for _ in range(CHANGE_ATTEMPTS_MAX):
-            entry = await self._batches.get(batch_id)
-            if entry is None:
-                return None
-            record = _decoded(BATCH_RECORDS, entry)
-            if record is None:
-                return None
-            after = changed(record, change, now_unix_s=self.now_unix_s())
-            if after is record or await self._written(entry, after):
-                return after
-        raise Unavailable("the batch is being changed by others", retry_after_ns=RETRY_AFTER_NS)
-
-    async def _written(self, entry: Entry, record: BatchRecord) -> bool:
-        try:
-            await self._batches.update(record.batch_id, encode(record), revision=entry.revision)
-        except WrongRevision:
-            return False
-        return True
-
-    async def file(self, file_id: str) -> FileRecord | None:
-        """Return what is known of a file."""
-        entry = await self._files.get(file_id)
-        return None if entry is None else _decoded(FILE_RECORDS, entry)
-
-    async def files(self) -> dict[str, FileRecord]:
-        """Return all files there are."""
-        found = {}
-        for file_id in await self._files.keys():
-            record = await self.file(file_id)
-            if record is not None:
-                found[file_id] = record
-        return found
-
-    async def put_file(self, record: FileRecord) -> None:
-        """Make a file known."""
-        await self._files.put(record.file_id, encode(record))
-
-    async def forget_file(self, file_id: str) -> None:
-        """Make a file unknown."""
-        await self._files.delete(file_id)
+        """Change the batch; return it as it is then, None if there is none."""
+        return await self.batches.change(
+            batch_id, lambda record: changed(record, change, now_unix_s=self.now_unix_s())
+        )
 
     def now_unix_s(self) -> int:
         """Return the wall clock's seconds."""
@@ -276,14 +210,6 @@ def _parts_name(batch_id: str) -> str:
     return f"parts-{batch_id}"
 
 
-def _decoded(codec: Codec[RecordT], entry: Entry) -> RecordT | None:
-    """Return the record; what cannot be read counts as not there: nobody of ours wrote it."""
-    try:
-        return codec.decode(entry.value)
-    except ContractViolation:
-        return None
-
-
 def _line_of(message: StoredMessage) -> BatchLineEnded | None:
     try:
         return BATCH_LINES.decode(message.payload)
@@ -302,6 +228,7 @@ async def open_offline_store(
     """Create the streams and buckets if need be. Raises: ConfigError."""
     await bus.ensure_stream(replace(JOB_OPTIONS, messages_max=jobs_max))
     await bus.ensure_stream(replace(RESULT_OPTIONS, messages_max=results_max))
-    batches = await bus.ensure_bucket(subjects.BATCH_BUCKET, bytes_max=RECORD_BYTES_MAX)
-    files = await bus.ensure_bucket(subjects.FILE_BUCKET, bytes_max=RECORD_BYTES_MAX)
-    return OfflineStore(bus, batches=batches, files=files, clock=clock, lease_ns=lease_ns)
+    store = OfflineStore(bus, clock=clock, lease_ns=lease_ns)
+    await store.batches.open()
+    await store.files.open()
+    return store

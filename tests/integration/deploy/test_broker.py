@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from libs.client.records import BUCKET_BYTES_MAX as RECORD_BYTES_MAX
 from libs.contracts import subjects
 from libs.kernel.units import NS_PER_S
 from libs.runtime.clock import SystemClock
@@ -23,7 +24,6 @@ from libs.runtime.nats_server_search import find_nats_server
 from services.migrator.ports import BUCKET_BYTES_MAX
 from services.offline_queue.store import (
     JOB_OPTIONS,
-    RECORD_BYTES_MAX,
     RESULT_OPTIONS,
     open_offline_store,
 )

@@ -46,7 +46,7 @@ LEASE_NS = 1_000 * NS_PER_MS
 QUICK = {
     "report_interval_ns": 50 * NS_PER_MS,
     "survey_interval_ns": 50 * NS_PER_MS,
-    "keep_interval_ns": 250 * NS_PER_MS,
+    "lease_ns": LEASE_NS,
     "lease_again_ns": 50 * NS_PER_MS,
     "put_off_ns": 20 * NS_PER_MS,
 }
@@ -131,7 +131,6 @@ class Offline:
             blobs=self.blobs,
             options=settings,
             clock=clock,
-            lease_ns=LEASE_NS,
         )
         stopping = asyncio.Event()
         task = asyncio.create_task(shell.run(stopping))
@@ -148,7 +147,8 @@ class Offline:
         if not isinstance(content, bytes):
             content = "".join(f"{line}\n" for line in content).encode()
         await write_whole(self.blobs, file_id, content)
-        await self.store.put_file(
+        await self.store.files.put(
+            file_id,
             FileRecord(
                 **{
                     "file_id": file_id,
@@ -158,7 +158,7 @@ class Offline:
                     "created_at_unix_s": self.store.now_unix_s(),
                     **fields,
                 }  # type: ignore[arg-type]
-            )
+            ),
         )
         return file_id
 
@@ -185,7 +185,7 @@ class Offline:
 
     async def record(self, batch_id: str) -> BatchRecord:
         """The batch as it is now."""
-        record = await self.store.batch(batch_id)
+        record = await self.store.batches.get(batch_id)
         assert record is not None
         return record
 

@@ -264,6 +264,6 @@ async def test_lines_go_out_as_offline_work_on_behalf_of_their_tenant(a_world) -
         (asked,) = world.router.submissions
         assert (asked.tenant, asked.priority) == ("team-a", OFFLINE_PRIORITY)
         assert 86_000_000 < asked.expires_after_ms <= 86_400_000
-        file = await world.store.file(record.output_file_id)
+        file = await world.store.files.get(record.output_file_id)
         assert (file.tenant, file.purpose) == ("team-a", FilePurpose.BATCH_OUTPUT)
         assert file.size_bytes == await world.blobs.size_bytes(file.file_id)

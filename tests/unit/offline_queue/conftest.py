@@ -10,6 +10,7 @@ from libs.contracts.reports import WorkerReport
 from libs.kernel.core import TimerFired
 from libs.kernel.units import NS_PER_S
 from services.offline_queue.commands import (
+    KeepPart,
     PublishReport,
     QueueCommand,
     StartLine,
@@ -22,6 +23,7 @@ from services.offline_queue.events import (
     LinePutOff,
     LineStored,
     PartAcknowledged,
+    PartKept,
     PartsLeased,
     QueueEvent,
     QueueReported,
@@ -105,6 +107,13 @@ class Desk:
 
     def fire(self, key: str) -> Sequence[QueueCommand]:
         return self.tell(TimerFired(key=key, cause_id="t"))
+
+    def keep(self) -> None:
+        """Renew what is held; the broker hears it."""
+        self.fire("keep")
+        for asked in self.all(KeepPart):
+            kept = PartKept(part_key=asked.part_key, asked_at_ns=asked.asked_at_ns, cause_id="t")
+            self.tell(kept)
 
     def hear(self, *reports: WorkerReport) -> None:
         for report in reports:

@@ -1,4 +1,4 @@
-"""What a queue leases, starts, puts off, acknowledges and lets go."""
+"""What a queue starts, puts off, fails and says of whole batches; `test_holding` has its leases."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,6 @@ from services.offline_queue.commands import (
     ChangeBatch,
     DropPart,
     FailLine,
-    KeepPart,
     LeaseJobs,
     LeaseParts,
     PublishReport,
@@ -27,7 +26,6 @@ from services.offline_queue.events import (
     JobsLeased,
     LeasedJob,
     LeasedPart,
-    PartsLeased,
     QueueReported,
     QueueStopping,
     WaitingLine,
@@ -45,41 +43,7 @@ def surveyed(desk: Any, **counts: int) -> None:
     desk.tell(BatchSurveyed(batch_id=BATCH, cause_id="t", **{**nothing, **counts}))
 
 
-# Leasing.
-
-
-def test_parts_are_leased_of_a_batch_in_progress_one_request_at_a_time(a_desk: ADesk) -> None:
-    desk = a_desk(has_batch=False)
-    desk.read(a_record())
-    assert desk.only(LeaseParts).batch_id == BATCH
-    desk.hear(a_worker())
-    assert not desk.all(LeaseParts), "the first request is under way"
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"status": BatchStatus.VALIDATING},
-        {"status": BatchStatus.CANCELLING},
-        {"is_paused": True},
-        {"deadline_at_unix_s": UNIX_S},
-    ],
-)
-def test_nothing_is_leased_of_a_batch_that_may_not_be_worked_on(
-    a_desk: ADesk, fields: dict[str, object]
-) -> None:
-    desk = a_desk(has_batch=False)
-    desk.read(a_record(**fields))
-    assert not desk.all(LeaseParts)
-
-
-def test_a_batch_with_nothing_to_lease_is_asked_again_after_a_while(a_desk: ADesk) -> None:
-    desk = a_desk()
-    desk.tell(PartsLeased(source_id=BATCH, parts=(), cause_id="t"))
-    assert not desk.all(LeaseParts)
-    desk.pass_seconds(2)
-    desk.fire("report")
-    assert desk.all(LeaseParts)
+# Starting.
 
 
 def test_without_a_worker_nothing_is_started(a_desk: ADesk) -> None:
@@ -88,42 +52,6 @@ def test_without_a_worker_nothing_is_started(a_desk: ADesk) -> None:
     assert desk.started() == []
     desk.hear(a_worker())
     assert desk.started() == [(PART, 1), (PART, 2)]
-
-
-def test_leases_are_renewed_while_they_are_held(a_desk: ADesk) -> None:
-    desk = a_desk()
-    desk.leased([1])
-    desk.fire("keep")
-    assert desk.only(KeepPart).part_key == PART
-
-
-def test_a_part_whose_lines_are_all_stored_is_acknowledged_once(a_desk: ADesk) -> None:
-    desk = a_desk()
-    desk.leased([1, 2])
-    desk.stored((PART, 1))
-    assert not desk.all(AcknowledgePart)
-    desk.stored((PART, 2), is_completed=False)
-    assert desk.only(AcknowledgePart).part_key == PART
-    desk.acknowledged(PART)
-    assert PART not in desk.core.intake.parts
-    assert desk.only(SurveyBatch).batch_id == BATCH, "it may have been the last one"
-
-
-def test_an_acknowledgement_that_is_not_known_is_repeated(a_desk: ADesk) -> None:
-    desk = a_desk()
-    desk.leased([1])
-    desk.stored((PART, 1))
-    desk.acknowledged(PART, is_done=False)
-    assert desk.only(AcknowledgePart).part_key == PART
-
-
-def test_a_part_with_nothing_left_is_acknowledged_at_once(a_desk: ADesk) -> None:
-    desk = a_desk()
-    desk.leased([])
-    assert desk.only(AcknowledgePart).part_key == PART
-
-
-# Starting.
 
 
 def test_a_line_goes_out_below_online_work_and_expires_with_its_batch(a_desk: ADesk) -> None:
@@ -201,7 +129,9 @@ def test_lines_with_a_common_beginning_go_out_together(a_desk: ADesk) -> None:
 def test_a_part_that_waited_long_goes_before_better_prefixes(a_desk: ADesk) -> None:
     desk = a_desk(lines_running_max=1)
     desk.leased([1, 2], prefixes=["y", "z"])
-    desk.pass_seconds(61)
+    for _ in range(4):
+        desk.pass_seconds(16)
+        desk.keep()
     desk.leased([65], part=1, prefixes=["a"])
     desk.hear(a_worker())
     desk.stored((PART, 1))
@@ -295,14 +225,6 @@ def test_a_paused_batch_finishes_what_runs_and_starts_nothing(a_desk: ADesk) -> 
     assert not desk.all(StartLine)
     desk.read(a_record())
     assert len(desk.all(StartLine)) == 2
-
-
-def test_a_part_that_comes_again_keeps_the_lines_that_run(a_desk: ADesk) -> None:
-    desk = a_desk()
-    desk.leased([1, 2])
-    desk.leased([1, 2], delivery_count=2)
-    assert desk.started() == []
-    assert desk.core.intake.running() == 2
 
 
 def test_a_queue_that_stops_takes_up_nothing_more(a_desk: ADesk) -> None:

@@ -203,11 +203,11 @@ class _OneRun:
                 nodes=self._options.nodes,
                 pinned=SHAPE,
             ) as live,
-            await self._sender(live) as sender,
+            await self._sender(live, "load") as sender,
         ):
             computed = _Computed()
             watching = asyncio.create_task(computed.watch(live.fleet))
-            warm_up = await self._warm_up(sender)
+            warm_up = await self._warm_up(live)
             known = {story.handover_id for story in await live.handovers_ended()}
             timeline = Timeline(live.fleet.view, clock=self._clock)
             timeline.start()
@@ -225,17 +225,18 @@ class _OneRun:
             prefill_ns=warm_up[-1].ttft_ns or 1,
         )
 
-    async def _sender(self, live: LiveFleet) -> NatsSender:
+    async def _sender(self, live: LiveFleet, name: str) -> NatsSender:
+        """Connect under a name that request ids are made of: no two runs may share one."""
         return await NatsSender.connect(
             live.fleet.nats_url,
             model=ALIAS,
-            run_name=f"live-spot-{self._pair}-{self._policy.value}",
+            run_name=f"live-spot-{self._pair}-{self._policy.value}-{name}",
             sampling=Sampling(temperature=0.0),
             streams_open_max=1000,
             clock=self._clock,
         )
 
-    async def _warm_up(self, sender: NatsSender) -> list[RequestRecord]:
+    async def _warm_up(self, live: LiveFleet) -> list[RequestRecord]:
         """Let every replica compute once, then one alone: its first token times a prefill."""
         replicas = self._options.nodes // (SHAPE.stages * SHAPE.shards)
         options = replace(self._options, output_tokens=WARM_UP_OUTPUT_TOKENS)
@@ -243,7 +244,8 @@ class _OneRun:
         records: list[RequestRecord] = []
         for count in (replicas, 1):
             requests = _requests(options, arrivals=[0] * count, rng=rng)
-            records += (await self._load_run(sender).open_loop(requests)).records
+            async with await self._sender(live, f"warm-up-{count}") as sender:
+                records += (await self._load_run(sender).open_loop(requests)).records
         return records
 
     def _load_run(self, sender: NatsSender) -> LoadRun:

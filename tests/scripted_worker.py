@@ -77,6 +77,8 @@ class ScriptedWorker:
     may_lose_weights: Callable[[], bool] = lambda: True
     """Whether the last copy may go: a policy reads the disk, or a loss is not yet known."""
     fails: Callable[[ToShape], ShapeFailReason | None] = lambda _: None
+    sessions_finishing: int = 0
+    """Left to end where they are, says every answer to a CopyKv."""
     positions: dict[str, ScriptedPosition] = field(default_factory=dict)
     serving_id: str | None = None
     beat: int = 0
@@ -224,6 +226,7 @@ class ScriptedWorker:
             blocks_moved=moved,
             bytes_planned=moved * BLOCK_BYTES,
             bytes_moved=moved * BLOCK_BYTES,
+            sessions_finishing=self.sessions_finishing,
         )
 
     def _stop(self, message: StopReplica) -> ToMigrator:

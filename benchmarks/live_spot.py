@@ -71,17 +71,17 @@ class LiveSpotOptions:
     pairs: int = 5
     seed: int = 7
     nodes: int = 4
-    requests_per_s: float = 0.3
-    duration_s: float = 50.0
-    prompt_tokens: int = 512
-    """As in the paper, and so is the next."""
+    requests_per_s: float = 0.2
+    duration_s: float = 60.0
+    prompt_tokens: int = 1_024
+    """About the mean of Azure's trace of conversations (1,155); outputs are as in the paper."""
     output_tokens: int = 128
     grace_ms: int = 8_000
     strikes: tuple[tuple[float, Strike], ...] = (
-        (8.0, Strike.NOTICE),
-        (20.0, Strike.ADDITION),
-        (30.0, Strike.NOTICE),
-        (42.0, Strike.ADDITION),
+        (10.0, Strike.NOTICE),
+        (22.0, Strike.ADDITION),
+        (36.0, Strike.NOTICE),
+        (48.0, Strike.ADDITION),
     )
     """Seconds from the first moment of the load, and what happens then."""
 

@@ -1,6 +1,7 @@
 """A fleet of real processes for the benchmarks that compare policies live."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from libs.contracts import subjects
 from libs.contracts.handover_record import HANDOVER_RECORDS, HandoverStory
 from libs.contracts.local_cloud import AddNode, PreemptNode
 from libs.contracts.placement import PinnedShape, PinShape, Policy
+from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S, seconds
 from services.launcher.demo_timeline import shape_of
 from services.launcher.fleet import Fleet
@@ -76,12 +78,25 @@ async def live_fleet(
     fleet = Fleet(options, say=lambda _: None)
     cloud = LocalCloud(fleet, say=lambda _: None)
     live = LiveFleet(fleet=fleet, cloud=cloud, pinned=pinned)
+    pinning = asyncio.create_task(_pin_first(fleet, pinned))
     try:
         await fleet.start()
+        await pinning
         await cloud.start()
-        await pin_shape(fleet.bus, PinShape(shape=pinned), alias=ALIAS)
         await live.wait_for_replicas(nodes // (pinned.stages * pinned.shards))
         yield live
     finally:
+        pinning.cancel()
         await cloud.close()
         await fleet.stop()
+
+
+async def _pin_first(fleet: Fleet, pinned: PinnedShape) -> None:
+    """Pin the shape before the first placement is made: it answers once that is committed."""
+    async with asyncio.timeout(seconds(READY_NS)):
+        while not any(planner.is_leader for planner in fleet.view.planners()):
+            await fleet.view.wait_for_change()
+        while True:
+            with contextlib.suppress(Unavailable):
+                await pin_shape(fleet.bus, PinShape(shape=pinned), alias=ALIAS)
+                return

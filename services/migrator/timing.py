@@ -4,7 +4,7 @@ A dying node's own clock counts. All of this only chooses a moment: a copy that 
 tokens that are computed again, never wrong text.
 """
 
-from libs.contracts.handover import MovingTerms, ReplicaRoster
+from libs.contracts.handover import MovingTerms, ReplicaRoster, worker_ids_of
 from libs.contracts.handover_record import Handover, HandoverSource
 from libs.contracts.reports import WorkerReport
 from libs.kernel.units import NS_PER_MS, NS_PER_S
@@ -162,13 +162,19 @@ class Timing:
         return 0 if report is None else report.weights_bytes
 
     def _link_bytes_per_s(self, handover: Handover) -> int:
-        """Return the slowest rate that a source measured lately, or what is assumed."""
+        """Return the slowest rate that a source measured lately, or what is assumed.
+
+        Links to those that inherit count alone, once one of them has been measured.
+        """
+        heirs = worker_ids_of(target.replica for target in handover.targets)
         rates = [
-            rate.bytes_per_s
+            (rate.peer_worker_id in heirs, rate.bytes_per_s)
             for source in handover.sources
             for worker in source.replica.workers
             if (report := self._view.report_of(worker.worker_id)) is not None
             for rate in report.link_rates
             if rate.bytes_per_s > 0
         ]
-        return min(rates, default=self._options.link_bytes_per_s)
+        to_heirs = [bytes_per_s for is_heir, bytes_per_s in rates if is_heir]
+        known = to_heirs or [bytes_per_s for _, bytes_per_s in rates]
+        return min(known, default=self._options.link_bytes_per_s)

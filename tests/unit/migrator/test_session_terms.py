@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from libs.contracts.handover import CopyKv, MovingTerms, StopReplica
 from libs.contracts.placement import Policy
-from libs.kernel.units import NS_PER_S
+from libs.contracts.reports import LinkRate
+from libs.kernel.units import MIB, NS_PER_S
 from libs.policy.model_profile import ModelBytes
 from tests.scripted_fleet import Fleet, a_replica
 
@@ -101,3 +102,26 @@ def test_where_new_replicas_wait_for_the_workers_patience_is_short(
     terms = terms_of(fleet, CopyKv)[0]
     assert terms is not None
     assert terms.finish_within_ms <= 1_000
+
+
+def test_measured_rates_of_the_links_to_the_heir_and_of_prefill_count(
+    a_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = a_fleet(Policy.TIDESERVE)
+    lead = fleet.workers["worker-a"]
+    place_heir(fleet)
+    assert fleet.run(10_000, until=fleet.is_reached)
+    assumed = terms_of(fleet, CopyKv)[0]
+    lead.prefill_tokens_per_s = 321
+    lead.link_rates = (
+        LinkRate(peer_worker_id="worker-b", bytes_per_s=5),
+        LinkRate(peer_worker_id="worker-c", bytes_per_s=7_000),
+        LinkRate(peer_worker_id="worker-d", bytes_per_s=6_000),
+    )
+    place_heir(fleet)
+    assert fleet.run(10_000, until=fleet.is_reached)
+    measured = terms_of(fleet, CopyKv)[-1]
+    assert assumed is not None
+    assert measured is not None
+    assert (assumed.link_bytes_per_s, assumed.prefill_tokens_per_s) == (1024 * MIB, 5_000)
+    assert (measured.link_bytes_per_s, measured.prefill_tokens_per_s) == (6_000, 321)

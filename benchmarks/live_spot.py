@@ -4,41 +4,63 @@
 
 Real processes: broker, router, planner, migrator, and one worker a node, with a random llama of
 100M parameters in replicas of two stages. In each pair every policy gets a fresh fleet and the same
-minute: requests of a Poisson process, and at fixed times one node under notice, one more node, one
-node killed without any. The order of the policies rotates from pair to pair. Latency counts from
+minute: requests of a Poisson process, and at fixed times nodes under notice and further nodes, as
+in the traces of the paper. The order of the policies rotates from pair to pair. Latency counts from
 sending to the last token; what failed counts as failed and not as fast.
+
+The load is one that the fleet carries undisturbed: `--calm` shows how fast it is then. Every run is
+written to the file when it ends, and a run of the same options and commit goes on from there.
 """
 
 import argparse
 import asyncio
-import statistics
+import contextlib
+import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from pydantic import TypeAdapter
+
 from benchmarks.engine import VOCABULARY, save_random_llama
 from benchmarks.live_fleet import ALIAS, LiveFleet, live_fleet
+from benchmarks.live_spot_rows import RE_PREFILL, RequestSeen, Run, parts_of, row_of
 from benchmarks.provenance import provenance, write_record
+from libs.contracts.handover_record import HandoverStory
 from libs.contracts.placement import PinnedShape, Policy
+from libs.kernel.errors import ConfigError
 from libs.kernel.rng import Rng
-from libs.kernel.units import MIB, NS_PER_S, milliseconds, seconds
+from libs.kernel.units import NS_PER_S, milliseconds, seconds
 from libs.runtime.clock import SystemClock
 from loadgen.arrivals import arrivals_over, exponential_gaps, steady
 from loadgen.clients.over_nats import NatsSender
 from loadgen.clients.sampling import Sampling
-from loadgen.records import Outcome, RunResult
+from loadgen.records import Outcome, RequestRecord, RunResult
 from loadgen.report import Slo, summarise
 from loadgen.run import LoadRun, RunLimits
 from loadgen.workload import LoadRequest
-from services.launcher.demo_timeline import HandoverSeen, Timeline
+from services.launcher.demo_timeline import Timeline
 from services.launcher.fleet import Fleet
 
 SHAPE: Final = PinnedShape(stages=2, shards=1)
 """Pinned, so that every policy has the same replicas: of two workers, as of a larger model."""
 REQUEST_TIMEOUT_NS: Final = 180 * NS_PER_S
+COUNTED_TIMEOUT_NS: Final = 2 * NS_PER_S
+"""Reports come every 200 ms; the last ones of a node that was killed never do."""
+WARM_UP_OUTPUT_TOKENS: Final = 8
+
+
+class Strike(StrEnum):
+    """What the cloud does."""
+
+    NOTICE = "notice"
+    """The node that has been there longest is told that it ends."""
+    ADDITION = "addition"
+    """One more node comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,164 +71,227 @@ class LiveSpotOptions:
     pairs: int = 5
     seed: int = 7
     nodes: int = 4
-    requests_per_s: float = 0.4
-    duration_s: float = 45.0
-    prompt_tokens: int = 768
-    output_tokens: int = 64
+    requests_per_s: float = 0.2
+    duration_s: float = 60.0
+    prompt_tokens: int = 1_024
+    """About the mean of Azure's trace of conversations (1,155); outputs are as in the paper."""
+    output_tokens: int = 128
     grace_ms: int = 8_000
-    preempt_at_s: float = 8.0
-    add_at_s: float = 20.0
-    kill_at_s: float = 30.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One policy in one pair."""
-
-    policy: Policy
-    pair: int
-    requests: int
-    failed: int
-    ttft_p99_ms: float
-    latency_p50_ms: float
-    latency_p99_ms: float
-    gap_max_ms: float
-    """The longest pause between two tokens of one stream."""
-    tokens_recomputed: int
-    weight_bytes_moved: int
-    kv_bytes_moved: int
-    stall_ms_total: float
-    """From stop to release, over all hand-overs: what a restart costs its streams."""
-    handovers: int
-    shapes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One policy over all pairs: medians, and the failures of all together."""
-
-    policy: str
-    ttft_p99_ms: float
-    latency_p99_ms: float
-    tokens_recomputed: int
-    failed: int
-    latency_p50_ms: float
-    gap_max_ms: float
-    stall_ms_total: float
-    weight_mib_moved: float
-    kv_mib_moved: float
-    latency_p99_ms_all: tuple[float, ...]
-    latency_p99_ratio_to_tideserve: float | None
-    """Median over the pairs of this policy's P99 by that of tideserve in the same pair."""
+    strikes: tuple[tuple[float, Strike], ...] = (
+        (10.0, Strike.NOTICE),
+        (22.0, Strike.ADDITION),
+        (36.0, Strike.NOTICE),
+        (48.0, Strike.ADDITION),
+    )
+    """Seconds from the first moment of the load, and what happens then."""
 
 
 @dataclass(slots=True)
-class _Recomputed:
+class _Computed:
     """The newest count of each worker that ever reported, the dead included."""
 
     tokens: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def total(self) -> int:
+        return sum(self.tokens.values())
+
     async def watch(self, fleet: Fleet) -> None:
         while True:
             for report in fleet.view.workers():
-                self.tokens[report.worker_id] = report.tokens_recomputed
-            await asyncio.sleep(0.1)
+                self.tokens[report.worker_id] = report.tokens_online
+            await fleet.view.wait_for_change()
+
+    async def wait_for(self, tokens: int, fleet: Fleet) -> None:
+        """Return when so much has been reported, or will not be any more."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds(COUNTED_TIMEOUT_NS)):
+                while self.total < tokens:
+                    await fleet.view.wait_for_change()
 
 
-def measure(options: LiveSpotOptions, *, report: Callable[[str], None]) -> dict[str, object]:
-    """Run the benchmark; returns what is written as JSON: rows, runs, and how they came about."""
-    runs: list[Run] = []
+class RunBook:
+    """The runs so far, kept in the file of the record, so that a benchmark cut short goes on."""
+
+    def __init__(self, options: LiveSpotOptions, path: Path | None) -> None:
+        self._options = options
+        self._path = path
+        self._record = {
+            **provenance("benchmarks.live_spot"),
+            "options": json.loads(json.dumps(asdict(options))),
+        }
+        self.runs: list[Run] = self._read()
+
+    def add(self, run: Run) -> None:
+        """Keep one more run, in the file too."""
+        self.runs.append(run)
+        if self._path is not None:
+            write_record(self.record(), self._path)
+
+    def has(self, policy: Policy, pair: int) -> bool:
+        """Whether this run is done."""
+        return any(run.policy is policy and run.pair == pair for run in self.runs)
+
+    def record(self) -> dict[str, object]:
+        """Return what is written as JSON: rows, runs, and how they came about."""
+        measured = [p for p in self._options.policies if any(r.policy is p for r in self.runs)]
+        return {
+            "rows": [asdict(row_of(policy, self.runs)) for policy in measured],
+            "runs": [asdict(run) for run in self.runs],
+            "record": self._record,
+        }
+
+    def _read(self) -> list[Run]:
+        if self._path is None or not self._path.exists():
+            return []
+        kept = json.loads(self._path.read_text(encoding="utf-8"))
+        for name in ("options", "commit"):
+            if kept["record"][name] != self._record[name]:
+                raise ConfigError(f"{self._path}: holds runs of other {name}; give another file")
+        return TypeAdapter(list[Run]).validate_python(kept["runs"])
+
+
+def measure(
+    options: LiveSpotOptions,
+    *,
+    report: Callable[[str], None],
+    path: Path | None = None,
+    runs_max: int | None = None,
+) -> dict[str, object]:
+    """Make the runs that the file lacks, at most so many; returns what is written as JSON."""
+    book = RunBook(options, path)
+    lacking = [turn for turn in _turns(options) if not book.has(*turn)]
     with tempfile.TemporaryDirectory(prefix="tideserve-live-spot-") as folder:
         model_folder = Path(folder) / "model"
         save_random_llama(model_folder, seed=options.seed)
-        for pair in range(options.pairs):
-            policies = options.policies
-            turn = pair % len(policies)
-            for policy in policies[turn:] + policies[:turn]:
-                data_folder = Path(folder) / f"{pair}-{policy.value}"
-                one = _OneRun(options, policy=policy, pair=pair, report=report)
-                run = asyncio.run(one.measure(model_folder, data_folder))
-                runs.append(run)
-                report(
-                    f"pair {pair + 1}, {policy.value}: P99 {run.latency_p99_ms:.0f} ms,"
-                    f" {run.tokens_recomputed} tokens recomputed, {run.failed} failed"
-                )
-    rows = [_row(policy, runs) for policy in options.policies]
-    return {
-        "rows": [asdict(row) for row in rows],
-        "runs": [asdict(run) for run in runs],
-        "record": {**provenance("benchmarks.live_spot"), "options": asdict(options)},
-    }
+        for policy, pair in lacking[:runs_max]:
+            one = _OneRun(options, policy=policy, pair=pair)
+            data_folder = Path(folder) / f"{pair}-{policy.value}"
+            run = asyncio.run(one.measure(model_folder, data_folder))
+            book.add(run)
+            report(
+                f"pair {pair + 1}, {policy.value}: {run.requests} requests,"
+                f" latency P50 {run.latency_p50_ms:.0f} and P99 {run.latency_p99_ms:.0f} ms,"
+                f" {run.tokens_recomputed} tokens recomputed, {run.failed} failed"
+            )
+    return book.record()
+
+
+def _turns(options: LiveSpotOptions) -> list[tuple[Policy, int]]:
+    """Every policy once in each pair, each pair beginning with another one."""
+    turns: list[tuple[Policy, int]] = []
+    for pair in range(options.pairs):
+        first = pair % len(options.policies)
+        rotated = options.policies[first:] + options.policies[:first]
+        turns += [(policy, pair) for policy in rotated]
+    return turns
 
 
 class _OneRun:
-    def __init__(
-        self,
-        options: LiveSpotOptions,
-        *,
-        policy: Policy,
-        pair: int,
-        report: Callable[[str], None],
-    ) -> None:
+    def __init__(self, options: LiveSpotOptions, *, policy: Policy, pair: int) -> None:
         self._options = options
         self._policy = policy
         self._pair = pair
-        self._report = report
         self._clock = SystemClock()
 
     async def measure(self, model_folder: Path, data_folder: Path) -> Run:
-        recomputed = _Recomputed()
-        async with live_fleet(
-            model_folder,
-            data_folder,
-            policy=self._policy,
-            nodes=self._options.nodes,
-            pinned=SHAPE,
-        ) as live:
+        async with (
+            live_fleet(
+                model_folder,
+                data_folder,
+                policy=self._policy,
+                nodes=self._options.nodes,
+                pinned=SHAPE,
+            ) as live,
+            await self._sender(live, "load") as sender,
+        ):
+            computed = _Computed()
+            watching = asyncio.create_task(computed.watch(live.fleet))
+            warm_up = await self._warm_up(live)
+            known = {story.handover_id for story in await live.handovers_ended()}
             timeline = Timeline(live.fleet.view, clock=self._clock)
             timeline.start()
-            watching = asyncio.create_task(recomputed.watch(live.fleet))
-            result = await self._load(live)
-            watching.cancel()
+            result = await self._load(live, sender)
             await timeline.stop()
-        return self._run(result, timeline, recomputed)
+            needed = _tokens_needed(warm_up) + _tokens_needed(result.records)
+            await computed.wait_for(needed, live.fleet)
+            watching.cancel()
+            stories = [s for s in await live.handovers_ended() if s.handover_id not in known]
+        return self._run(
+            result,
+            stories,
+            shapes=tuple(seen.shape for seen in timeline.shapes),
+            recomputed=max(0, computed.total - needed),
+            prefill_ns=warm_up[-1].ttft_ns or 1,
+        )
 
-    async def _load(self, live: LiveFleet) -> RunResult:
-        sender = await NatsSender.connect(
+    async def _sender(self, live: LiveFleet, name: str) -> NatsSender:
+        """Connect under a name that request ids are made of: no two runs may share one."""
+        return await NatsSender.connect(
             live.fleet.nats_url,
             model=ALIAS,
-            run_name=f"live-spot-{self._pair}-{self._policy.value}",
+            run_name=f"live-spot-{self._pair}-{self._policy.value}-{name}",
             sampling=Sampling(temperature=0.0),
             streams_open_max=1000,
             clock=self._clock,
         )
-        async with sender:
-            limits = RunLimits(request_timeout_ns=REQUEST_TIMEOUT_NS)
-            run = LoadRun(sender, limits=limits, clock=self._clock)
-            striking = asyncio.create_task(self._strike(live))
-            result = await run.open_loop(_requests(self._options, pair=self._pair))
-            await striking
+
+    async def _warm_up(self, live: LiveFleet) -> list[RequestRecord]:
+        """Let every replica compute once, then one alone: its first token times a prefill."""
+        replicas = self._options.nodes // (SHAPE.stages * SHAPE.shards)
+        options = replace(self._options, output_tokens=WARM_UP_OUTPUT_TOKENS)
+        rng = Rng(self._options.seed).child("warm-up")
+        records: list[RequestRecord] = []
+        for count in (replicas, 1):
+            requests = _requests(options, arrivals=[0] * count, rng=rng)
+            async with await self._sender(live, f"warm-up-{count}") as sender:
+                records += (await self._load_run(sender).open_loop(requests)).records
+        return records
+
+    def _load_run(self, sender: NatsSender) -> LoadRun:
+        limits = RunLimits(request_timeout_ns=REQUEST_TIMEOUT_NS)
+        return LoadRun(sender, limits=limits, clock=self._clock)
+
+    async def _load(self, live: LiveFleet, sender: NatsSender) -> RunResult:
+        options = self._options
+        rng = Rng(options.seed).child(f"pair/{self._pair}")
+        gaps = exponential_gaps(rng.child("arrivals"))
+        arrivals: list[int] = []
+        for arrival_ns in arrivals_over(gaps, steady(options.requests_per_s)):
+            if arrival_ns >= options.duration_s * NS_PER_S:
+                break
+            arrivals.append(arrival_ns)
+        requests = _requests(options, arrivals=arrivals, rng=rng.child("prompts"))
+        striking = asyncio.create_task(self._strike(live))
+        result = await self._load_run(sender).open_loop(requests)
+        await striking
         return result
 
     async def _strike(self, live: LiveFleet) -> None:
-        """The same times and the same nodes whatever the policy: the oldest that is left."""
-        options = self._options
+        """The same times and the same nodes whatever the policy."""
         started_at_ns = self._clock.now_ns()
-
-        async def wait_until(at_s: float) -> None:
+        for at_s, strike in self._options.strikes:
             left_ns = round(at_s * NS_PER_S) - (self._clock.now_ns() - started_at_ns)
             await asyncio.sleep(seconds(max(0, left_ns)))
+            match strike:
+                case Strike.NOTICE:
+                    await live.preempt_oldest(grace_ms=self._options.grace_ms)
+                case Strike.ADDITION:
+                    await live.add_node()
 
-        await wait_until(options.preempt_at_s)
-        await live.preempt_oldest(grace_ms=options.grace_ms)
-        await wait_until(options.add_at_s)
-        await live.add_node()
-        await wait_until(options.kill_at_s)
-        await live.kill_oldest()
-
-    def _run(self, result: RunResult, timeline: Timeline, recomputed: _Recomputed) -> Run:
+    def _run(
+        self,
+        result: RunResult,
+        stories: Sequence[HandoverStory],
+        *,
+        shapes: tuple[str, ...],
+        recomputed: int,
+        prefill_ns: int,
+    ) -> Run:
         report = summarise(result, slo=Slo())
-        handovers: list[HandoverSeen] = timeline.handovers
+        prefill_tokens_per_s = self._options.prompt_tokens * NS_PER_S / prefill_ns
+        re_prefill_ns = recomputed * prefill_ns // self._options.prompt_tokens
+        re_prefill = {RE_PREFILL: round(milliseconds(re_prefill_ns), 1)}
         return Run(
             policy=self._policy,
             pair=self._pair,
@@ -216,58 +301,46 @@ class _OneRun:
             latency_p50_ms=round(milliseconds(report.end_to_end.p50_ns), 1),
             latency_p99_ms=round(milliseconds(report.end_to_end.p99_ns), 1),
             gap_max_ms=round(milliseconds(report.tbt.max_ns), 1),
-            tokens_recomputed=sum(recomputed.tokens.values()),
-            weight_bytes_moved=sum(seen.weight_bytes for seen in handovers),
-            kv_bytes_moved=sum(seen.kv_bytes for seen in handovers),
-            stall_ms_total=round(sum(seen.stall_ms for seen in handovers), 1),
-            handovers=len(handovers),
-            shapes=tuple(seen.shape for seen in timeline.shapes),
+            tokens_recomputed=recomputed,
+            prefill_tokens_per_s=round(prefill_tokens_per_s, 1),
+            weight_bytes_from_peers=sum(s.totals.weight_bytes_from_peers for s in stories),
+            weight_bytes_from_disk=sum(s.totals.weight_bytes_from_disk for s in stories),
+            kv_bytes_moved=sum(s.totals.kv_bytes_moved for s in stories),
+            stall_ms_total=round(sum(milliseconds(s.stall_ns) for s in stories), 1),
+            parts_ms=parts_of(stories, is_stalled_only=False) | re_prefill,
+            parts_stalled_ms=parts_of(stories, is_stalled_only=True) | re_prefill,
+            handovers=len(stories),
+            shapes=shapes,
+            seen=tuple(_seen(r) for r in sorted(result.records, key=lambda r: r.index)),
         )
 
 
-def _requests(options: LiveSpotOptions, *, pair: int) -> list[LoadRequest]:
-    """The requests of one pair; every policy gets the same."""
-    rng = Rng(options.seed).child(f"pair/{pair}")
-    gaps = exponential_gaps(rng.child("arrivals"))
-    prompts = rng.child("prompts")
-    requests: list[LoadRequest] = []
-    for arrival_ns in arrivals_over(gaps, steady(options.requests_per_s)):
-        if arrival_ns >= options.duration_s * NS_PER_S:
-            break
-        prompt = tuple(prompts.randrange(1, VOCABULARY) for _ in range(options.prompt_tokens))
-        requests.append(
-            LoadRequest(
-                index=len(requests),
-                arrival_ns=arrival_ns,
-                prompt=prompt,
-                output_tokens=options.output_tokens,
-                seed=len(requests),
-            )
+def _requests(options: LiveSpotOptions, *, arrivals: Iterable[int], rng: Rng) -> list[LoadRequest]:
+    return [
+        LoadRequest(
+            index=index,
+            arrival_ns=arrival_ns,
+            prompt=tuple(rng.randrange(1, VOCABULARY) for _ in range(options.prompt_tokens)),
+            output_tokens=options.output_tokens,
+            seed=index,
         )
-    return requests
+        for index, arrival_ns in enumerate(arrivals)
+    ]
 
 
-def _row(policy: Policy, runs: Sequence[Run]) -> Row:
-    own = [run for run in runs if run.policy is policy]
-    best = {run.pair: run for run in runs if run.policy is Policy.TIDESERVE}
-    ratios = [run.latency_p99_ms / best[run.pair].latency_p99_ms for run in own if run.pair in best]
+def _tokens_needed(records: Iterable[RequestRecord]) -> int:
+    """Tokens computed for these answers, had nothing happened: the last one is only sampled."""
+    return sum((r.prompt_tokens or 0) + max(0, r.output_tokens - 1) for r in records)
 
-    def median(value: Callable[[Run], float]) -> float:
-        return round(statistics.median(value(run) for run in own), 1)
 
-    return Row(
-        policy=policy.value,
-        ttft_p99_ms=median(lambda run: run.ttft_p99_ms),
-        latency_p99_ms=median(lambda run: run.latency_p99_ms),
-        tokens_recomputed=round(median(lambda run: run.tokens_recomputed)),
-        failed=sum(run.failed for run in own),
-        latency_p50_ms=median(lambda run: run.latency_p50_ms),
-        gap_max_ms=median(lambda run: run.gap_max_ms),
-        stall_ms_total=median(lambda run: run.stall_ms_total),
-        weight_mib_moved=median(lambda run: run.weight_bytes_moved / MIB),
-        kv_mib_moved=median(lambda run: run.kv_bytes_moved / MIB),
-        latency_p99_ms_all=tuple(run.latency_p99_ms for run in own),
-        latency_p99_ratio_to_tideserve=round(statistics.median(ratios), 3) if ratios else None,
+def _seen(record: RequestRecord) -> RequestSeen:
+    ttft_ns = record.ttft_ns
+    return RequestSeen(
+        sent_s=round(seconds(record.sent_at_ns), 3),
+        ttft_ms=None if ttft_ns is None else round(milliseconds(ttft_ns), 1),
+        latency_ms=round(milliseconds(record.end_to_end_ns), 1),
+        pause_max_ms=round(milliseconds(max(record.gaps_ns(), default=0)), 1),
+        is_ok=record.ending.outcome is Outcome.OK,
     )
 
 
@@ -277,10 +350,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="file for the record; default: stdout")
     parser.add_argument("--pairs", type=int, default=defaults.pairs)
+    parser.add_argument("--runs-max", type=int, help="make at most so many runs, then stop")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--rate", type=float, default=defaults.requests_per_s)
     parser.add_argument("--duration", type=float, default=defaults.duration_s, help="seconds")
     parser.add_argument("--policy", choices=[policy.value for policy in Policy], action="append")
+    parser.add_argument("--calm", action="store_true", help="no node comes or goes")
     given = parser.parse_args(arguments)
     options = LiveSpotOptions(
         policies=tuple(Policy(name) for name in given.policy or [*Policy]),
@@ -288,9 +363,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=given.seed,
         requests_per_s=given.rate,
         duration_s=given.duration,
+        strikes=() if given.calm else defaults.strikes,
     )
-    record = measure(options, report=lambda line: print(line, file=sys.stderr, flush=True))
-    write_record(record, given.json)
+    record = measure(
+        options,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+        path=given.json,
+        runs_max=given.runs_max,
+    )
+    if given.json is None:
+        write_record(record, None)
     return 0
 
 

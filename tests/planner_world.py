@@ -83,6 +83,7 @@ def planner_options(
     capacity: CapacityOptions | None = None,
     model: ModelProfile = MODEL,
     cut: ModelConfig | None = None,
+    nodes_expected: int = 0,
 ) -> PlannerOptions:
     return PlannerOptions(
         planner_id=planner_id,
@@ -91,6 +92,7 @@ def planner_options(
         model=cut,
         plan=PlanOptions(policy=policy, search=SearchOptions(shape_only=shape)),
         capacity=capacity or CapacityOptions(),
+        nodes_expected=nodes_expected,
     )
 
 

@@ -24,7 +24,7 @@ from libs.contracts.handover import (
     ToMigrator,
     ToShape,
 )
-from libs.contracts.reports import ReportedPosition, WorkerReport
+from libs.contracts.reports import LinkRate, ReportedPosition, WorkerReport
 from libs.kernel.units import NS_PER_MS
 
 LOAD_NS = 300 * NS_PER_MS
@@ -77,6 +77,10 @@ class ScriptedWorker:
     may_lose_weights: Callable[[], bool] = lambda: True
     """Whether the last copy may go: a policy reads the disk, or a loss is not yet known."""
     fails: Callable[[ToShape], ShapeFailReason | None] = lambda _: None
+    link_rates: tuple[LinkRate, ...] = ()
+    prefill_tokens_per_s: int = 0
+    sessions_finishing: int = 0
+    """Left to end where they are, says every answer to a CopyKv."""
     positions: dict[str, ScriptedPosition] = field(default_factory=dict)
     serving_id: str | None = None
     beat: int = 0
@@ -114,6 +118,8 @@ class ScriptedWorker:
             is_serving=held is not None and held.is_serving,
             position=None if held is None else _reported(held),
             peer_address=f"{self.worker_id}:1",
+            link_rates=self.link_rates,
+            prefill_tokens_per_s=self.prefill_tokens_per_s,
             kv_tokens=0 if held is None else held.blocks * 16,
             grace_left_ms=None
             if self.grace_ends_at_ns is None
@@ -224,6 +230,7 @@ class ScriptedWorker:
             blocks_moved=moved,
             bytes_planned=moved * BLOCK_BYTES,
             bytes_moved=moved * BLOCK_BYTES,
+            sessions_finishing=self.sessions_finishing,
         )
 
     def _stop(self, message: StopReplica) -> ToMigrator:

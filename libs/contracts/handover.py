@@ -130,17 +130,30 @@ class FormReplica(ShapeCommand):
     )
 
 
+class MovingTerms(Message):
+    """By what each session of a source is copied, replayed, or left to finish where it is."""
+
+    kv_bytes_per_token: int = Field(ge=0, description="of those that one link carries")
+    link_bytes_per_s: int = Field(ge=1, description="measured; assumed where nobody has")
+    prefill_tokens_per_s: int = Field(ge=1, description="of the heirs")
+    finish_within_ms: int = Field(default=0, ge=0, description="who ends by then is not moved")
+    copy_within_ms: int | None = Field(
+        default=None, ge=0, description="until the source's node ends; none: it stays"
+    )
+
+
 class CopyKv(ShapeCommand):
     """Send the full KV blocks of this replica's sessions to those that inherit them.
 
     To the lead of the source, which goes on decoding and assigns each session to one target. Each
     block goes once to every target slice, however often this is asked. Done: `bytes_planned`,
-    `bytes_moved`, `blocks_moved`, `blocks_left` (filled meanwhile).
+    `bytes_moved`, `blocks_moved`, `blocks_left` (filled meanwhile), `sessions_finishing`.
     """
 
     type: Literal["copy_kv.v1"] = "copy_kv.v1"
     source: ReplicaRoster
     targets: tuple[ReplicaRoster, ...]
+    terms: MovingTerms | None = Field(default=None, description="none: every session is copied")
 
 
 class StopReplica(ShapeCommand):
@@ -156,6 +169,7 @@ class StopReplica(ShapeCommand):
     copy_until_unix_ns: int | None = Field(
         default=None, description="what is not copied by then is left behind"
     )
+    terms: MovingTerms | None = Field(default=None, description="none: every session is copied")
 
 
 class ResumeReplica(ShapeCommand):
@@ -216,6 +230,9 @@ class ShapeDone(Message):
     blocks_moved: int = Field(default=0, ge=0)
     blocks_left: int = Field(default=0, ge=0)
     sessions: int = Field(default=0, ge=0)
+    sessions_finishing: int = Field(
+        default=0, ge=0, description="not copied: they end before the source has to stop"
+    )
     tokens_uncopied: int = Field(default=0, ge=0, description="will be computed again")
     duration_ns: int = Field(default=0, ge=0)
 

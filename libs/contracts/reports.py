@@ -109,6 +109,9 @@ class WorkerReport(Message):
         default=0, ge=0, description="of moved sessions, since the start of this process"
     )
     link_rates: tuple[LinkRate, ...] = Field(default=(), max_length=LINK_RATES_MAX)
+    prefill_tokens_per_s: int = Field(
+        default=0, ge=0, description="by steps measured here; 0: leads no replica"
+    )
     coserve: str = Field(default="", max_length=64, description="how both tides are served")
     offline_running: int = Field(default=0, ge=0, description="of sessions_running")
     offline_waiting: int = Field(default=0, ge=0, description="of sessions_waiting")

@@ -33,6 +33,7 @@ import torch.nn.functional as functional
 
 from libs.engine.kv_blocks import export_blocks, import_blocks
 from libs.engine.steps import PlanEntry
+from libs.engine.zeroed_memory import lazy_zeros
 from libs.kernel.core import require
 from libs.kernel.units import KIB
 
@@ -145,7 +146,7 @@ class PagedAttention:
         # Layout kv_LBT2KD: keys and values of a token lie together, so that one row is written
         # per token and one is gathered per block. Zeroed because masked positions are multiplied
         # by 0, and 0 * NaN is NaN.
-        self._kv_LBE = torch.zeros(
+        self._kv_LBE = lazy_zeros(
             (shape.layers, shape.blocks, self._block_elements), dtype=dtype, device=device
         )
         scratch_tokens = max(GATHER_TOKENS_MAX, context_tokens_max + shape.block_tokens)

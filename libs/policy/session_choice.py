@@ -29,9 +29,11 @@ class LeavingSession:
 
     session_id: str
     tokens: int
-    """Prompt and output so far."""
+    """Whose KV is there, of prompt and output."""
     tokens_left_max: int
     """It may end earlier, never later."""
+    prompt_tokens_left: int = 0
+    """To be computed before the first of those."""
     bytes_uncopied: int
     """KV that the heir lacks."""
     is_online: bool = True
@@ -44,8 +46,10 @@ class LeavingRates:
     step_ns: int
     link_bytes_per_s: int
     prefill_tokens_per_s: int
-    grace_ns: int
-    """Until the node ends, less a reserve for what goes wrong."""
+    finish_within_ns: int
+    """Who ends by then may stay; 0: nobody."""
+    copy_within_ns: int | None
+    """Until the node ends, less a reserve for what goes wrong; None: it stays."""
     copy_setup_ns: int = 0
     """Per session, before its first byte."""
 
@@ -61,15 +65,18 @@ def choose_for_sessions(
     choices: dict[str, SessionChoice] = {}
     moving = []
     for session in sessions:
-        if session.tokens_left_max * rates.step_ns < rates.grace_ns:
+        if finish_ns(session, rates) < rates.finish_within_ns:
             choices[session.session_id] = SessionChoice.FINISH
         else:
             moving.append(session)
     link_busy_ns = 0
     for session in sorted(moving, key=lambda s: _urgency(s, rates)):
         copy_ns = _copy_ns(session, rates)
-        fits = copy_ns is not None and link_busy_ns + copy_ns <= rates.grace_ns
-        if copy_ns is not None and fits and copy_ns < replay_ns(session, rates):
+        if (
+            copy_ns is not None
+            and copy_ns < replay_ns(session, rates)
+            and _fits(link_busy_ns + copy_ns, rates)
+        ):
             choices[session.session_id] = SessionChoice.COPY
             link_busy_ns += copy_ns
         else:
@@ -77,9 +84,19 @@ def choose_for_sessions(
     return choices
 
 
+def finish_ns(session: LeavingSession, rates: LeavingRates) -> int:
+    """Time until the session ends where it is, at the latest."""
+    prefill_ns = session.prompt_tokens_left * NS_PER_S // max(1, rates.prefill_tokens_per_s)
+    return prefill_ns + session.tokens_left_max * rates.step_ns
+
+
 def replay_ns(session: LeavingSession, rates: LeavingRates) -> int:
     """Time to compute the session's tokens again at the heir."""
     return session.tokens * NS_PER_S // max(1, rates.prefill_tokens_per_s)
+
+
+def _fits(link_busy_ns: int, rates: LeavingRates) -> bool:
+    return rates.copy_within_ns is None or link_busy_ns <= rates.copy_within_ns
 
 
 def _copy_ns(session: LeavingSession, rates: LeavingRates) -> int | None:

@@ -2,6 +2,8 @@
 
 Only full blocks of running sessions go, in the order of their prefixes: online sessions before
 offline ones, among equals the longest first. What a target is known to hold is not offered again.
+Where the migrator sets terms, sessions that end in time and those that are computed again faster
+than copied stay out of it; each round chooses anew.
 The blocks under way are pinned: a session that ends meanwhile frees none that is about to be
 gathered.
 
@@ -19,9 +21,11 @@ from libs.contracts.handover import (
 )
 from libs.contracts.peers import BLOCKS_PER_COPY_MAX
 from libs.kernel.errors import InvariantViolation
+from libs.policy.session_choice import SessionChoice
 from services.gpu_worker.commands import CopyBlocks
 from services.gpu_worker.events import BlocksCopied, PositionWorkFailed
 from services.gpu_worker.inheritance import assign_targets
+from services.gpu_worker.leaving import choices_for
 from services.gpu_worker.positions import PositionPhase, WorkerPosition
 from services.gpu_worker.sessions import HeldSession
 from services.gpu_worker.shape_answers import ShapeAnswers
@@ -38,6 +42,8 @@ class _Round:
     has_stopped: bool = False
     """Whether it is this StopReplica that brought the replica to rest."""
     is_begun: bool = False
+    choices: dict[str, SessionChoice] = field(default_factory=dict)
+    """By sequence id, as of the beginning of the round."""
     targets_by_op_id: dict[str, str] = field(default_factory=dict)
     """Copies under way, one per target replica."""
     blocks_moved: int = 0
@@ -141,10 +147,12 @@ class Copying:
             self._end(round_)
             return
         until = message.copy_until_unix_ns if isinstance(message, StopReplica) else None
-        shares = assign_targets(position, state.sessions_at(position), message.targets)
+        sessions = state.sessions_at(position)
+        shares = assign_targets(position, sessions, message.targets)
+        round_.choices = choices_for(state, position, sessions, message.terms)
         pinned: list[int] = []
         for target in message.targets:
-            lacking = self._blocks_lacking(position, shares[target.replica_id], target)
+            lacking = self._blocks_lacking(round_, shares[target.replica_id], target)
             blocks = lacking[:BLOCKS_PER_COPY_MAX]
             if not blocks:
                 continue
@@ -166,13 +174,17 @@ class Copying:
         self._end_if_over(round_)
 
     def _blocks_lacking(
-        self, position: WorkerPosition, sessions: list[HeldSession], target: ReplicaRoster
+        self, round_: _Round, sessions: list[HeldSession], target: ReplicaRoster
     ) -> tuple[tuple[int, int], ...]:
-        """Return the full blocks that the target is not known to hold, each once."""
+        """Return the full blocks to copy that the target is not known to hold, each once."""
+        position = round_.position
         assert position.scheduler is not None
         held = position.outgoing.hashes_held[target.replica_id]
         lacking: dict[int, int] = {}
         for session in sessions:
+            # Who came during the round is looked at in the next.
+            if round_.choices.get(session.sequence_id) is not SessionChoice.COPY:
+                continue
             for block_hash, block in position.scheduler.full_blocks(session.sequence_id):
                 if block_hash not in held:
                     lacking.setdefault(block_hash, block)
@@ -219,7 +231,7 @@ class Copying:
         sessions = self._state.sessions_at(position)
         shares = assign_targets(position, sessions, message.targets)
         blocks_left = sum(
-            len(self._blocks_lacking(position, shares[target.replica_id], target))
+            len(self._blocks_lacking(round_, shares[target.replica_id], target))
             for target in message.targets
         )
         is_stop = isinstance(message, StopReplica)
@@ -231,6 +243,10 @@ class Copying:
             blocks_moved=round_.blocks_moved,
             blocks_left=blocks_left,
             sessions=len(sessions),
+            sessions_finishing=sum(
+                round_.choices.get(session.sequence_id) is SessionChoice.FINISH
+                for session in sessions
+            ),
             tokens_uncopied=self._tokens_uncopied(position, sessions) if is_stop else 0,
             duration_ns=self._state.now_ns - round_.started_at_ns,
         )

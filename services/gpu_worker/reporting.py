@@ -36,6 +36,11 @@ class Reporting:
         self._link_rates: RecentMap[str, LinkRate] = RecentMap(entries_max=LINK_RATES_MAX)
         self.latest: WorkerReport | None = None
 
+    @property
+    def step_ns_recent(self) -> int:
+        """What a step took lately; 0 before the first."""
+        return round(self._step_ms_recent * NS_PER_MS)
+
     def note_link_rates(self, link_rates: Iterable[LinkRate]) -> None:
         """Take in what transfers have measured; of more peers than are reported, the latest."""
         for link_rate in link_rates:
@@ -96,6 +101,7 @@ class Reporting:
             grace_left_ms=None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
             tokens_recomputed=self.tokens_recomputed,
             link_rates=tuple(self._link_rates.values()),
+            prefill_tokens_per_s=0 if scheduler is None else scheduler.timing.prefill_tokens_per_s,
             coserve=options.engine.coserve.policy.value,
             offline_running=load.offline_running,
             offline_waiting=load.offline_waiting,

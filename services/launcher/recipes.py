@@ -28,11 +28,15 @@ class PlannedOptions:
     migrators: int = 1
     transport: str = "auto"
     """Between workers: auto, tcp or ucx."""
+    provisioned_nodes_max: int = 0
+    """The planner gets nodes up to so many, as demand and losses ask for; 0: it gets none."""
 
     def __post_init__(self) -> None:
         for name in ("nodes", "gpus_per_node", "planners", "migrators"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: must be at least 1")
+        if self.provisioned_nodes_max and self.provisioned_nodes_max < self.nodes:
+            raise ConfigError("--provision: must be at least --nodes, which are always kept")
         if self.transport not in ("auto", "tcp", "ucx"):
             raise ConfigError("--transport: must be auto, tcp or ucx")
 
@@ -206,9 +210,21 @@ class Recipes:
             "alias": model.alias,
             "device": self.options.device,
             "policy": planned.policy.value,
+            "nodes_expected": str(planned.nodes),
+            **self._provisioning(planned),
             **self._profile(),
         }
         return self._child(f"planner-{number}", service="planner", settings=settings)
+
+    @staticmethod
+    def _provisioning(planned: PlannedOptions) -> dict[str, str]:
+        if not planned.provisioned_nodes_max:
+            return {}
+        return {
+            "provisioner": "local",
+            "nodes_max": str(planned.provisioned_nodes_max),
+            "nodes_min": str(planned.nodes),
+        }
 
     def _migrator(self, planned: PlannedOptions, number: int) -> ChildOptions:
         model = self.options.model

@@ -67,6 +67,13 @@ def up(
     ] = Policy.TIDESERVE,
     planners: PlannerCount = 1,
     migrators: MigratorCount = 1,
+    provision: Annotated[
+        int,
+        typer.Option(
+            help="With --nodes: replace nodes that are lost, and add up to so many; 0: never.",
+            min=0,
+        ),
+    ] = 0,
     transport: Annotated[
         str, typer.Option(help="With --nodes, between workers: auto, tcp or ucx.")
     ] = "auto",
@@ -101,6 +108,7 @@ def up(
             planners=planners,
             migrators=migrators,
             transport=transport,
+            provisioned_nodes_max=provision,
         )
     source = find_model(model)
     computing = workers or WORKERS_DEFAULT if nodes is None else nodes * gpus_per_node

@@ -69,9 +69,18 @@ class _Copying:
     blocks_left: int | None = None
     """At the end of the latest round."""
     bytes_left: int = 0
+    sessions_finishing: int = 0
+    """That end before the source has to stop: it goes on for them."""
     next_at_ns: int = 0
     is_over: bool = False
     """A round failed, or brought nothing: what is left is sent at the stop."""
+
+    def has_copied(self, options: MigratorOptions) -> bool:
+        """Whether what is left is little, or grows no less, and nobody is about to end."""
+        if self.is_over or self.sessions_finishing:
+            return self.is_over
+        is_little = self.blocks_left is not None and self.blocks_left <= options.blocks_left_max
+        return is_little or self.rounds >= options.copy_rounds_max
 
 
 @dataclass(slots=True, kw_only=True)
@@ -256,6 +265,7 @@ class Conduct:
             case ShapeDone():
                 before = copying.blocks_left
                 copying.blocks_left = answer.blocks_left
+                copying.sessions_finishing = answer.sessions_finishing
                 if answer.blocks_moved:
                     bytes_moved = answer.bytes_moved + answer.bytes_copied_here
                     copying.bytes_left = answer.blocks_left * bytes_moved // answer.blocks_moved
@@ -305,16 +315,10 @@ class Conduct:
                 return True
 
     def _has_copied(self, desk: OrderDesk) -> bool:
-        """Whether what is left is little, or grows no less."""
         if any(not entry.is_settled for entry in self._copy_orders.values()):
             return False
         return all(
-            copying.is_over
-            or copying.rounds >= desk.options.copy_rounds_max
-            or (
-                copying.blocks_left is not None
-                and copying.blocks_left <= desk.options.blocks_left_max
-            )
+            copying.has_copied(desk.options)
             for worker_id, copying in self._copies.items()
             if desk.view.is_alive(worker_id)
         )

@@ -56,6 +56,9 @@ class MigratorOptions:
     """Rounds of copying after the targets are ready; then the source is stopped all the same."""
     blocks_left_max: int = 8
     """So few full blocks left are small enough to be sent while nothing is computed."""
+    finish_patience_ns: int = 1 * NS_PER_S
+    """Sessions that end so soon after a hand-over began are left to end where they are (policy
+    tideserve); longer, up to the end of the source's node, where no new replica waits for it."""
     grace_reserve_ns: int = 1 * NS_PER_S
     """Of a dying node's grace, kept for what goes wrong; its worker lets go of its sessions by
     itself when the last 300 ms begin."""

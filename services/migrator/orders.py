@@ -14,6 +14,7 @@ from libs.contracts.handover import (
     DropReplica,
     FormReplica,
     LoadWeights,
+    MovingTerms,
     PlacedWorker,
     ReleaseSessions,
     ReplicaRoster,
@@ -88,6 +89,7 @@ class OrderDesk:
                     **self._envelope(f"copy-s{index}", round_number),
                     source=self.view.without_dead(source.replica),
                     targets=targets,
+                    terms=self._terms(source, may_finish=True),
                 ),
             )
             for index, source, lead in self._speakers()
@@ -187,8 +189,15 @@ class OrderDesk:
                 source=self.view.without_dead(source.replica),
                 targets=targets,
                 copy_until_unix_ns=self.timing.copy_until_unix_ns(source),
+                terms=self._terms(source, may_finish=False),
             )
             yield self._order(lead, source.replica, message)
+
+    def _terms(self, source: HandoverSource, *, may_finish: bool) -> MovingTerms | None:
+        """Only tideserve chooses for each session; spotserve moves all of a source or nothing."""
+        if self.handover.story.policy is not Policy.TIDESERVE:
+            return None
+        return self.timing.terms(source, self.handover, may_finish=may_finish)
 
     def _is_moved(self, source: HandoverSource) -> bool:
         """Spotserve moves a source's KV only where that is faster than computing it again."""

@@ -69,6 +69,8 @@ class PlannerConfig:
     """Nodes to keep whatever the demand."""
     nodes_extra: int = 1
     """Spot nodes beyond the need, for the next preemption."""
+    nodes_expected: int = 0
+    """Nodes that start together: the first placement waits for them, for 20 s from the first."""
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
     """Used where the provisioner is kubernetes."""
     report_interval_ms: int = 200
@@ -94,7 +96,13 @@ class PlannerConfig:
         for name in ("report_interval_ms", "reports_missed_max"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1")
-        for name in ("workspace_bytes", "losses_per_node_hour", "nodes_max", "nodes_extra"):
+        for name in (
+            "workspace_bytes",
+            "losses_per_node_hour",
+            "nodes_max",
+            "nodes_extra",
+            "nodes_expected",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must not be negative")
         if not 0 <= self.gain_percent_min < 100:

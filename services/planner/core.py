@@ -44,6 +44,7 @@ from services.planner.events import (
     WorkerUnreachable,
 )
 from services.planner.fleet import Fleet
+from services.planner.gathering import Gathering
 from services.planner.leadership import Leadership, Role
 from services.planner.options import PlannerOptions
 from services.planner.pins import Pins
@@ -106,6 +107,7 @@ class PlannerCore:
         self._reshaped_at_ns = 0
         self._requests_per_s_max: float | None = None
         self._pins = Pins(options)
+        self._gathering = Gathering(options)
 
     @property
     def placement(self) -> Placement | None:
@@ -360,7 +362,9 @@ class PlannerCore:
             return  # a write under way ends in an event that looks at the reasons again
         before = self.placement
         assert before is not None
-        is_early = self._now_ns < self._settled_at_ns
+        is_early = self._now_ns < self._settled_at_ns or self._gathering.is_under_way(
+            self.fleet, before, now_ns=self._now_ns
+        )
         if is_early or self.fleet.is_loss_likely or self.fleet.unheard(before):
             self._plan_after(self._options.debounce_ns)
             return

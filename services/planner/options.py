@@ -59,6 +59,10 @@ class PlannerOptions:
     join_debounce_ns: int = 1 * NS_PER_S
     """The same for workers that join: they seldom come alone, and each placement of one that does
     makes a hand-over start over."""
+    nodes_expected: int = 0
+    """How many nodes start together: the first placement waits for them."""
+    gathering_ns_max: int = 20 * NS_PER_S
+    """But no longer than this from the first of them on: the others may never come."""
     settle_ns: int = 1 * NS_PER_S
     """A new leader listens this long before its first plan: five reports of everybody."""
     store_retry_ns: int = 500 * NS_PER_MS

@@ -41,6 +41,7 @@ def planner_options(
             nodes_extra=config.nodes_extra,
         ),
         process_id=process_id,
+        nodes_expected=config.nodes_expected,
         requests_per_s_min=config.requests_per_s_min,
         report_interval_ns=config.report_interval_ms * NS_PER_MS,
         liveness=LivenessOptions(echoes_missed_max=config.reports_missed_max),

@@ -10,6 +10,7 @@ from typing import Final
 
 from libs.engine.scheduling.coserve import CoserveOptions
 from libs.engine.scheduling.tracked_sequence import TrackedSequence
+from libs.kernel.units import NS_PER_S
 from libs.policy.latency_model import LatencyModel, StepWork
 from libs.policy.latency_tracker import LatencyTracker
 from libs.policy.slo_margin import SloMargin
@@ -37,6 +38,13 @@ class StepTiming:
     def model(self) -> LatencyModel:
         """What predictions are made with now."""
         return self._tracker.model
+
+    @property
+    def prefill_tokens_per_s(self) -> int:
+        """How fast a whole step of one prompt is computed."""
+        tokens = self._step_tokens_max
+        work = StepWork().with_prefill(tokens=tokens, tokens_before=0)
+        return tokens * NS_PER_S // max(1, self._tracker.model.predict_ns(work))
 
     @property
     def error(self) -> float:

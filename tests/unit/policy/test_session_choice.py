@@ -1,5 +1,7 @@
 """Copy, replay or finish: each where it is the best, and never past the deadline."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +17,8 @@ RATES = LeavingRates(
     step_ns=20 * NS_PER_MS,
     link_bytes_per_s=10**9,
     prefill_tokens_per_s=10_000,
-    grace_ns=2 * NS_PER_S,
+    finish_within_ns=2 * NS_PER_S,
+    copy_within_ns=2 * NS_PER_S,
 )
 
 
@@ -40,6 +43,21 @@ def test_a_session_that_ends_in_time_stays() -> None:
     assert choice(a_session(left=100)) is SessionChoice.COPY
 
 
+def test_a_prompt_that_must_be_computed_first_counts_as_time_until_the_end() -> None:
+    waiting = replace(a_session(left=99), prompt_tokens_left=200)
+    assert choice(waiting) is SessionChoice.COPY
+
+
+def test_nobody_stays_where_nobody_may() -> None:
+    assert choice(a_session(left=0), replace(RATES, finish_within_ns=0)) is SessionChoice.COPY
+
+
+def test_a_node_that_stays_sets_no_deadline_to_copies() -> None:
+    session = a_session(tokens=90_000, mb=5_000)
+    assert choice(session) is SessionChoice.REPLAY
+    assert choice(session, replace(RATES, copy_within_ns=None)) is SessionChoice.COPY
+
+
 def test_a_short_session_replays_and_a_long_one_is_copied() -> None:
     # 100 ms of prefill against 10 ms, then 200 ms, of copying.
     assert choice(a_session(mb=10)) is SessionChoice.COPY
@@ -47,8 +65,8 @@ def test_a_short_session_replays_and_a_long_one_is_copied() -> None:
 
 
 def test_without_a_link_everything_replays() -> None:
-    rates = LeavingRates(step_ns=1, link_bytes_per_s=0, prefill_tokens_per_s=1, grace_ns=NS_PER_S)
-    assert choice(a_session(left=2 * NS_PER_S), rates) is SessionChoice.REPLAY
+    rates = replace(RATES, link_bytes_per_s=0)
+    assert choice(a_session(), rates) is SessionChoice.REPLAY
 
 
 def test_what_does_not_fit_the_grace_period_replays_least_saved_first() -> None:

@@ -11,6 +11,7 @@ from libs.contracts.handover import (
     DropReplica,
     FormReplica,
     LoadWeights,
+    MovingTerms,
     PlacedWorker,
     ReleaseSessions,
     ReplicaRoster,
@@ -309,16 +310,20 @@ class HandOver:
         self.activate(roster)
         return self.lead_of(roster)
 
-    def copy(self, source: ReplicaRoster, *targets: ReplicaRoster) -> ShapeDone:
+    def copy(
+        self, source: ReplicaRoster, *targets: ReplicaRoster, terms: MovingTerms | None = None
+    ) -> ShapeDone:
         """Copy what the targets lack; return the answer."""
         lead = self.lead_of(source)
-        answer = self.ask(lead, CopyKv, source=source, targets=targets)
+        answer = self.ask(lead, CopyKv, source=source, targets=targets, terms=terms)
         return self._after_copies(lead, answer)
 
-    def stop(self, source: ReplicaRoster, *targets: ReplicaRoster) -> ShapeDone:
+    def stop(
+        self, source: ReplicaRoster, *targets: ReplicaRoster, terms: MovingTerms | None = None
+    ) -> ShapeDone:
         """Stop, and copy what is left."""
         lead = self.lead_of(source)
-        answer = self.ask(lead, StopReplica, source=source, targets=targets)
+        answer = self.ask(lead, StopReplica, source=source, targets=targets, terms=terms)
         if lead.steps:
             assert answer is None
             known = len(lead.answers)

@@ -1,31 +1,25 @@
 """What the simulated comparison with ConServe sends: two online traces, two offline backlogs.
 
-Arrivals and lengths are drawn from the statistics of published traces, or read from a file. All are
-replayed at such a speed that their tokens come at one rate, that of the Azure code trace as it was
-recorded: then cells differ in the kind of load and not in its amount.
+Arrivals and lengths are drawn from the statistics of published traces, or read from a file, to be
+replayed at whatever speed the benchmark chooses.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from benchmarks.coserve_load import LoadOptions, online_trace
 from libs.kernel.errors import ConfigError
 from libs.kernel.rng import Rng
-from libs.kernel.units import NS_PER_S
-from loadgen.arrivals import paced, poisson
+from loadgen.arrivals import poisson
 from loadgen.lengths import LengthLimits, Lengths, uniform
 from loadgen.prompts import TokenPrompts, TokenRange
 from loadgen.traces.detect import read_requests
 from loadgen.traces.requests import TraceRequest
 from services.simulator.coserve.router import CoserveRequest
 
-TOKENS_PER_S: Final = 5_300.0
-"""Of online work, prompts and answers: 2.57 requests per second of 2,070 tokens."""
-MADE_UP_REQUESTS: Final = 4_000
-"""As many as the traces have in about 20 minutes; a run takes those of its duration."""
 OUTPUT_TOKENS_MAX: Final = 1_024
 
 QUANTILES: Final = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
@@ -57,65 +51,64 @@ class ConserveLoad:
     trace: Path | None = None
     """Published trace in place of what `workload` would make up."""
     offline: str = "sharegpt"
-    tokens_per_s: float = TOKENS_PER_S
-    duration_s: float = 600.0
+    requests: int = 400
+    """Online ones, the first of the trace."""
     seed: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnlineTraffic:
-    """The online requests of a run."""
+class Bounds:
+    """What prompts have to fit."""
 
-    requests: tuple[CoserveRequest, ...]
-    speed: float
-    """How many times as fast as recorded."""
+    context_tokens_max: int
+    vocabulary_size: int
 
-
-def online_traffic(
-    load: ConserveLoad, *, context_tokens_max: int, vocabulary_size: int
-) -> OnlineTraffic:
-    """Return the requests of the first seconds of the trace, at the wanted rate, cut to fit.
-
-    Raises: TraceError that names the line; ConfigError if there are none.
-    """
-    limits = _limits(context_tokens_max)
-    trace = _trace(load)
-    fitted = [limits.fit(request.lengths) for request in trace]
-    span_s = trace[-1].arrival_ns / NS_PER_S
-    tokens = sum(lengths.prompt_tokens + lengths.output_tokens for lengths in fitted)
-    speed = load.tokens_per_s * span_s / tokens
-    end_ns = round(load.duration_s * NS_PER_S)
-    instants = paced((request.arrival_ns for request in trace), speed=speed)
-    prompts = TokenPrompts(Rng(load.seed).child("online prompts"), _token_range(vocabulary_size))
-    requests = tuple(
-        CoserveRequest(
-            request_id=f"online-{index}",
-            prompt=prompts.make(
-                f"{index}",
-                tokens=fitted[index].prompt_tokens,
-                block_ids=trace[index].block_ids,
-            ),
-            output_tokens=fitted[index].output_tokens,
-            arrival_ns=arrival_ns,
+    @property
+    def lengths(self) -> LengthLimits:
+        """Cuts answers first, so that a prompt never fills the context alone."""
+        output_tokens_max = min(OUTPUT_TOKENS_MAX, self.context_tokens_max // 4)
+        return LengthLimits(
+            prompt_tokens_max=self.context_tokens_max - output_tokens_max - 1,
+            output_tokens_max=output_tokens_max,
         )
-        for index, arrival_ns in enumerate(takewhile(lambda at_ns: at_ns < end_ns, instants))
-    )
-    return OnlineTraffic(requests=requests, speed=speed)
+
+    def prompts(self, rng: Rng) -> TokenPrompts:
+        """Draw prompts of any of its tokens."""
+        return TokenPrompts(rng, TokenRange(token_id_min=0, token_id_max=self.vocabulary_size - 1))
 
 
-def offline_backlog(
-    load: ConserveLoad, *, context_tokens_max: int, vocabulary_size: int
-) -> Iterator[CoserveRequest]:
+def online_requests(load: ConserveLoad, bounds: Bounds) -> tuple[CoserveRequest, ...]:
+    """Return requests at the trace's own speed, cut to fit.
+
+    Raises: TraceError that names the line; ConfigError for an unknown name or too few requests.
+    """
+    trace = _trace(load)
+    if len(trace) < load.requests:
+        raise ConfigError(f"--requests: the trace has {len(trace)}")
+    prompts = bounds.prompts(Rng(load.seed).child("online prompts"))
+    requests = []
+    for index, recorded in enumerate(trace[: load.requests]):
+        fitted = bounds.lengths.fit(recorded.lengths)
+        prompt = prompts.make(f"{index}", tokens=fitted.prompt_tokens, block_ids=recorded.block_ids)
+        requests.append(
+            CoserveRequest(
+                request_id=f"online-{index}",
+                prompt=prompt,
+                output_tokens=fitted.output_tokens,
+                arrival_ns=recorded.arrival_ns,
+            )
+        )
+    return tuple(requests)
+
+
+def offline_backlog(load: ConserveLoad, bounds: Bounds) -> Iterator[CoserveRequest]:
     """Yield offline requests for ever. Raises: ConfigError if nothing has that name."""
+    if load.offline not in OFFLINE:
+        raise ConfigError(f"--offline: {load.offline!r} is none of {', '.join(OFFLINE)}")
     rng = Rng(load.seed).child("offline")
-    try:
-        lengths = OFFLINE[load.offline](rng.child("lengths"))
-    except KeyError:
-        raise ConfigError(f"--offline: {load.offline!r} is none of {', '.join(OFFLINE)}") from None
-    limits = _limits(context_tokens_max)
-    prompts = TokenPrompts(rng.child("prompts"), _token_range(vocabulary_size))
-    for index in count():
-        fitted = limits.fit(next(lengths))
+    prompts = bounds.prompts(rng.child("prompts"))
+    for index, drawn in enumerate(OFFLINE[load.offline](rng.child("lengths"))):
+        fitted = bounds.lengths.fit(drawn)
         yield CoserveRequest(
             request_id=f"offline-{index}",
             prompt=prompts.make(f"{index}", tokens=fitted.prompt_tokens),
@@ -125,38 +118,31 @@ def offline_backlog(
 
 def _trace(load: ConserveLoad) -> Sequence[TraceRequest]:
     if load.trace is not None:
-        recorded = [
-            request
-            for request in read_requests(load.trace)
-            if request.lengths.prompt_tokens and request.lengths.output_tokens
-        ]
-        if len(recorded) < 2 or recorded[-1].arrival_ns == 0:
-            raise ConfigError(f"{load.trace}: needs two requests at different instants")
-        return recorded
-    try:
-        return WORKLOADS[load.workload](Rng(load.seed).child("online"))
-    except KeyError:
-        names = ", ".join(WORKLOADS)
-        raise ConfigError(f"--workload: {load.workload!r} is none of {names}") from None
+        recorded = (r for r in read_requests(load.trace) if _is_whole(r))
+        return list(islice(recorded, load.requests))
+    if load.workload not in WORKLOADS:
+        raise ConfigError(f"--workload: {load.workload!r} is none of {', '.join(WORKLOADS)}")
+    drawn = WORKLOADS[load.workload](Rng(load.seed).child("online"), load.requests)
+    return list(drawn)
 
 
-def _azure_code(rng: Rng) -> Sequence[TraceRequest]:
-    options = LoadOptions(
-        requests=MADE_UP_REQUESTS, slices=1, seed=rng.seed_value, limits=LengthLimits()
+def _is_whole(request: TraceRequest) -> bool:
+    return request.lengths.prompt_tokens > 0 and request.lengths.output_tokens > 0
+
+
+def _azure_code(rng: Rng, requests: int) -> Sequence[TraceRequest]:
+    return online_trace(
+        LoadOptions(requests=requests, slices=1, seed=rng.seed_value, limits=LengthLimits())
     )
-    return online_trace(options)
 
 
-def _mooncake(rng: Rng) -> Sequence[TraceRequest]:
+def _mooncake(rng: Rng, requests: int) -> Sequence[TraceRequest]:
     lengths = _drawn(rng.child("lengths"), MOONCAKE_PROMPTS, MOONCAKE_OUTPUTS)
-    arrivals = islice(poisson(rng.child("gaps"), rate_per_s=MOONCAKE_PER_S), MADE_UP_REQUESTS)
-    return [
-        TraceRequest(arrival_ns=at_ns, lengths=drawn)
-        for at_ns, drawn in zip(arrivals, lengths, strict=False)
-    ]
+    arrivals = islice(poisson(rng.child("gaps"), rate_per_s=MOONCAKE_PER_S), requests)
+    return [TraceRequest(arrival_ns=at_ns, lengths=next(lengths)) for at_ns in arrivals]
 
 
-WORKLOADS: Final[Mapping[str, Callable[[Rng], Sequence[TraceRequest]]]] = {
+WORKLOADS: Final[Mapping[str, Callable[[Rng, int], Sequence[TraceRequest]]]] = {
     "azure-code": _azure_code,
     "mooncake": _mooncake,
 }
@@ -180,15 +166,3 @@ def _quantile(values: Sequence[int], share: float) -> int:
     below, above = QUANTILES[index - 1], QUANTILES[index]
     weight = (share - below) / (above - below)
     return round(values[index - 1] + (values[index] - values[index - 1]) * weight)
-
-
-def _limits(context_tokens_max: int) -> LengthLimits:
-    output_tokens_max = min(OUTPUT_TOKENS_MAX, context_tokens_max // 4)
-    return LengthLimits(
-        prompt_tokens_max=context_tokens_max - output_tokens_max - 1,
-        output_tokens_max=output_tokens_max,
-    )
-
-
-def _token_range(vocabulary_size: int) -> TokenRange:
-    return TokenRange(token_id_min=0, token_id_max=vocabulary_size - 1)

@@ -7,12 +7,15 @@ from typing import Final
 from libs.contracts.online import SamplingParameters
 from libs.contracts.sessions import AcknowledgeTokens, SessionSpec, StartSession, TokenReceipt
 from libs.contracts.token_step import TokenStep
+from libs.kernel.units import NS_PER_MS
 from libs.sim.world import World
 from services.gpu_worker.events import AcknowledgeReceived, StartReceived, WorkerEvent
 from services.simulator.coserve.worker import CoserveWorker
 
 ROUTER_ID: Final = "router"
 OFFLINE_PRIORITY: Final = -1
+ACKNOWLEDGE_AFTER_NS: Final = 100 * NS_PER_MS
+"""Well before a worker sends again. A receipt for each step would say the same, in more time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,8 @@ class CoserveRouter:
         self._backlog = backlog
         self._offline_open: set[str] = set()
         self._offline_open_max = offline_open_max
+        self._next_index: dict[str, int] = {}
+        """Of sessions with tokens that are not acknowledged yet."""
         self._worker: CoserveWorker | None = None
 
     def connect(self, worker: CoserveWorker) -> None:
@@ -75,28 +80,27 @@ class CoserveRouter:
         self._start(request, priority=0)
 
     def tokens_came(self, step: TokenStep) -> None:
-        """Time them, acknowledge them, and replace offline sessions that have ended."""
-        receipts = []
+        """Time them, acknowledge them soon, and replace offline sessions that have ended."""
+        if not self._next_index:
+            self._world.after(ACKNOWLEDGE_AFTER_NS, self._acknowledge)
         for entry in step.entries:
-            next_index = entry.first_index + len(entry.token_ids)
-            receipts.append(
-                TokenReceipt(
-                    request_id=entry.request_id, session_epoch=1, next_index=next_index
-                )
-            )
+            self._next_index[entry.request_id] = entry.first_index + len(entry.token_ids)
             served = self.served.get(entry.request_id)
             if served is not None:
                 served.token_at_ns += [self._world.now_ns] * len(entry.token_ids)
                 self.answered += served.is_answered
             elif entry.finish_reason is not None:
                 self._offline_open.remove(entry.request_id)
-        self._post(
-            AcknowledgeReceived(
-                message=AcknowledgeTokens(router_id=ROUTER_ID, receipts=tuple(receipts)),
-                cause_id=ROUTER_ID,
-            )
-        )
         self._fill_backlog()
+
+    def _acknowledge(self) -> None:
+        receipts = tuple(
+            TokenReceipt(request_id=request_id, session_epoch=1, next_index=next_index)
+            for request_id, next_index in self._next_index.items()
+        )
+        self._next_index.clear()
+        message = AcknowledgeTokens(router_id=ROUTER_ID, receipts=receipts)
+        self._post(AcknowledgeReceived(message=message, cause_id=ROUTER_ID))
 
     def _fill_backlog(self) -> None:
         while len(self._offline_open) < self._offline_open_max:

@@ -53,6 +53,8 @@ class CoserveOutcome:
     """Every online request, in order of arrival."""
     elapsed_ns: int
     """Of what was measured."""
+    ended_at_ns: int
+    """On the clock of `served`."""
     tally: CoserveTally
     """Of what was measured."""
     checkpoints: CheckpointCounters
@@ -65,9 +67,7 @@ class CoserveOutcome:
     """Of all steps; equal for equal histories."""
 
 
-def run_coserve(
-    options: CoserveRunOptions, *, backlog: Iterator[CoserveRequest]
-) -> CoserveOutcome:
+def run_coserve(options: CoserveRunOptions, *, backlog: Iterator[CoserveRequest]) -> CoserveOutcome:
     """Serve the requests. `backlog` is asked for as many offline ones as are finished."""
     world = World(seed=options.seed, actions_max=options.actions_max)
     router = CoserveRouter(
@@ -96,6 +96,7 @@ def run_coserve(
     return CoserveOutcome(
         served=tuple(router.served.values()),
         elapsed_ns=elapsed_ns,
+        ended_at_ns=began_at_ns + elapsed_ns,
         tally=_difference(before, worker.core.tally),
         checkpoints=worker.core.checkpointing.counters,
         busy_share=(worker.busy_ns - busy_before_ns) / max(1, elapsed_ns),
@@ -104,9 +105,7 @@ def run_coserve(
     )
 
 
-def _send(
-    requests: tuple[CoserveRequest, ...], *, world: World, router: CoserveRouter
-) -> None:
+def _send(requests: tuple[CoserveRequest, ...], *, world: World, router: CoserveRouter) -> None:
     """Let each request come at its time, one scheduled by the one before."""
     began_at_ns = world.now_ns
 

@@ -15,9 +15,8 @@ from typing import Final, assert_never
 
 from libs.contracts.token_step import TokenStep
 from libs.engine.scheduler import Scheduler
-from libs.engine.steps import SampledToken, StepPlan, StepResult
+from libs.engine.steps import SampledToken, StepResult
 from libs.kernel.core import SetTimer, TimerFired, require
-from libs.kernel.rng import Rng
 from libs.sim.process import SimProcess
 from libs.sim.world import World
 from services.gpu_worker.commands import (
@@ -50,10 +49,9 @@ from services.gpu_worker.events import (
     WorkerStarted,
 )
 from services.gpu_worker.options import WorkerOptions
-from services.simulator.coserve.device import Device, work_of
+from services.simulator.coserve.device import Device
 
 TOKEN_ID: Final = 1
-DEVIATIONS_MAX: Final = 3.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,9 +82,8 @@ class CoserveWorker(SimProcess):
         self._device = device
         self._on_tokens = on_tokens
         self._checks_invariants = checks_invariants
-        self._layers = options.engine.layers
         self._block_bytes = options.checkpoints.room.block_bytes
-        self._noise: Rng = world.rng.child("step times")
+        self._noise = world.rng.child("step times")
         self._step: _StepUnderWay | None = None
         self._samples: dict[str, SampledToken] = {}
         self._link_free_at_ns = 0
@@ -142,23 +139,10 @@ class CoserveWorker(SimProcess):
         step = _StepUnderWay(
             command=command,
             began_at_ns=self.world.now_ns,
-            duration_ns=self._duration_ns(command.plan),
+            duration_ns=self._device.duration_ns(command.plan, noise=self._noise),
         )
         self._step = step
         self._end_step_after(step, step.duration_ns, is_yielded=False)
-
-    def _duration_ns(self, plan: StepPlan) -> int:
-        duration_ns = self._device.times.predict_ns(work_of(plan.entries))
-        if plan.layers_between_safepoints is not None:
-            assert self._layers is not None
-            groups = -(-self._layers // plan.layers_between_safepoints)
-            duration_ns += (groups - 1) * self._device.safepoint_ns
-        deviation = self._device.deviation
-        if deviation:
-            drawn = self._noise.gauss(0.0, 1.0)
-            drawn = max(-DEVIATIONS_MAX, min(DEVIATIONS_MAX, drawn))
-            duration_ns = round(duration_ns * (1 + deviation * drawn))
-        return max(1, duration_ns)
 
     def _yield_step(self, command: YieldStep) -> None:
         """End the step at the next safepoint behind now, if it is still the one under way."""
@@ -167,8 +151,7 @@ class CoserveWorker(SimProcess):
             return
         spacing = step.command.plan.layers_between_safepoints
         assert spacing is not None, "a step without safepoints is asked to yield"
-        assert self._layers is not None
-        group_ns = max(1, step.duration_ns * spacing // self._layers)
+        group_ns = max(1, step.duration_ns * spacing // self._device.layers)
         groups = (self.world.now_ns - step.began_at_ns) // group_ns + 1
         if groups * group_ns < step.duration_ns:
             self._end_step_after(step, groups * group_ns, is_yielded=True)
@@ -189,8 +172,12 @@ class CoserveWorker(SimProcess):
         self.world.note(f"step {plan.step_id}: {len(plan.entries)} yielded {is_yielded}")
         for sequence_id in plan.closed:
             self._samples.pop(sequence_id, None)
-        sampled = () if is_yielded else tuple(
-            self._sample(entry.sequence_id) for entry in plan.entries if entry.is_sampling
+        sampled = (
+            ()
+            if is_yielded
+            else tuple(
+                self._sample(entry.sequence_id) for entry in plan.entries if entry.is_sampling
+            )
         )
         result = StepResult(step_id=plan.step_id, sampled=sampled, is_yielded=is_yielded)
         self.post(

@@ -112,7 +112,11 @@ def measure(
         return [row for each in options for row in rows_of(each, measure_cell(each, report=report))]
     with ProcessPoolExecutor(max_workers=jobs) as pool:
         results = pool.map(partial(measure_cell, report=report), options)
-        return [row for each, result in zip(options, results) for row in rows_of(each, result)]
+        return [
+            row
+            for each, result in zip(options, results, strict=True)
+            for row in rows_of(each, result)
+        ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

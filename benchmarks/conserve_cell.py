@@ -124,7 +124,7 @@ class _Cell:
         recorded = online_requests(options.load, self._bounds)
         speed, alone = self._paced(recorded, profile)
         slos = slos_of(alone)
-        results = []
+        results: list[PolicyResult] = []
         for policy in (Coserve.ONLINE_ONLY, *options.policies):
             if policy in [result.policy for result in results]:
                 continue

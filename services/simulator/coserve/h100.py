@@ -1,7 +1,7 @@
-"""H100s that serve Llama models in 16 bits: facts, what follows from them, and how steps were timed.
+"""H100s that serve Llama models in 16 bits: facts, and what steps take by them.
 
     step = host + head + layers * (linear(rows) + attention) + all-reduces
-    linear       Vidur's table of a layer of Llama-2-7B, in proportion to a GPU's share of parameters
+    linear       Vidur's table of a layer of Llama-2-7B, scaled by the parameters on one GPU
     attention    multiplying: 585 TFLOP/s, which fits both published times of ConServe
                  reading KV: the rate at which the table's smallest batches read weights
     host         what is left of ConServe's 51 ms for a chunk of 2,048 tokens on Llama-3.1-8B

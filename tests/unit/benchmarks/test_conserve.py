@@ -1,4 +1,4 @@
-"""The simulated comparison with ConServe: its loads, its ratios, and the records that it replays."""
+"""The simulated comparison with ConServe: its loads and its ratios."""
 
 import json
 from itertools import islice

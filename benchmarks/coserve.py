@@ -104,14 +104,15 @@ def measure(options: CoserveBenchmark, *, report: Report) -> dict[str, object]:
     if unknown or BASELINE not in options.variants:
         raise ConfigError(f"--policy: {unknown or BASELINE} (all are compared with {BASELINE})")
     with tempfile.TemporaryDirectory() as folder:
-        engine = SharedEngine(_config(options, Path(folder)))
+        engine = SharedEngine(worker_config(options, Path(folder)))
         try:
             return asyncio.run(_run(engine, chosen, options, report=report))
         finally:
             engine.close()
 
 
-def _config(options: CoserveBenchmark, folder: Path) -> WorkerConfig:
+def worker_config(options: CoserveBenchmark, folder: Path) -> WorkerConfig:
+    """Return the worker that is measured; a model made on the spot is written to the folder."""
     if options.model == RANDOM_LLAMA:
         save_random_llama(folder, seed=options.load.seed)
         model = folder

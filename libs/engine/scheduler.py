@@ -214,6 +214,11 @@ class Scheduler:
             blocks_reserved_for_online=self._planner.blocks_reserved_for_online,
         )
 
+    @property
+    def blocks_free(self) -> int:
+        """`load().blocks_free`, without looking at every sequence."""
+        return self._blocks.pool.blocks_free
+
     def prefix_hashes(self, limit: int) -> tuple[int, ...]:
         """Return hashes of cached blocks, most recent first, to compare with
         `prefix_block_hashes` of a prompt."""

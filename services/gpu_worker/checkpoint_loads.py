@@ -29,7 +29,7 @@ class CheckpointLoads:
                 continue
             wanted = kv.scheduler.wanted_hashes(sequence_id)
             prefix = kv.tier.held_prefix(wanted[: self._options.blocks_per_load_max])
-            if len(wanted) + blocks_kept >= kv.scheduler.load().blocks_free:
+            if len(wanted) + blocks_kept >= kv.scheduler.blocks_free:
                 self._let_go_in_turn(kv, sequence_id)
                 return  # what comes later in the order of service does not go first
             if not prefix or not kv.pays(loading_pays, blocks=len(prefix)):

@@ -67,7 +67,7 @@ class CheckpointStores:
             return True
         engine = kv.scheduler.options
         blocks_per_step = -(-engine.step_tokens_max // engine.block_tokens)
-        return kv.scheduler.load().blocks_free < 2 * blocks_per_step
+        return kv.scheduler.blocks_free < 2 * blocks_per_step
 
     def _to_flush(self, kv: HostKv, evicted: list[str]) -> list[ChainLink]:
         """Choose what evicted sequences have left uncopied, as far as copying it now pays."""

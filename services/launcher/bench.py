@@ -92,6 +92,15 @@ def spotserve(
     _measure("spotserve", "--part", part, "--seeds", seeds, json_file=json_file)
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def conserve(context: typer.Context) -> None:
+    """Repeat ConServe's comparison in the simulator; options of `-m benchmarks.conserve`."""
+    _measure("conserve", *context.args)
+
+
 @app.command()
 def soak(
     json_file: JsonFile = None,

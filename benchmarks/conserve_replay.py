@@ -1,0 +1,261 @@
+"""Simulates a run of `bench coserve` that was recorded: what is predicted beside what was measured.
+
+The same requests, backlog, SLOs and bounds of the engine, which is loaded to read them off and does
+not run; steps take what the live profile says, and err as it did. Nothing is fitted to the outcome.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from benchmarks.conserve_cell import line_of, slice_of
+from benchmarks.coserve import VARIANTS, CoserveBenchmark, worker_config
+from benchmarks.coserve_load import (
+    LoadOptions,
+    LoadRequest,
+    Slice,
+    offline_backlog,
+    online_load,
+    online_trace,
+)
+from benchmarks.coserve_rows import CoserveRow, SliceResult, Slos, row_of
+from benchmarks.coserve_worker import OFFLINE_OPEN, SETTLE_NS, SharedEngine, Variant
+from libs.contracts.wire import describe
+from libs.engine.scheduling.coserve import CoserveOptions
+from libs.kernel.errors import ConfigError
+from libs.kernel.units import NS_PER_MS
+from libs.policy.latency_model import LatencyModel
+from services.gpu_worker.checkpoint_options import LINK_ASSUMED, CheckpointOptions
+from services.simulator.coserve.device import Device
+from services.simulator.coserve.router import CoserveRequest
+from services.simulator.coserve.run import CoserveRunOptions, run_coserve
+
+COMPARED: Final = {
+    "total_tok_s": 0.2,
+    "offline_tok_s": 0.2,
+    "online_ttft_p99_ms": 0.3,
+    "online_tbt_p99_ms": 0.3,
+}
+"""By how much a prediction may differ, relative to what was measured."""
+DEVIATION_OF_ERROR: Final = math.sqrt(math.pi / 2)
+"""Standard deviation of what is normally distributed with a mean absolute error of 1."""
+DEVIATION_MAX: Final = 0.3
+
+
+class _Recorded(BaseModel):
+    """Part of a record, of which only what is needed is read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RecordedLoad(_Recorded):
+    """What was sent; every value as text, as the record has it."""
+
+    requests: int
+    slices: int
+    seed: int
+    trace: str
+
+
+class RecordedOptions(_Recorded):
+    """How the benchmark was called."""
+
+    load: RecordedLoad
+    model: str
+    load_share: float
+    kv_mib: int
+    step_tokens_max: int
+    threads: int = 1
+
+
+class RecordedCalibration(_Recorded):
+    """What it measured of the engine first."""
+
+    latency: LatencyModel
+    latency_error: float
+    ttft_slo_ms: float
+    tbt_slo_ms: float
+
+
+class RecordedRow(_Recorded):
+    """What a policy came to."""
+
+    policy: str
+    online_ttft_p99_ms: float
+    online_tbt_p99_ms: float
+    offline_tok_s: float
+    total_tok_s: float
+    prediction_bias: float
+
+
+class RecordedProvenance(_Recorded):
+    """Where it came from."""
+
+    commit: str
+    options: RecordedOptions
+
+
+class LiveRecord(_Recorded):
+    """A record of `bench coserve`."""
+
+    rows: tuple[RecordedRow, ...]
+    capacity_tok_s: float
+    calibration: RecordedCalibration
+    record: RecordedProvenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayedRow:
+    """One figure of one policy, measured and predicted."""
+
+    policy: str
+    column: str
+    live: float
+    simulated: float
+    error: float | None
+    """Relative to what was measured; None where that is 0."""
+    is_near: bool
+    """Whether the error is as small as COMPARED asks."""
+    prediction_bias: float
+    """Of the live run: how much longer its steps took than its scheduler expected."""
+
+
+def read_live_record(path: Path) -> LiveRecord:
+    """Raises: ConfigError that names the file and the field."""
+    try:
+        return LiveRecord.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: no record of `bench coserve`: {describe(error)}") from error
+
+
+def replay(live: LiveRecord, *, report: Callable[[str], None]) -> list[ReplayedRow]:
+    """Simulate every policy of the record that has a variant of its name."""
+    names = {variant.name: variant for variant in VARIANTS}
+    options = _options_of(live.record.options)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = SharedEngine(worker_config(options, Path(folder)))
+        try:
+            replayed = _Replay(live, options, engine)
+        finally:
+            engine.close()
+    found = []
+    for measured in live.rows:
+        if measured.policy in names:
+            row = replayed.simulate(names[measured.policy])
+            report(line_of(row))
+            found += _compared(measured, row)
+    return found
+
+
+class _Replay:
+    """The live run's load and engine."""
+
+    def __init__(self, live: LiveRecord, options: CoserveBenchmark, engine: SharedEngine) -> None:
+        calibration = live.calibration
+        self._load = options.load
+        self._vocabulary_size = engine.vocabulary_size
+        self._engine = engine.warm.loaded.scheduler_options
+        self._room = engine.warm.host_room
+        self._latency = calibration.latency
+        self._slos = Slos(
+            ttft_ns=round(calibration.ttft_slo_ms * NS_PER_MS),
+            tbt_ns=round(calibration.tbt_slo_ms * NS_PER_MS),
+        )
+        assert self._engine.layers is not None
+        self._device = Device(
+            times=self._latency,
+            layers=self._engine.layers,
+            link=LINK_ASSUMED,
+            deviation=min(DEVIATION_MAX, calibration.latency_error * DEVIATION_OF_ERROR),
+        )
+        self._slices = online_load(
+            online_trace(options.load),
+            options.load,
+            tokens_per_s=options.load_share * live.capacity_tok_s,
+            vocabulary_size=self._vocabulary_size,
+        ).slices
+
+    def simulate(self, variant: Variant) -> CoserveRow:
+        """Serve all slices, each by a worker that has done nothing yet."""
+        results = [
+            self._serve(variant, slice_, name=f"{number}")
+            for number, slice_ in enumerate(self._slices)
+        ]
+        return row_of(variant.name, results, slos=self._slos)
+
+    def _serve(self, variant: Variant, slice_: Slice, *, name: str) -> SliceResult:
+        engine = self._engine
+        options = CoserveRunOptions(
+            seed=self._load.seed,
+            engine=replace(
+                engine,
+                layers=engine.layers if variant.has_safepoints else None,
+                coserve=CoserveOptions(
+                    policy=variant.policy,
+                    ttft_slo_ns=self._slos.ttft_ns,
+                    tbt_slo_ns=self._slos.tbt_ns,
+                    latency=self._latency,
+                ),
+            ),
+            checkpoints=CheckpointOptions(policy=variant.checkpoints, room=self._room),
+            vocabulary_size=self._vocabulary_size,
+            device=self._device,
+            online=tuple(map(_request, slice_.requests)),
+            duration_ns=slice_.duration_ns,
+            offline_open_max=OFFLINE_OPEN,
+            settle_ns=SETTLE_NS,
+        )
+        backlog = offline_backlog(self._load, vocabulary_size=self._vocabulary_size, name=name)
+        return slice_of(run_coserve(options, backlog=map(_request, backlog)))
+
+
+def _options_of(recorded: RecordedOptions) -> CoserveBenchmark:
+    load = recorded.load
+    return CoserveBenchmark(
+        load=LoadOptions(
+            requests=load.requests,
+            slices=load.slices,
+            seed=load.seed,
+            trace=None if load.trace == str(None) else Path(load.trace),
+        ),
+        model=recorded.model,
+        load_share=recorded.load_share,
+        kv_mib=recorded.kv_mib,
+        step_tokens_max=recorded.step_tokens_max,
+        threads=recorded.threads,
+    )
+
+
+def _request(request: LoadRequest) -> CoserveRequest:
+    return CoserveRequest(
+        request_id=request.request_id,
+        prompt=request.prompt,
+        output_tokens=request.output_tokens,
+        arrival_ns=request.arrival_ns,
+    )
+
+
+def _compared(measured: RecordedRow, simulated: CoserveRow) -> list[ReplayedRow]:
+    rows = []
+    for column, error_max in COMPARED.items():
+        live, predicted = getattr(measured, column), getattr(simulated, column)
+        error = round(predicted / live - 1, 3) if live else None
+        rows.append(
+            ReplayedRow(
+                policy=measured.policy,
+                column=column,
+                live=live,
+                simulated=predicted,
+                error=error,
+                is_near=abs(error) <= error_max if error is not None else not predicted,
+                prediction_bias=measured.prediction_bias,
+            )
+        )
+    return rows

@@ -7,6 +7,7 @@ from libs.contracts.placement import Policy
 from libs.kernel.units import NS_PER_S
 from libs.policy.model_profile import ModelProfile
 from libs.policy.placement_plan import PlanOptions
+from services.planner.options import CapacityOptions
 from services.simulator.spot.control import PaceOptions
 from services.simulator.spot.hardware import Hardware
 from services.simulator.spot.trace import NodeTrace
@@ -56,6 +57,9 @@ class SpotRunOptions:
     """Of the continuous engine: prompt and answer tokens in one step."""
     grace_ns: int = 30 * NS_PER_S
     """From the notice to the end of a node; of a policy that only reacts, next to nothing."""
+    capacity: CapacityOptions | None = None
+    """Nodes are held as the planner asks: spot while the trace offers it, on demand always. None:
+    all that the trace has, from when it says to when it says."""
     drain_ns_max: int = 7_200 * NS_PER_S
     """For what still runs when the trace ends; what is not done by then has failed."""
     pace: PaceOptions = field(default_factory=PaceOptions)

@@ -32,6 +32,7 @@ from loadgen.arrivals import RateSegment, arrivals_over, exponential_gaps, gamma
 from loadgen.traces.availability import AvailabilityTrace
 from loadgen.traces.detect import read_availability, read_requests
 from loadgen.traces.scenarios import FLUCTUATING_RATES_PER_S, SCENARIOS
+from services.planner.options import CapacityOptions
 from services.simulator.spot.hardware import Hardware, hardware_of
 from services.simulator.spot.options import Arrival, EngineKind, SpotRunOptions
 from services.simulator.spot.trace import NodeSpan, NodeTrace
@@ -104,6 +105,8 @@ class Setting:
     """Added to every addition after 0 of a file that says when nodes were asked for."""
     batches_ahead: int | None = None
     """Of the paper's engine; None: as its scripts have it. 0 is its new batching."""
+    capacity: CapacityOptions | None = None
+    """Nodes are bought as `tideserve` wants them; None: all that the trace has are there."""
     is_shape_fixed: bool = False
     """Ablation: the shape that rerouting would have, whatever the policy."""
 
@@ -139,6 +142,7 @@ def run_options(setting: Setting) -> SpotRunOptions:
         is_demand_measured=not is_paper,
         demand_steps=demand_steps if is_paper else (),
         batch_max=batch_max,
+        capacity=setting.capacity,
         batches_ahead=_batches_ahead(setting, only_reacts=only_reacts),
     )
     if only_reacts:

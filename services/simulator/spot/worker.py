@@ -79,14 +79,16 @@ class SimWorker(SimProcess):
 
     def __init__(
         self, world: World, fleet: Fleet, copies: KvCopies, *, worker_id: str, node_id: str,
-        number: int,
+        number: int, market: Market,
     ) -> None:  # fmt: skip
         super().__init__(world, name=worker_id)
         self.node_id = node_id
         self._fleet = fleet
         self._copies = copies
         self._beat = 0
-        self._blank = _blank_report(worker_id=worker_id, node_id=node_id, number=number)
+        self._blank = _blank_report(
+            worker_id=worker_id, node_id=node_id, number=number, market=market
+        )
         self._life = NodeLife()
         self._answers: dict[str, ToMigrator | None] = {}
         """By op_id; None: under way."""
@@ -289,7 +291,7 @@ class SimWorker(SimProcess):
         self._fleet.answered(answer)
 
 
-def _blank_report(*, worker_id: str, node_id: str, number: int) -> WorkerReport:
+def _blank_report(*, worker_id: str, node_id: str, number: int, market: Market) -> WorkerReport:
     """Return what does not change in a worker's reports; a million of them may be made in a run."""
     return WorkerReport(
         worker_id=worker_id,
@@ -308,7 +310,7 @@ def _blank_report(*, worker_id: str, node_id: str, number: int) -> WorkerReport:
         steps=0,
         step_ms_recent=0.0,
         node_id=node_id,
-        market=Market.SPOT,
+        market=market,
         is_planned=True,
         is_serving=False,
     )

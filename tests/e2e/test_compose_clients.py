@@ -8,7 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from examples.batch_answers import answers_of, text_of
+from examples.batch_answers import BatchFailed, answers_of, text_of
 from tests.e2e.compose_project import ALIAS, ComposeProject, connected
 from tests.installed_clients import CLIENTS, node_folder, output_of, program, python_client
 
@@ -79,9 +79,14 @@ def test_each_line_of_a_batch_is_answered_once_and_as_online(client: openai.Open
         }
         for question in QUESTIONS
     }
-    came = answers_of(client, {**bodies, "wrong": {"model": ALIAS, "messages": []}})
-    assert set(came.failed) == {"wrong"}
+    came = answers_of(client, bodies)
+    assert not came.failed
     assert set(came.answered) == set(bodies)
     for question, body in bodies.items():
         online = client.chat.completions.create(**body)  # type: ignore[call-overload]
         assert text_of(came.answered[question]) == online.choices[0].message.content
+
+
+def test_a_batch_with_a_wrong_line_is_refused_with_the_reason(client: openai.OpenAI) -> None:
+    with pytest.raises(BatchFailed, match="messages"):
+        answers_of(client, {"wrong": {"model": ALIAS, "messages": []}})

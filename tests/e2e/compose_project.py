@@ -29,10 +29,10 @@ BASE_IMAGES = ("python:3.11-slim-bookworm", "nats:2.10-alpine")
 WHEELS = ROOT / "deploy" / "wheels"
 BUILD_TIMEOUT_S = 1800.0
 """Packages for seven images, of which nothing may be cached."""
-COMMAND_TIMEOUT_S = 400.0
-READY_TIMEOUT_S = 360.0
+COMMAND_TIMEOUT_S = 900.0
+READY_TIMEOUT_S = 900.0
 """On two idle cores a fleet is up in 30 s; with twenty others on them it took six times as long."""
-STREAM_TIMEOUT_S = 360.0
+STREAM_TIMEOUT_S = 900.0
 """Within it an answer must end that lives through a strike while workers start beside it."""
 ALIAS = "tide-tiny"
 

@@ -14,7 +14,7 @@ Exit codes: 0 every request ended ok or was rejected as allowed; 1 one did not; 
 options or a file; 69 nobody answers at the address; 70 a bug of ours; 130 interrupted.
 
 examples:
-  python -m loadgen run --rate 5 --requests 200 --slo-ttft-ms 500
+  python -m loadgen run --rate 5 --requests 200 --ttft-slo-ms 500
   python -m loadgen run --http http://127.0.0.1:8000 --users 8 --duration-s 60 --plot load.svg
   python -m loadgen run --trace trace.jsonl --prompt-divisor 32 --speed 4 --json -
   python -m loadgen trace A_S
@@ -136,10 +136,10 @@ def _add_bounds(parser: argparse.ArgumentParser) -> None:
 
 def _add_verdict(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is good")
-    group.add_argument("--slo-ttft-ms", type=float, metavar="MS", help="time to first token")
-    group.add_argument("--slo-tpot-ms", type=float, metavar="MS", help="mean time per later token")
-    group.add_argument("--slo-tbt-ms", type=float, metavar="MS", help="longest gap between tokens")
-    group.add_argument("--slo-end-to-end-ms", type=float, metavar="MS", help="whole answer")
+    group.add_argument("--ttft-slo-ms", type=float, metavar="MS", help="time to first token")
+    group.add_argument("--tpot-slo-ms", type=float, metavar="MS", help="mean time per later token")
+    group.add_argument("--tbt-slo-ms", type=float, metavar="MS", help="longest gap between tokens")
+    group.add_argument("--end-to-end-slo-ms", type=float, metavar="MS", help="whole answer")
     group.add_argument(
         "--allow-rejected",
         action="append",

@@ -60,10 +60,10 @@ class RunOptions:
     request_timeout_s: float = 120.0
     seed: int = 0
 
-    slo_ttft_ms: float | None = None
-    slo_tpot_ms: float | None = None
-    slo_tbt_ms: float | None = None
-    slo_end_to_end_ms: float | None = None
+    ttft_slo_ms: float | None = None
+    tpot_slo_ms: float | None = None
+    tbt_slo_ms: float | None = None
+    end_to_end_slo_ms: float | None = None
     allow_rejected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -126,10 +126,10 @@ class RunOptions:
     def slo(self) -> Slo:
         """Return what a good answer keeps."""
         return Slo(
-            ttft_ns=_ns(self.slo_ttft_ms),
-            tpot_ns=_ns(self.slo_tpot_ms),
-            tbt_ns=_ns(self.slo_tbt_ms),
-            end_to_end_ns=_ns(self.slo_end_to_end_ms),
+            ttft_ns=_ns(self.ttft_slo_ms),
+            tpot_ns=_ns(self.tpot_slo_ms),
+            tbt_ns=_ns(self.tbt_slo_ms),
+            end_to_end_ns=_ns(self.end_to_end_slo_ms),
         )
 
     def sampling(self) -> Sampling:

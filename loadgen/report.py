@@ -31,7 +31,7 @@ class Slo:
         for name in ("ttft_ns", "tpot_ns", "tbt_ns", "end_to_end_ns"):
             limit = getattr(self, name)
             if limit is not None and limit <= 0:
-                raise ConfigError(f"slo {name.removesuffix('_ns')}: must be above 0")
+                raise ConfigError(f"{name.removesuffix('_ns')} slo: must be above 0")
 
     def is_kept_by(self, record: RequestRecord) -> bool:
         """Whether the request ended ok and within every limit."""

@@ -176,6 +176,8 @@ class Recipes:
         settings = {
             "router_id": f"router-{number}",
             "models": f"{model.alias}={model.folder}",
+            "ttft_slo_ms": str(self.options.ttft_slo_ms),
+            "tpot_slo_ms": str(self.options.tbt_slo_ms),
         }
         return self._child(f"online-router-{number}", service="online_router", settings=settings)
 

@@ -31,10 +31,10 @@ CoserveChoice = Annotated[
     Coserve, typer.Option(help="How offline work shares the workers with online work.")
 ]
 TtftSloMs = Annotated[
-    int, typer.Option(help="Online work: time to first token, from the worker on.", min=1)
+    int, typer.Option(help="Online work: time to its first token, to aim for and to count.", min=1)
 ]
 TbtSloMs = Annotated[
-    int, typer.Option(help="Online work: time between two tokens of an answer.", min=1)
+    int, typer.Option(help="The same for the time between two tokens of an answer.", min=1)
 ]
 ProfileChoice = Annotated[
     str,

@@ -10,8 +10,8 @@ from typing import Final, assert_never
 import structlog
 
 from libs.kernel.core import SetTimer
-from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
+from libs.runtime.best_effort import BestEffortPublisher, close_all
 from libs.runtime.bus import Bus, BusMessage
 from libs.runtime.clock import Clock
 from libs.runtime.reachability import is_worker_reachable
@@ -51,15 +51,19 @@ class MigratorShell:
         self, *, bus: Bus, records: RecordPort, options: MigratorOptions, clock: Clock
     ) -> None:
         self.core = MigratorCore(options)
-        self.messages_unsent = 0
-        """Orders and reports that the broker could not take."""
         self._bus = bus
+        self._publisher = BestEffortPublisher(bus)
         self._records = records
         self._options = options
         self._clock = clock
         self._actor: ActorShell[MigratorEvent, MigratorCommand] = ActorShell(
             core=self.core, interpret=self._interpret, clock=clock, name=options.migrator_id
         )
+
+    @property
+    def messages_unsent(self) -> int:
+        """Orders and reports that the broker could not take; they are repeated."""
+        return self._publisher.messages_unsent
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Look after the fleet until told to stop; what is under way is left to a successor."""
@@ -74,8 +78,7 @@ class MigratorShell:
                 tasks.create_task(self._actor.feed(subscription, self._translate))
             tasks.create_task(self._actor.run())
             await stopping.wait()
-            for subscription in subscriptions:
-                await subscription.close()
+            await close_all(subscriptions)
             self._actor.stop()
 
     def _translate(self, message: BusMessage) -> MigratorEvent | None:
@@ -128,10 +131,7 @@ class MigratorShell:
 
     async def _send(self, command: Sending) -> None:
         out = outgoing(command)
-        try:
-            await self._bus.publish(out.subject, out.payload)
-        except Unavailable:
-            self.messages_unsent += 1
+        await self._publisher.publish(out.subject, out.payload)
 
 
 def _unavailable(command: StoreRecord | ReadRecord) -> RecordUnavailable:

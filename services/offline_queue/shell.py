@@ -12,8 +12,9 @@ from libs.contracts.batches import BATCH_RECORDS
 from libs.contracts.reports import REPORTS, OfflineQueueReport, WorkerReport
 from libs.contracts.wire import encode
 from libs.kernel.core import SetTimer
-from libs.kernel.errors import ContractViolation, Unavailable
+from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
+from libs.runtime.best_effort import BestEffortPublisher, close_all
 from libs.runtime.blob_store import BlobStore
 from libs.runtime.bus import (
     Bus,
@@ -88,9 +89,8 @@ class QueueShell:
         lease_ns: int,
     ) -> None:
         self.core = QueueCore(options)
-        self.messages_unsent = 0
-        """Reports that the broker could not take; the next one replaces them."""
         self._bus = bus
+        self._publisher = BestEffortPublisher(bus)
         self._store = store
         self._options = options
         self._clock = clock
@@ -104,6 +104,11 @@ class QueueShell:
         self.actor: ActorShell[QueueEvent, QueueCommand] = ActorShell(
             core=self.core, interpret=self._interpret, clock=clock, name=options.queue_id
         )
+
+    @property
+    def messages_unsent(self) -> int:
+        """Reports that the broker could not take; the next one replaces them."""
+        return self._publisher.messages_unsent
 
     @property
     def tokens_harvested(self) -> int:
@@ -136,9 +141,9 @@ class QueueShell:
             await self._leave()
             for helper in helpers:
                 helper.cancel()
-            for closing in (questions.close(), *(one.close() for one in reports), watch.close()):
-                with contextlib.suppress(Unavailable):
-                    await closing
+            await close_all([questions, *reports])
+            with contextlib.suppress(Unavailable):
+                await watch.close()
             self.actor.stop()
         with contextlib.suppress(Unavailable):
             await self._client.close()
@@ -298,7 +303,4 @@ class QueueShell:
         """Say the report, with the one figure that changes with every token."""
         report = command.report.model_copy(update={"tokens_harvested": self.tokens_harvested})
         subject = subjects.offline_queue_report(self._options.queue_id)
-        try:
-            await self._bus.publish(subject, encode(report))
-        except (Unavailable, ContractViolation):
-            self.messages_unsent += 1
+        await self._publisher.publish(subject, encode(report))

@@ -22,7 +22,7 @@ class RouterConfig:
     """Models to tokenise for, each `alias=path`, or a path whose last part becomes the alias."""
     sessions_max: int = 2048
     """Open requests; past it a submission is rejected as overloaded, with a time to wait."""
-    ttft_slo_ms: int = 1_500
+    ttft_slo_ms: int = 1_000
     """An online request should see its first token within this: what is counted as attainment,
     and nothing else. Set what you promise."""
     tpot_slo_ms: int = 100

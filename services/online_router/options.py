@@ -14,7 +14,7 @@ SCORED_TOKEN_JSON_BYTES: Final = 96
 class Objective:
     """What an online request should see. Both at once, or it counts as missed."""
 
-    ttft_ns: int = 1_500 * NS_PER_MS
+    ttft_ns: int = 1_000 * NS_PER_MS
     """From the submission to the first token."""
     tpot_ns: int = 100 * NS_PER_MS
     """For each later token, on average over one answer."""

@@ -20,9 +20,9 @@ from libs.contracts.journal import (
 )
 from libs.contracts.online import RejectReason
 from libs.kernel.core import SetTimer
-from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
-from libs.runtime.bus import NO_HEADERS, Bus, BusMessage, Subscription
+from libs.runtime.best_effort import BestEffortPublisher, close_all
+from libs.runtime.bus import NO_HEADERS, Bus, BusMessage
 from libs.runtime.clock import Clock
 from libs.runtime.shell import ActorShell, Effect
 from libs.runtime.tracing import Tracing
@@ -80,9 +80,8 @@ class RouterShell:
     ) -> None:
         self.core = RouterCore(options)
         self._spans = None if tracing is None else RequestSpans(tracing)
-        self.messages_unsent = 0
-        """Core messages that the broker could not take; the protocol repeats them."""
         self._bus = bus
+        self._publisher = BestEffortPublisher(bus)
         self._journal = journal
         self._tokenization = tokenization
         self._router_id = options.router_id
@@ -95,6 +94,11 @@ class RouterShell:
         self._actor: ActorShell[RouterEvent, RouterCommand] = ActorShell(
             core=self.core, interpret=self._interpret, clock=clock, name=options.router_id
         )
+
+    @property
+    def messages_unsent(self) -> int:
+        """Core messages that the broker could not take; the protocol repeats them."""
+        return self._publisher.messages_unsent
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Serve until told to stop. Sessions left open are taken over by another router."""
@@ -111,7 +115,7 @@ class RouterShell:
                 tasks.create_task(self._text_desk.run(questions))
                 tasks.create_task(self._actor.run())
                 await stopping.wait()
-                await _close([*subscriptions, questions])
+                await close_all([*subscriptions, questions])
                 self._actor.stop()
         finally:
             self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)
@@ -169,12 +173,9 @@ class RouterShell:
     async def _send(self, command: Sending) -> None:
         out = outgoing(command, router_id=self._router_id)
         headers = NO_HEADERS if self._spans is None else self._spans.sending(command)
-        try:
-            await self._bus.publish(
-                out.subject, out.payload, reply_to=out.reply_to, headers=headers
-            )
-        except Unavailable:
-            self.messages_unsent += 1
+        await self._publisher.publish(
+            out.subject, out.payload, reply_to=out.reply_to, headers=headers
+        )
 
     async def _tokenize(self, command: Tokenize) -> RouterEvent:
         schema = command.submission.answer_schema
@@ -233,11 +234,6 @@ def _decision(record: JournalRecord) -> dict[str, str | int] | None:
             return {"event": "journal_taken_over", "by_router_id": record.by_router_id}
         case _:
             return None
-
-
-async def _close(subscriptions: list[Subscription]) -> None:
-    for subscription in subscriptions:
-        await subscription.close()
 
 
 async def open_router(

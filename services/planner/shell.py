@@ -5,7 +5,6 @@ tells the whole and is said again. What is stored goes through PlacementStore.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Final, assert_never
 
@@ -13,9 +12,9 @@ import structlog
 
 from libs.contracts.reports import PlannerReport
 from libs.kernel.core import SetTimer
-from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S, milliseconds
-from libs.runtime.bus import Bus, BusMessage, Subscription
+from libs.runtime.best_effort import BestEffortPublisher, close_all
+from libs.runtime.bus import Bus, BusMessage
 from libs.runtime.clock import Clock
 from libs.runtime.reachability import is_worker_reachable
 from libs.runtime.shell import ActorShell, Effect
@@ -82,9 +81,8 @@ class PlannerShell:
         clock: Clock,
     ) -> None:
         self.core = PlannerCore(options)
-        self.messages_unsent = 0
-        """Core messages that the broker could not take; each is said again."""
         self._bus = bus
+        self._publisher = BestEffortPublisher(bus)
         self._store = store
         self._provisioner = provisioner
         self._options = options
@@ -97,6 +95,11 @@ class PlannerShell:
             clock=clock,
             name=options.planner_id,
         )
+
+    @property
+    def messages_unsent(self) -> int:
+        """Core messages that the broker could not take; each is said again."""
+        return self._publisher.messages_unsent
 
     @property
     def plan_ms_recent(self) -> float:
@@ -116,7 +119,7 @@ class PlannerShell:
                 tasks.create_task(self.actor.feed(subscription, self._translate))
             tasks.create_task(self.actor.run())
             await stopping.wait()
-            await _close(subscriptions)
+            await close_all(subscriptions)
             self.actor.stop()
 
     def _translate(self, message: BusMessage) -> PlannerEvent | None:
@@ -179,17 +182,8 @@ class PlannerShell:
 
     async def _send(self, command: Sending) -> None:
         out = outgoing(command, planner_id=self._options.planner_id)
-        try:
-            await self._bus.publish(out.subject, out.payload)
-        except Unavailable:
-            self.messages_unsent += 1
+        await self._publisher.publish(out.subject, out.payload)
 
 
 def _unavailable(command: ReadPlacement | CommitPlacement) -> StoreUnavailable:
     return StoreUnavailable(op_id=command.op_id, cause_id=command.cause_id)
-
-
-async def _close(subscriptions: Sequence[Subscription]) -> None:
-    for subscription in subscriptions:
-        with contextlib.suppress(Unavailable):
-            await subscription.close()

@@ -39,7 +39,7 @@ def test_a_closed_loop_over_http_counts_every_token_and_draws_it(
     plot = tmp_path / "load.svg"
     code, report = small_fleet.load(
         *("--http", small_fleet.http_url, "--users", "3", *LENGTHS, "--plot", str(plot)),
-        *("--slo-ttft-ms", "60000", "--slo-end-to-end-ms", "60000"),
+        *("--ttft-slo-ms", "60000", "--end-to-end-slo-ms", "60000"),
     )
     assert_whole(report)
     assert code == 0

@@ -75,7 +75,7 @@ def test_what_is_no_url_is_refused(url: str) -> None:
         (["--trace", "nowhere.csv"], "nowhere.csv"),
         (["--trace", "a", "--lengths", "b"], "--lengths"),
         (["--rate", "5", "--requests", "0"], "requests"),
-        (["--rate", "5", "--slo-ttft-ms", "0"], "slo ttft"),
+        (["--rate", "5", "--ttft-slo-ms", "0"], "ttft slo"),
         (["--rate", "5", "--prompt-divisor", "0"], "divisor"),
         (["--rate", "5", "--speed", "0"], "speed"),
         (["--rate", "5", "--token-id-max", "3"], "token ids"),
@@ -95,7 +95,7 @@ def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     assert run(["run", "--help"]) == 0
     told = capsys.readouterr().out
-    for words in ("64 a mistake", "--allow-rejected", "--plot", "--slo-tpot-ms"):
+    for words in ("64 a mistake", "--allow-rejected", "--plot", "--tpot-slo-ms"):
         assert words in told
 
 

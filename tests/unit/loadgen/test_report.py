@@ -111,7 +111,7 @@ def test_an_answer_of_one_token_has_no_gap_that_could_be_too_long(a_record: Buil
 
 
 def test_a_limit_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="slo ttft"):
+    with pytest.raises(ConfigError, match="ttft slo"):
         Slo(ttft_ns=0)
 
 

@@ -145,9 +145,13 @@ def test_targets_of_make_exist(document: Path) -> None:
     assert set(named) <= targets
 
 
-@pytest.mark.parametrize("command", [*typed_with("helm"), *typed_with("python")], ids=str)
-def test_paths_in_commands_exist(command: Typed) -> None:
-    missing = [w for w in command.words if w.startswith(FOLDERS) and not (ROOT / w).exists()]
+def test_paths_in_commands_exist() -> None:
+    paths = [(word, command) for command in typed() for word in command.words]
+    missing = [
+        f"{command}: {path}"
+        for path, command in paths
+        if path.startswith(FOLDERS) and not (ROOT / path).exists()
+    ]
     assert not missing
 
 

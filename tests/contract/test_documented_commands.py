@@ -41,6 +41,7 @@ DOCUMENTS = sorted(
 )
 SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SETTING = re.compile(rf"\b(?:{'|'.join(CONFIGS)})(?:__[A-Z][A-Z_]*?)+(?=\b|__)")
+DEFAULT_ROW = re.compile(rf"^\|.*`({SETTING.pattern})` .*\| ([0-9.]+) \|$", re.MULTILINE)
 MENTION = re.compile(r"`(?:\.venv/bin/)?tideserve ([^`]*)`")
 VARIABLE = re.compile(r"\bTIDESERVE_[A-Z_]+\b")
 ASSIGNMENT = re.compile(r"^\w+=")
@@ -144,24 +145,43 @@ def test_targets_of_make_exist(document: Path) -> None:
     assert set(named) <= targets
 
 
-@pytest.mark.parametrize("command", [*typed_with("helm"), *typed_with("python")], ids=str)
-def test_paths_in_commands_exist(command: Typed) -> None:
-    missing = [w for w in command.words if w.startswith(FOLDERS) and not (ROOT / w).exists()]
+def test_paths_in_commands_exist() -> None:
+    paths = [(word, command) for command in typed() for word in command.words]
+    missing = [
+        f"{command}: {path}"
+        for path, command in paths
+        if path.startswith(FOLDERS) and not (ROOT / path).exists()
+    ]
     assert not missing
+
+
+def default_of(setting: str) -> object:
+    """Return the default of a service's setting. Raises: KeyError where there is no such field."""
+    service, *path = setting.split("__")
+    shape: typing.Any = CONFIGS[service]
+    default: object = None
+    for name in path:
+        field = {field.name: field for field in dataclasses.fields(shape)}[name.lower()]
+        default, shape = field.default, field.default_factory
+    return default
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_settings_of_services_exist(document: Path) -> None:
-    wrong = []
     for setting in SETTING.findall(document.read_text()):
-        service, *fields = setting.split("__")
-        shape: typing.Any = CONFIGS[service]
-        for field in fields:
-            known = typing.get_type_hints(shape) if dataclasses.is_dataclass(shape) else {}
-            shape = known.get(field.lower())
-        if shape is None:
-            wrong.append(setting)
-    assert not wrong
+        default_of(setting)
+
+
+def test_a_setting_that_does_not_exist_would_be_noticed() -> None:
+    for wrong in ("PLANNER__NO_SUCH_FIELD", "PREEMPTION_WATCHER__GCP__NO_SUCH_FIELD"):
+        with pytest.raises(KeyError):
+            default_of(wrong)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_numbers_in_tables_of_settings_are_the_defaults(document: Path) -> None:
+    for setting, number in DEFAULT_ROW.findall(document.read_text()):
+        assert default_of(setting) == float(number), setting
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

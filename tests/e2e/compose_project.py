@@ -29,10 +29,11 @@ BASE_IMAGES = ("python:3.11-slim-bookworm", "nats:2.10-alpine")
 WHEELS = ROOT / "deploy" / "wheels"
 BUILD_TIMEOUT_S = 1800.0
 """Packages for seven images, of which nothing may be cached."""
-COMMAND_TIMEOUT_S = 400.0
-READY_TIMEOUT_S = 360.0
+PROBE_TIMEOUT_S = 120.0
+COMMAND_TIMEOUT_S = 900.0
+READY_TIMEOUT_S = 900.0
 """On two idle cores a fleet is up in 30 s; with twenty others on them it took six times as long."""
-STREAM_TIMEOUT_S = 360.0
+STREAM_TIMEOUT_S = 900.0
 """Within it an answer must end that lives through a strike while workers start beside it."""
 ALIAS = "tide-tiny"
 
@@ -40,7 +41,7 @@ ALIAS = "tide-tiny"
 def has_image(name: str) -> bool:
     """Whether the engine has this image; nothing is ever pulled."""
     command = ["docker", "image", "inspect", name]
-    return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
+    return subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S).returncode == 0
 
 
 def why_not() -> str | None:
@@ -51,7 +52,7 @@ def why_not() -> str | None:
         (["docker", "info"], "no Docker engine answers"),
         (["docker", "compose", "version"], "docker has no compose v2 plugin"),
     ):
-        if subprocess.run(command, capture_output=True, timeout=30).returncode != 0:
+        if subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S).returncode != 0:
             return missing
     return next((f"no base image {name}" for name in BASE_IMAGES if not has_image(name)), None)
 

@@ -28,7 +28,7 @@ from tests.e2e.compose_project import (
 
 pytestmark = [
     # Longer than everything a test waits for: on a slow machine it fails there, and says at what.
-    pytest.mark.timeout(2400),
+    pytest.mark.timeout(3600),
     # nats-py drops a connection that ends within its handshake, as one does behind docker's port
     # proxy while the broker is away, without closing it; the collector finds it some tests later.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -99,7 +99,7 @@ class Queue:
 
     async def die(self) -> None:
         """End it as a kill would: no word to anybody, what it holds stays leased."""
-        self.shell._runner.is_leaving = True  # nothing is cancelled at the routers
+        self.shell._asking.is_leaving = True  # nothing is cancelled at the routers
         await self.bus.close()
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)

@@ -144,6 +144,8 @@ class QueueShell:
                 with contextlib.suppress(Unavailable):
                     await closing
             self.actor.stop()
+        # What a fetch that was under way has brought since, often the very parts given back before.
+        await self._leases.give_back_all()
         with contextlib.suppress(Unavailable):
             await self._client.close()
 

@@ -30,8 +30,9 @@ from services.offline_queue.events import (
     PartsLeased,
     WaitingLine,
 )
+from services.offline_queue.job_runner import LoadedJob
 from services.offline_queue.line_file import ANSWER_TOKENS_ASSUMED, BYTES_PER_TOKEN, BatchLine
-from services.offline_queue.line_runner import LoadedJob, LoadedLine
+from services.offline_queue.line_runner import LoadedLine
 from services.offline_queue.reading import read_part
 from services.offline_queue.records import Invalid
 from services.offline_queue.store import OfflineStore

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 from libs.contracts.batches import BatchPart, LineError
 from libs.runtime.blob_store import BlobStore
+from services.offline_queue.file_judge import FileJudge, Verdict
 from services.offline_queue.line_file import (
     BatchLine,
-    FileJudge,
     LineSplitter,
     PartGrouping,
     RawLine,
-    Verdict,
     read_line,
 )
 

@@ -26,6 +26,7 @@ from libs.runtime.bus import (
 )
 from libs.runtime.clock import Clock
 from libs.runtime.shell import ActorShell, Effect
+from services.offline_queue.asking import CONGESTION, Asking
 from services.offline_queue.clerk import Clerk
 from services.offline_queue.commands import (
     AcknowledgePart,
@@ -60,8 +61,9 @@ from services.offline_queue.events import (
     WorkerReported,
 )
 from services.offline_queue.janitor import Janitor
+from services.offline_queue.job_runner import JobRunner, LoadedJob
 from services.offline_queue.leases import Leases
-from services.offline_queue.line_runner import CONGESTION, LineRunner, LoadedJob
+from services.offline_queue.line_runner import LineRunner
 from services.offline_queue.options import QueueOptions
 from services.offline_queue.store import OfflineStore
 
@@ -96,7 +98,9 @@ class QueueShell:
         self._clock = clock
         self._client = TideClient(bus, options=ClientOptions(reader=READER_OPTIONS))
         self._leases = Leases(store, blobs)
-        self._runner = LineRunner(client=self._client, store=store, blobs=blobs, clock=clock)
+        self._asking = Asking(self._client)
+        self._lines = LineRunner(self._asking, store, blobs)
+        self._jobs = JobRunner(self._asking, store)
         self._running: dict[tuple[str, int], asyncio.Task[LineOutcome]] = {}
         self._desk = Desk(bus, store)
         self._clerk = Clerk(store, blobs, lease_ns=options.lease_ns)
@@ -113,7 +117,7 @@ class QueueShell:
     @property
     def tokens_harvested(self) -> int:
         """Tokens of prompts and answers since the start."""
-        return self._runner.tokens_harvested
+        return self._asking.tokens_harvested
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until told to stop; what is under way then goes on with other queues."""
@@ -145,12 +149,14 @@ class QueueShell:
             with contextlib.suppress(Unavailable):
                 await watch.close()
             self.actor.stop()
+        # What a fetch that was under way has brought since, often the very parts given back before.
+        await self._leases.give_back_all()
         with contextlib.suppress(Unavailable):
             await self._client.close()
 
     async def _leave(self) -> None:
         """Hand everything over: lines go on with the routers, parts back to the stream."""
-        self._runner.is_leaving = True
+        self._asking.is_leaving = True
         self.actor.post(QueueStopping(cause_id=self._options.queue_id))
         running = list(self._running.values())
         for task in running:
@@ -250,7 +256,7 @@ class QueueShell:
             part_key=command.part_key, line=command.line, cause_id=command.cause_id
         )
         work = self._work_on(command)
-        if work is None or self._runner.is_leaving:
+        if work is None or self._asking.is_leaving:
             return put_off
         task = asyncio.create_task(work)
         self._running[key] = task
@@ -268,11 +274,11 @@ class QueueShell:
             return None
         if isinstance(loaded, LoadedJob):
             if isinstance(command, StartLine):
-                return self._runner.run_job(loaded, command)
-            return self._runner.fail_job(loaded, command)
+                return self._jobs.run(loaded, command)
+            return self._jobs.fail(loaded, command)
         if isinstance(command, StartLine):
-            return self._runner.run_line(loaded, command)
-        return self._runner.fail_line(loaded, command)
+            return self._lines.run(loaded, command)
+        return self._lines.fail(loaded, command)
 
     def _drop(self, part_key: str) -> None:
         self._leases.drop(part_key)

@@ -28,6 +28,11 @@ DISTINCT_QUESTIONS = 20
 STRIKE_AFTER_S = 0.7
 STRIKES_RARER = 1.2
 VICTIMS = ("http-gateway", "offline-queue", "gpu-worker", "online-router")
+FROZEN = "frozen offline-queue"
+LEASE_S = 3
+FROZEN_S = LEASE_S + 1.0
+"""Long enough that the parts of a frozen queue are another's when it wakes."""
+LINES_PER_BAD_LINE = 67
 ATTEMPTS = 12
 """Of OpenAI's client: enough for the minute that replacing a gateway may take."""
 
@@ -52,7 +57,7 @@ class FleetOfBatches:
                 routers=2,
                 offline_queues=2,
                 # A killed queue's lines go on soon, so that the test does.
-                queue_settings={"lease_s": "3"},
+                queue_settings={"lease_s": str(LEASE_S)},
                 # A gateway that is replaced must be found again.
                 http_port=a_free_port(),
             ),
@@ -114,6 +119,11 @@ def a_line(custom_id: str, body: dict[str, Any] | None = None, **changes: Any) -
     return {"custom_id": custom_id, "method": "POST", "url": ENDPOINT, "body": body, **changes}
 
 
+def a_bad_line(custom_id: str) -> dict[str, Any]:
+    """One that passes validation and that the fleet refuses: its answer cannot fit."""
+    return a_line(custom_id, a_body(0, max_tokens=1_000_000, min_tokens=5_000))
+
+
 def file_of(lines: Sequence[Any]) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
@@ -169,8 +179,9 @@ def test_a_batch_is_answered_as_its_lines_are_alone_and_bad_lines_are_told(
         async with stack.client() as client:
             alone = await direct_answers(client)
             lines = [a_line(f"line-{number}", a_body(number)) for number in range(40)]
-            bad = a_line("too-long", a_body(0, max_tokens=1_000_000, min_tokens=5_000))
-            batch = await submitted(client, file_of([*lines, bad]), metadata={"run": "1"})
+            batch = await submitted(
+                client, file_of([*lines, a_bad_line("too-long")]), metadata={"run": "1"}
+            )
             batch = await ended(client, batch.id)
             assert batch.status == "completed"
             assert batch.metadata == {"run": "1"}
@@ -313,20 +324,35 @@ def test_the_examples_run_as_their_readmes_say(
 
 
 async def strike_at_random(fleet: Fleet, rng: random.Random, struck: list[str]) -> None:
-    """Kill one process at a time, by its id; the fleet replaces it. Every kind comes to its turn.
+    """Kill or freeze one process at a time, by its id; the fleet replaces what is killed. Every
+    kind comes to its turn.
 
     The strikes grow rarer, so that the fleet gets its work done in the end.
     """
+    kinds = (*VICTIMS, FROZEN)
     pause_s = STRIKE_AFTER_S
     while True:
-        for kind in rng.sample(VICTIMS, len(VICTIMS)):
+        for kind in rng.sample(kinds, len(kinds)):
             await asyncio.sleep(pause_s)
             pause_s *= STRIKES_RARER
-            victim = rng.choice([child for child in fleet.children if child.name.startswith(kind)])
+            name = kind.split()[-1]
+            victim = rng.choice([child for child in fleet.children if child.name.startswith(name)])
+            print(f"strikes {victim.name}: {kind}")
             with suppress(ProcessLookupError):
-                os.kill(victim.process_id, signal.SIGKILL)
-            print(f"killed {victim.name}")
+                if kind == FROZEN:
+                    await freeze(victim.process_id)
+                else:
+                    os.kill(victim.process_id, signal.SIGKILL)
             struck.append(kind)
+
+
+async def freeze(process_id: int) -> None:
+    """Have a process stand still until its leases are another's."""
+    os.kill(process_id, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(FROZEN_S)
+    finally:
+        os.kill(process_id, signal.SIGCONT)
 
 
 def test_every_line_is_answered_exactly_once_while_processes_are_killed(
@@ -338,18 +364,23 @@ def test_every_line_is_answered_exactly_once_while_processes_are_killed(
     async def work() -> None:
         async with stack.client() as client:
             alone = await direct_answers(client)
-            content = file_of([a_line(f"line-{n}", a_body(n)) for n in range(batch_lines)])
-            batch = await submitted(client, content)
+            lines = [a_line(f"line-{n}", a_body(n)) for n in range(batch_lines)]
+            bad = [f"bad-{n}" for n in range(0, batch_lines, LINES_PER_BAD_LINE)]
+            for number, custom_id in enumerate(bad):
+                lines.insert(number * LINES_PER_BAD_LINE, a_bad_line(custom_id))
+            batch = await submitted(client, file_of(lines))
             striking = asyncio.create_task(
                 strike_at_random(stack.fleet, random.Random(seed), struck)
             )
             batch = await ended(client, batch.id)
             striking.cancel()
-            assert set(struck) == set(VICTIMS), "the batch ended before it was disturbed enough"
+            assert {*VICTIMS, FROZEN} == set(struck), "it ended before it was disturbed enough"
             assert batch.status == "completed", batch.errors
             rows = await rows_of(client, batch.output_file_id)
             assert_each_line_is_answered_once_as_if_alone(rows, batch_lines, alone)
-            assert await rows_of(client, batch.error_file_id) == []
+            errors = await rows_of(client, batch.error_file_id)
+            assert [row["custom_id"] for row in errors] == bad
+            assert {row["response"]["status_code"] for row in errors} == {400}
 
     print(f"reproduce: seed {seed}, {batch_lines} lines")
     stack.run(work(), deadline_s=DEADLINE_S + batch_lines)

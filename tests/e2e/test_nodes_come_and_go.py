@@ -213,17 +213,23 @@ Script = Callable[[Theatre], Awaitable[None]]
 
 @asynccontextmanager
 async def a_theatre(
-    folder: Path, *, transport: str, actors: int = 1, policy: Policy = Policy.TIDESERVE
+    folder: Path,
+    *,
+    transport: str,
+    actors: int = 1,
+    policy: Policy = Policy.TIDESERVE,
+    nodes: int = NODES,
+    **more: Any,
 ) -> AsyncIterator[Theatre]:
-    """A fleet that is up, and gone afterwards."""
+    """A fleet that is up, and gone afterwards; `more` are fields of its options."""
     options = FleetOptions(
         model=bundled_model(),
         data_folder=folder,
-        gateways=0,
         routers=2,
         planned=PlannedOptions(
-            nodes=NODES, transport=transport, policy=policy, planners=actors, migrators=actors
+            nodes=nodes, transport=transport, policy=policy, planners=actors, migrators=actors
         ),
+        **{"gateways": 0, **more},
     )
     fleet = Fleet(options, say=print)
     cloud = LocalCloud(fleet, say=print)

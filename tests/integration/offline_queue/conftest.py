@@ -46,7 +46,6 @@ LEASE_NS = 1_000 * NS_PER_MS
 QUICK = {
     "report_interval_ns": 50 * NS_PER_MS,
     "survey_interval_ns": 50 * NS_PER_MS,
-    "lease_ns": LEASE_NS,
     "lease_again_ns": 50 * NS_PER_MS,
     "put_off_ns": 20 * NS_PER_MS,
 }
@@ -99,7 +98,7 @@ class Queue:
 
     async def die(self) -> None:
         """End it as a kill would: no word to anybody, what it holds stays leased."""
-        self.shell._runner.is_leaving = True  # nothing is cancelled at the routers
+        self.shell._asking.is_leaving = True  # nothing is cancelled at the routers
         await self.bus.close()
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
@@ -117,17 +116,22 @@ class Offline:
     queues: list[Queue] = field(default_factory=list)
     bounds: dict[str, int] = field(default_factory=dict)
     """Of the streams, where they are not the product's."""
+    lease_ns: int
     files: int = 0
 
     async def start_queue(self, **options: object) -> Queue:
         """Start one more queue."""
         bus = await self.connect()
         number = len(self.queues) + 1
-        settings = QueueOptions(queue_id=f"queue-{number}", **{**QUICK, **options})  # type: ignore[arg-type]
+        settings = QueueOptions(
+            queue_id=f"queue-{number}",
+            lease_ns=self.lease_ns,
+            **{**QUICK, **options},  # type: ignore[arg-type]
+        )
         clock = SystemClock()
         shell = QueueShell(
             bus=bus,
-            store=await open_offline_store(bus, clock=clock, lease_ns=LEASE_NS, **self.bounds),
+            store=await open_offline_store(bus, clock=clock, lease_ns=self.lease_ns, **self.bounds),
             blobs=self.blobs,
             options=settings,
             clock=clock,
@@ -245,6 +249,7 @@ class Worlds:
         link: LossyLink | None = None,
         queues: int = 1,
         bounds: dict[str, int] | None = None,
+        lease_ns: int = LEASE_NS,
         **options: object,
     ) -> AsyncIterator[Offline]:
         bounds = bounds or {}
@@ -269,8 +274,9 @@ class Worlds:
                 blobs=open_blob_store(f"folder:{self._folder}/blobs"),
                 router=router,
                 store=await open_offline_store(
-                    bus, clock=SystemClock(), lease_ns=LEASE_NS, **bounds
+                    bus, clock=SystemClock(), lease_ns=lease_ns, **bounds
                 ),
+                lease_ns=lease_ns,
                 bounds=bounds,
             )
             for _ in range(queues):

@@ -8,16 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.contracts.batches import BATCH_LINES_MAX, LINE_BYTES_MAX, LINE_ERRORS_MAX, LineError
+from services.offline_queue.file_judge import FileJudge, Verdict
 from services.offline_queue.line_file import (
     CHAT,
     PART_BYTES,
     PART_LINES,
     BatchLine,
-    FileJudge,
     LineSplitter,
     PartGrouping,
     RawLine,
-    Verdict,
     read_line,
 )
 

@@ -4,9 +4,9 @@
 
 Real processes: broker, router, planner, migrator, and one worker a node, with a random llama of
 100M parameters in replicas of two stages. In each pair every policy gets a fresh fleet and the same
-minute: requests of a Poisson process, and at fixed times nodes under notice and further nodes, as
-in the traces of the paper. The order of the policies rotates from pair to pair. Latency counts from
-sending to the last token; what failed counts as failed and not as fast.
+minute: requests at nearly even gaps, and at fixed times nodes under notice and further nodes, as in
+the files and traces of the paper. The order of the policies rotates from pair to pair. Latency
+counts from sending to the last token; what failed counts as failed and not as fast.
 
 The load is one that the fleet carries undisturbed: `--calm` shows how fast it is then. Every run is
 written to the file when it ends, and a run of the same options and commit goes on from there.
@@ -36,7 +36,7 @@ from libs.kernel.errors import ConfigError
 from libs.kernel.rng import Rng
 from libs.kernel.units import NS_PER_S, milliseconds, seconds
 from libs.runtime.clock import SystemClock
-from loadgen.arrivals import arrivals_over, exponential_gaps, steady
+from loadgen.arrivals import arrivals_over, gamma_gaps, steady
 from loadgen.clients.over_nats import NatsSender
 from loadgen.clients.sampling import Sampling
 from loadgen.records import Outcome, RequestRecord, RunResult
@@ -72,16 +72,20 @@ class LiveSpotOptions:
     seed: int = 7
     nodes: int = 4
     requests_per_s: float = 0.2
+    arrivals_cv: float = 0.05
+    """As even as the arrivals in the paper's own files: a burst would queue under any policy."""
     duration_s: float = 60.0
     prompt_tokens: int = 1_024
-    """About the mean of Azure's trace of conversations (1,155); outputs are as in the paper."""
-    output_tokens: int = 128
+    output_tokens: int = 32
+    """Half of what Azure's trace of code completions has on average, and as many: 2,048 and 28."""
     grace_ms: int = 8_000
     strikes: tuple[tuple[float, Strike], ...] = (
-        (10.0, Strike.NOTICE),
-        (22.0, Strike.ADDITION),
-        (36.0, Strike.NOTICE),
-        (48.0, Strike.ADDITION),
+        (8.0, Strike.NOTICE),
+        (18.0, Strike.ADDITION),
+        (28.0, Strike.NOTICE),
+        (38.0, Strike.ADDITION),
+        (48.0, Strike.NOTICE),
+        (58.0, Strike.ADDITION),
     )
     """Seconds from the first moment of the load, and what happens then."""
 
@@ -255,7 +259,7 @@ class _OneRun:
     async def _load(self, live: LiveFleet, sender: NatsSender) -> RunResult:
         options = self._options
         rng = Rng(options.seed).child(f"pair/{self._pair}")
-        gaps = exponential_gaps(rng.child("arrivals"))
+        gaps = gamma_gaps(rng.child("arrivals"), cv=options.arrivals_cv)
         arrivals: list[int] = []
         for arrival_ns in arrivals_over(gaps, steady(options.requests_per_s)):
             if arrival_ns >= options.duration_s * NS_PER_S:

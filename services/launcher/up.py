@@ -27,6 +27,16 @@ PlannerCount = Annotated[
 MigratorCount = Annotated[
     int, typer.Option(help="With --nodes: migrators; one acts, the others stand by.", min=1)
 ]
+PolicyChoice = Annotated[Policy, typer.Option(help="With --nodes: how the fleet follows them.")]
+NodesProvisioned = Annotated[
+    int,
+    typer.Option(
+        help="With --nodes: replace nodes that are lost, add up to so many; 0: never.", min=0
+    ),
+]
+TransportChoice = Annotated[
+    str, typer.Option(help="With --nodes, between workers: auto, tcp or ucx.")
+]
 CoserveChoice = Annotated[
     Coserve, typer.Option(help="How offline work shares the workers with online work.")
 ]
@@ -62,21 +72,11 @@ def up(
         typer.Option(help="Nodes that may come and go; a planner shapes replicas on them.", min=1),
     ] = None,
     gpus_per_node: Annotated[int, typer.Option(help="Workers per node.", min=1)] = 1,
-    policy: Annotated[
-        Policy, typer.Option(help="With --nodes: how the fleet follows them.")
-    ] = Policy.TIDESERVE,
+    policy: PolicyChoice = Policy.TIDESERVE,
     planners: PlannerCount = 1,
     migrators: MigratorCount = 1,
-    provision: Annotated[
-        int,
-        typer.Option(
-            help="With --nodes: replace nodes that are lost, and add up to so many; 0: never.",
-            min=0,
-        ),
-    ] = 0,
-    transport: Annotated[
-        str, typer.Option(help="With --nodes, between workers: auto, tcp or ucx.")
-    ] = "auto",
+    provision: NodesProvisioned = 0,
+    transport: TransportChoice = "auto",
     coserve: CoserveChoice = Coserve.TIDESERVE,
     ttft_slo_ms: TtftSloMs = 1_000,
     tbt_slo_ms: TbtSloMs = 100,

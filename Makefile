@@ -63,6 +63,7 @@ evidence: $(STAMP) ## the simulated tables of docs/SIMULATION.md, each with its 
 	for part in cells arrivals load batching ablation; do \
 	  $(BIN)/tideserve bench spotserve --part $$part --json evidence/spotserve-$$part.json || exit 1; \
 	done
+	$(BIN)/tideserve bench conserve --jobs 2 --json evidence/conserve.json
 
 peers: ## an environment beside .venv with vLLM's CPU build, for `bench engine --peers`
 	$(PYTHON) -m venv .venv-peers

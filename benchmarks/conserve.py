@@ -22,11 +22,10 @@ from itertools import product
 from pathlib import Path
 from typing import Final
 
-from rich.table import Table
-
 from benchmarks.conserve_cell import BUSY_SHARE, CellOptions, CellResult, PolicyResult, measure_cell
 from benchmarks.conserve_load import OFFLINE, WORKLOADS, ConserveLoad
 from benchmarks.conserve_published import GOALS, OFFLINE_TOK_S, ONLINE_P99_MS
+from benchmarks.conserve_tables import Row, goals_table, policies_table, replay_table
 from benchmarks.provenance import provenance, write_record
 from libs.engine.scheduling.coserve import Coserve
 from libs.kernel.errors import ConfigError
@@ -34,7 +33,6 @@ from libs.kernel.units import milliseconds, seconds
 from services.launcher.console import RESULTS
 from services.simulator.coserve.h100 import MODELS
 
-Row = dict[str, str | int | float | None]
 OURS: Final = Coserve.TIDESERVE.value
 BASELINE: Final = Coserve.ONLINE_ONLY.value
 RATIOS: Final = (
@@ -45,16 +43,6 @@ RATIOS: Final = (
 )
 """(name, column, policy whose value divides)."""
 CELL: Final = ("model", "workload", "offline")
-COLUMNS: Final = {
-    "TTFT P99 ms": "online_ttft_p99_ms",
-    "/ alone": "ttft_p99_over_online_only",
-    "TBT P99 ms": "online_tbt_p99_ms",
-    "/ alone ": "tbt_p99_over_online_only",
-    "offline tok/s": "offline_tok_s",
-    "total tok/s": "total_tok_s",
-    "/ alone  ": "total_over_online_only",
-}
-"""Heading and column; headings differ by spaces that nobody sees."""
 
 
 def rows_of(options: CellOptions, result: CellResult) -> list[Row]:
@@ -127,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         rows = measure(list(_cells(given)), jobs=given.jobs, report=_report)
         goals = goals_of(rows)
-        RESULTS.print(_table(rows))
-        RESULTS.print(_goals_table(goals))
+        RESULTS.print(policies_table(rows))
+        RESULTS.print(goals_table(goals))
         found = {"rows": rows, "goals": goals}
     if given.json is not None:
         write_record({**found, "record": provenance("benchmarks.conserve")}, given.json)
@@ -142,7 +130,7 @@ def _replay(path: Path) -> dict[str, object]:
     live = read_live_record(path)
     rows = [asdict(row) for row in replay(live, report=_report)]
     near = sum(bool(row["is_near"]) for row in rows)
-    RESULTS.print(_replay_table(rows))
+    RESULTS.print(replay_table(rows))
     RESULTS.print(f"{near} of {len(rows)} figures are as near as they should be")
     return {
         "rows": rows,
@@ -245,59 +233,6 @@ def _share(text: str) -> float:
 
 def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _table(rows: Sequence[Row]) -> Table:
-    table = Table("model", "workload", "policy")
-    for name in COLUMNS:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            str(row["model"]),
-            str(row["workload"]),
-            str(row["policy"]),
-            *(_number(row[column]) for column in COLUMNS.values()),
-        )
-    return table
-
-
-def _goals_table(goals: Sequence[Row]) -> Table:
-    table = Table("model", "workload", "tideserve's")
-    table.add_column("simulated", justify="right")
-    table.add_column("published", justify="right")
-    for row in goals:
-        table.add_row(
-            str(row["model"]),
-            str(row["workload"]),
-            str(row["figure"]),
-            _number(row["tideserve"]),
-            _number(row["published"]),
-        )
-    return table
-
-
-def _replay_table(rows: Sequence[Row]) -> Table:
-    table = Table("policy", "figure")
-    for heading in ("live", "simulated", "error %", "live steps / predicted"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        error = row["error"]
-        table.add_row(
-            str(row["policy"]),
-            str(row["column"]),
-            _number(row["live"]),
-            _number(row["simulated"]),
-            "" if error is None else f"{100 * float(error):+.0f}",
-            _number(row["prediction_bias"]),
-        )
-    return table
-
-
-def _number(value: str | float | None) -> str:
-    if value is None:
-        return ""
-    number = float(value)
-    return f"{number:.2f}" if number < 100 else f"{number:,.0f}"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 
-from benchmarks.conserve import Row, goals_of
+from benchmarks.conserve import goals_of
 from benchmarks.conserve_load import (
     OFFLINE,
     WORKLOADS,
@@ -16,6 +16,7 @@ from benchmarks.conserve_load import (
     offline_backlog,
     online_requests,
 )
+from benchmarks.conserve_tables import Row
 from libs.kernel.errors import ConfigError
 
 WIDE = Bounds(context_tokens_max=131_072, vocabulary_size=1000)

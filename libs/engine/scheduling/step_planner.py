@@ -241,7 +241,10 @@ class StepPlanner:
             step.planned.values(), (len(entry.token_ids) for entry in step.entries), strict=True
         )
         step.slack_ns = timing.slack_ns(tokens_by_sequence, now_ns=step.now_ns)
-        step.budget.bound(time_ns_max=timing.budget_ns(step.slack_ns))
+        time_ns_max = timing.budget_ns(step.slack_ns)
+        if self._rules.has_short_mixed_steps:
+            time_ns_max = min(time_ns_max, timing.mixed_step_ns_max)
+        step.budget.bound(time_ns_max=time_ns_max)
 
     def _offline_in_order(self) -> list[TrackedSequence]:
         shares, offline = self._roster.shares, self._roster.running_offline

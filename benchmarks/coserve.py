@@ -10,11 +10,17 @@ left out, in the order in which ConServe's table adds them: the scheduler alone,
 checkpoints on top are the policy itself.
 
 First the engine is profiled, and what it can do is measured: `capacity_tok_s` with online requests
-that all come at once, `offline_only_tok_s` with the backlog alone. The backlog is 96 sessions at
-the worker at any time, and under non-preemptive an online request waits for those before it.
+that all come at once, `offline_only_tok_s` with the backlog alone. The SLOs are what online
+requests alone feel in virtual time, by that profile: the P99 of each, and a twentieth more. A bound
+below is missed without any offline work, one far above permits every policy to be slow.
 
-A run of 1,000 requests takes hours on one core: requests * tokens of each / (0.3 * capacity) for
-each policy.
+The backlog is 96 sessions at the worker at any time, and under non-preemptive an online request
+waits for those before it. A slice is cut off 40 s after its time is over; what is unanswered then
+counts as missed, and its wait so far as its latency.
+
+Prompts of the trace are divided by 128 and answers by 4, so that 1,000 requests of eight rows take
+half an hour on one core: requests * tokens of each / (0.3 * capacity) for each row. `--out` keeps
+each slice as it ends; a run that was cut goes on from there with the same command.
 """
 
 import argparse
@@ -23,8 +29,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Final
+
+from pydantic import TypeAdapter
 
 from benchmarks.coserve_load import (
     LoadOptions,
@@ -35,14 +44,16 @@ from benchmarks.coserve_load import (
     online_trace,
 )
 from benchmarks.coserve_rows import CoserveRow, SliceResult, Slos, quantile, ratios_to, row_of
-from benchmarks.coserve_worker import SharedEngine, Variant, run_slice
+from benchmarks.coserve_run import RunFolder
+from benchmarks.coserve_virtual import VirtualEngine, run_virtual_slice
+from benchmarks.coserve_worker import OFFLINE_OPEN, SharedEngine, Variant, run_slice
 from benchmarks.engine import save_random_llama
 from benchmarks.provenance import provenance, write_record
-from libs.engine.scheduling.coserve import Coserve
+from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from libs.engine.step_times import StepTimes, TimingOptions, measure_step_times
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import MIB, NS_PER_MS, NS_PER_S, milliseconds
-from libs.policy.latency_model import LatencyModel, StepWork
+from libs.policy.latency_model import LatencyModel
 from libs.runtime.logs import set_up_logs
 from services.gpu_worker.config import WorkerConfig
 from services.launcher.model_source import find_model
@@ -59,7 +70,9 @@ VARIANTS: Final = (
     Variant(name="tideserve: + safepoints", policy=Coserve.TIDESERVE),
 )
 SATURATING: Final = Variant(name="capacity", policy=Coserve.NON_PREEMPTIVE)
-CAPACITY_REQUESTS: Final = 64
+CAPACITY_REQUESTS: Final = 256
+SLO_ROOM: Final = 1.05
+"""Of the SLOs, over what online requests alone feel."""
 RANDOM_LLAMA: Final = "random-llama-100m"
 
 Report = Callable[[str], None]
@@ -76,25 +89,32 @@ class CoserveBenchmark:
     load_share: float = 0.3
     """Of capacity, taken by online requests."""
     ttft_slo_ms: float | None = None
-    """None: three times the prefill of a long prompt (P95) alone."""
+    """None: a twentieth above the P99 of online requests alone, in virtual time."""
     tbt_slo_ms: float | None = None
-    """None: one and a half times a step that is full of prompts."""
-    kv_mib: int = 512
+    """None: likewise."""
+    kv_mib: int = 256
+    """Less than the offline sessions could use, so that both tides compete for it."""
     step_tokens_max: int = 256
-    profile_s: int = 60
-    offline_only_s: int = 60
+    profile_s: int = 90
+    offline_only_s: int = 30
     threads: int = 1
+    out: Path | None = None
+    """Folder that keeps what was measured; None: nothing is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What the engine can do, and what follows from it."""
 
-    times: StepTimes
+    latency: LatencyModel
+    latency_error: float
+    """Mean, relative, of steps that the fit did not see."""
     slos: Slos
     capacity_tok_s: float
     offline_only_tok_s: float
-    online: OnlineLoad
+
+
+_CALIBRATIONS: Final = TypeAdapter(Calibration)
 
 
 def measure(options: CoserveBenchmark, *, report: Report) -> dict[str, object]:
@@ -135,15 +155,20 @@ async def _run(
     *,
     report: Report,
 ) -> dict[str, object]:
-    found = await _calibrate(engine, options, report=report)
+    kept = RunFolder(options.out)
+    found = await _calibration(engine, options, kept, report=report)
+    online = _online_load(options, engine, capacity_tok_s=found.capacity_tok_s)
     results: dict[str, list[SliceResult]] = {variant.name: [] for variant in variants}
-    for number, slice_ in enumerate(found.online.slices):
+    for number, slice_ in enumerate(online.slices):
         turn = number % len(variants)
         for variant in (*variants[turn:], *variants[:turn]):
-            result = await _serve(engine, variant, slice_, found, options, name=f"{number}")
+            result = kept.result(number, variant.name)
+            if result is None:
+                result = await _serve(engine, variant, slice_, found, options, name=f"{number}")
+                kept.keep_result(number, variant.name, result)
             results[variant.name].append(result)
             row = row_of(variant.name, [result], slos=found.slos)
-            report(f"slice {number + 1} of {len(found.online.slices)}: {_line(row)}")
+            report(f"slice {number + 1} of {len(online.slices)}: {_line(row)}")
     rows = _rows(results, found, seed=options.load.seed)
     for row in rows:
         report(_line(row))
@@ -151,7 +176,7 @@ async def _run(
         "rows": [asdict(row) for row in rows],
         "offline_only_tok_s": found.offline_only_tok_s,
         "capacity_tok_s": found.capacity_tok_s,
-        "calibration": _as_record(found),
+        "calibration": _as_record(found, online),
     }
 
 
@@ -171,40 +196,39 @@ async def _serve(
         offline=offline_backlog(options.load, vocabulary_size=engine.vocabulary_size, name=name),
         duration_ns=slice_.duration_ns,
         slos=found.slos,
-        latency=found.times.model,
+        latency=found.latency,
     )
+
+
+async def _calibration(
+    engine: SharedEngine, options: CoserveBenchmark, kept: RunFolder, *, report: Report
+) -> Calibration:
+    """Return what an earlier part of this run found, or measure it."""
+    asked = options_record(options)
+    text = kept.calibration(options=asked)
+    if text is not None:
+        return _CALIBRATIONS.validate_json(text)
+    found = await _calibrate(engine, options, report=report)
+    kept.keep_calibration(_CALIBRATIONS.dump_json(found).decode(), options=asked)
+    return found
 
 
 async def _calibrate(
     engine: SharedEngine, options: CoserveBenchmark, *, report: Report
 ) -> Calibration:
-    """Measure step times, capacity and the harvest of offline work alone."""
+    """Measure step times, capacity and the harvest of offline work alone, and set the SLOs."""
     times = await asyncio.to_thread(_step_times, engine, options, report)
     report(f"step times: {100 * times.error:.1f} % mean error of steps not seen")
-    trace = online_trace(options.load)
-    prompts = [request.lengths.prompt_tokens for request in trace]
-    slos = _slos(options, times.model, long_prompt_tokens=round(quantile(prompts, 0.95)))
-    vocabulary_size = engine.vocabulary_size
-    at_once = online_load(trace, options.load, tokens_per_s=1.0, vocabulary_size=vocabulary_size)
-    requests = [
-        replace(request, arrival_ns=0) for slice_ in at_once.slices for request in slice_.requests
-    ][:CAPACITY_REQUESTS]
-    saturated = await run_slice(
-        engine,
-        SATURATING,
-        online=requests,
-        offline=None,
-        duration_ns=0,
-        slos=slos,
-        latency=times.model,
-    )
-    capacity_tok_s = saturated.tally.tokens_online * NS_PER_S / saturated.duration_ns
+    capacity_tok_s = await _capacity_tok_s(engine, options, times.model)
     report(f"capacity {capacity_tok_s:.0f} tok/s")
+    online = _online_load(options, engine, capacity_tok_s=capacity_tok_s)
+    slos = _slos(options, engine, times.model, online)
+    report(f"SLOs: TTFT {milliseconds(slos.ttft_ns):.0f} ms, TBT {milliseconds(slos.tbt_ns):.0f}")
     alone = await run_slice(
         engine,
         VARIANTS[0],
         online=(),
-        offline=offline_backlog(options.load, vocabulary_size=vocabulary_size, name="alone"),
+        offline=offline_backlog(options.load, vocabulary_size=engine.vocabulary_size, name="alone"),
         duration_ns=options.offline_only_s * NS_PER_S,
         slos=slos,
         latency=times.model,
@@ -212,17 +236,41 @@ async def _calibrate(
     offline_only_tok_s = alone.tally.tokens_offline * NS_PER_S / alone.duration_ns
     report(f"offline work alone {offline_only_tok_s:.0f} tok/s")
     return Calibration(
-        times=times,
+        latency=times.model,
+        latency_error=round(times.error, 4),
         slos=slos,
         capacity_tok_s=round(capacity_tok_s, 1),
         offline_only_tok_s=round(offline_only_tok_s, 1),
-        online=online_load(
-            trace,
-            options.load,
-            tokens_per_s=options.load_share * capacity_tok_s,
-            vocabulary_size=vocabulary_size,
-        ),
     )
+
+
+def _online_load(
+    options: CoserveBenchmark, engine: SharedEngine, *, capacity_tok_s: float
+) -> OnlineLoad:
+    return online_load(
+        online_trace(options.load),
+        options.load,
+        tokens_per_s=options.load_share * capacity_tok_s,
+        vocabulary_size=engine.vocabulary_size,
+    )
+
+
+async def _capacity_tok_s(
+    engine: SharedEngine, options: CoserveBenchmark, latency: LatencyModel
+) -> float:
+    """Serve online requests that all come at once."""
+    online = _online_load(options, engine, capacity_tok_s=1.0)
+    requests = [replace(r, arrival_ns=0) for slice_ in online.slices for r in slice_.requests]
+    saturated = await run_slice(
+        engine,
+        SATURATING,
+        online=requests[:CAPACITY_REQUESTS],
+        offline=None,
+        duration_ns=0,
+        slos=Slos(ttft_ns=NS_PER_S, tbt_ns=NS_PER_S),
+        latency=latency,
+    )
+    return saturated.tally.tokens_online * NS_PER_S / saturated.duration_ns
 
 
 def _step_times(engine: SharedEngine, options: CoserveBenchmark, report: Report) -> StepTimes:
@@ -241,17 +289,30 @@ def _step_times(engine: SharedEngine, options: CoserveBenchmark, report: Report)
     return engine.executor.submit(timed).result()
 
 
-def _slos(options: CoserveBenchmark, latency: LatencyModel, *, long_prompt_tokens: int) -> Slos:
-    """Return what was given, or bounds that an engine without offline work keeps on a calm day."""
-    prompt = StepWork().with_prefill(tokens=long_prompt_tokens, tokens_before=0)
-    full = StepWork().with_prefill(tokens=options.step_tokens_max, tokens_before=0)
-    ttft_ns = 3 * latency.predict_ns(prompt)
-    tbt_ns = round(1.5 * latency.predict_ns(full))
+def _slos(
+    options: CoserveBenchmark, engine: SharedEngine, latency: LatencyModel, online: OnlineLoad
+) -> Slos:
+    """Return what was given, or a little more than online requests alone feel."""
+    alone = replace(
+        engine.warm.loaded.scheduler_options,
+        coserve=CoserveOptions(policy=Coserve.ONLINE_ONLY, latency=latency),
+    )
+    virtual = VirtualEngine(options=alone, latency=latency, offline_open=OFFLINE_OPEN)
+    requests = list(
+        chain.from_iterable(
+            run_virtual_slice(
+                virtual, online=slice_.requests, offline=None, duration_ns=slice_.duration_ns
+            ).requests
+            for slice_ in online.slices
+        )
+    )
+    ttft_ns = SLO_ROOM * quantile([r.ttft_ns for r in requests], 0.99)
+    tbt_ns = SLO_ROOM * quantile([gap for r in requests for gap in r.gaps_ns], 0.99)
     if options.ttft_slo_ms is not None:
-        ttft_ns = round(options.ttft_slo_ms * NS_PER_MS)
+        ttft_ns = options.ttft_slo_ms * NS_PER_MS
     if options.tbt_slo_ms is not None:
-        tbt_ns = round(options.tbt_slo_ms * NS_PER_MS)
-    return Slos(ttft_ns=ttft_ns, tbt_ns=tbt_ns)
+        tbt_ns = options.tbt_slo_ms * NS_PER_MS
+    return Slos(ttft_ns=round(ttft_ns), tbt_ns=round(tbt_ns))
 
 
 def _rows(
@@ -271,20 +332,31 @@ def _line(row: CoserveRow) -> str:
     return (
         f"{row.policy}: ttft p50 {row.online_ttft_p50_ms:.0f} p99 {row.online_ttft_p99_ms:.0f} ms,"
         f" tbt p99 {row.online_tbt_p99_ms:.0f} ms, SLO {100 * row.slo_attainment:.1f} %,"
-        f" offline {row.offline_tok_s:.0f} tok/s, total {row.total_tok_s:.0f} tok/s"
+        f" offline {row.offline_tok_s:.0f} tok/s, total {row.total_tok_s:.0f} tok/s,"
+        f" unfinished {row.online_unfinished}"
     )
 
 
-def _as_record(found: Calibration) -> dict[str, object]:
+def _as_record(found: Calibration, online: OnlineLoad) -> dict[str, object]:
     return {
-        "latency": asdict(found.times.model),
-        "latency_error": round(found.times.error, 4),
+        "latency": asdict(found.latency),
+        "latency_error": found.latency_error,
         "ttft_slo_ms": milliseconds(found.slos.ttft_ns),
         "tbt_slo_ms": milliseconds(found.slos.tbt_ns),
-        "online_rate_per_s": round(found.online.rate_per_s, 4),
-        "trace_speed": round(found.online.speed, 4),
-        "trace_cv": round(found.online.cv, 2),
-        "trace_idle_seconds_share": round(found.online.idle_seconds_share, 3),
+        "online_rate_per_s": round(online.rate_per_s, 4),
+        "trace_speed": round(online.speed, 4),
+        "trace_cv": round(online.cv, 2),
+        "trace_idle_seconds_share": round(online.idle_seconds_share, 3),
+    }
+
+
+def options_record(options: CoserveBenchmark) -> dict[str, object]:
+    """Return the options as they go into a record."""
+    return {
+        **asdict(options),
+        "variants": list(options.variants),
+        "out": str(options.out),
+        "load": {name: str(value) for name, value in asdict(options.load).items()},
     }
 
 
@@ -305,6 +377,7 @@ def _options(arguments: Sequence[str] | None) -> tuple[CoserveBenchmark, Path | 
     parser.add_argument("--step-tokens-max", type=int, default=default.step_tokens_max)
     parser.add_argument("--profile-s", type=int, default=default.profile_s)
     parser.add_argument("--offline-only-s", type=int, default=default.offline_only_s)
+    parser.add_argument("--out", type=Path, help="folder that keeps slices, to go on from")
     given = vars(parser.parse_args(arguments))
     json_file = given.pop("json")
     policies = given.pop("policy")
@@ -322,10 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = measure(options, report=lambda line: print(line, file=sys.stderr, flush=True))
     result["record"] = {
         **provenance("benchmarks.coserve"),
-        "options": {
-            **asdict(options),
-            "load": {name: str(value) for name, value in asdict(options.load).items()},
-        },
+        "options": options_record(options),
     }
     write_record(result, json_file)
     return 0

@@ -33,11 +33,16 @@ class RequestTimes:
     arrival_ns: int
     """When it should have been sent; being late is not its client's fault."""
     token_at_ns: list[int] = field(default_factory=list)
+    cut_off_at_ns: int | None = None
+    """When its slice ended before its last token came."""
 
     @property
     def ttft_ns(self) -> int:
-        """From the arrival to the first token."""
-        return self.token_at_ns[0] - self.arrival_ns
+        """From the arrival to the first token, or to where it was cut off without any: at least."""
+        if self.token_at_ns:
+            return self.token_at_ns[0] - self.arrival_ns
+        assert self.cut_off_at_ns is not None
+        return self.cut_off_at_ns - self.arrival_ns
 
     @property
     def gaps_ns(self) -> list[int]:
@@ -45,8 +50,27 @@ class RequestTimes:
         return [later - earlier for earlier, later in pairwise(self.token_at_ns)]
 
     def is_met(self, slos: Slos) -> bool:
-        """Whether its first token and every further one came in time."""
-        return self.ttft_ns <= slos.ttft_ns and all(gap <= slos.tbt_ns for gap in self.gaps_ns)
+        """Whether its first token and every further one came, and came in time."""
+        is_whole = self.cut_off_at_ns is None
+        return (
+            is_whole
+            and self.ttft_ns <= slos.ttft_ns
+            and all(gap <= slos.tbt_ns for gap in self.gaps_ns)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overheads:
+    """What making offline work interruptible took, by counters inside the steps."""
+
+    safepoint_step_ns: int = 0
+    """Steps that had safepoints."""
+    safepoint_check_ns: int = 0
+    """Of them, at the safepoints."""
+    stepping_ns: int = 0
+    """All steps of a worker that keeps checkpoints."""
+    copying_ns: int = 0
+    """Its copies, beside the steps: what they cost these is less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +81,7 @@ class SliceResult:
     tally: CoserveTally
     """Of the slice alone."""
     duration_ns: int
+    overheads: Overheads = field(default_factory=Overheads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +98,8 @@ class CoserveRow:
     slo_attainment: float
     """Share of online requests whose first token and every further one came in time."""
     online_requests: int
+    online_unfinished: int
+    """Of them, those whose slice was cut off before their last token; they count as missed."""
     steps_yielded: int
     tokens_yielded: int
     tokens_repeated: int
@@ -80,6 +107,11 @@ class CoserveRow:
     evictions_recomputed: int
     prediction_bias: float
     """Observed time of steps over predicted."""
+    safepoint_share: float
+    """Of the steps that had safepoints, the time spent at them."""
+    checkpoint_share: float
+    """Time of copies to host memory over the time of steps; they run beside one another, so what
+    copies take from steps is less."""
     ttft_p99_ratio: tuple[float, float, float] | None = None
     """To the baseline: the ratio, and 95 % of its bootstrap draws; None for the baseline."""
     tbt_p99_ratio: tuple[float, float, float] | None = None
@@ -89,6 +121,7 @@ def row_of(policy: str, results: Sequence[SliceResult], *, slos: Slos) -> Coserv
     """Add up a policy's slices."""
     requests = [request for result in results for request in result.requests]
     tallies = [result.tally for result in results]
+    overheads = [result.overheads for result in results]
     elapsed_ns = sum(result.duration_ns for result in results)
     offline = sum(tally.tokens_offline for tally in tallies)
     online = sum(tally.tokens_online for tally in tallies)
@@ -103,6 +136,7 @@ def row_of(policy: str, results: Sequence[SliceResult], *, slos: Slos) -> Coserv
         total_tok_s=round((offline + online) * NS_PER_S / elapsed_ns, 1),
         slo_attainment=round(sum(r.is_met(slos) for r in requests) / max(1, len(requests)), 4),
         online_requests=len(requests),
+        online_unfinished=sum(request.cut_off_at_ns is not None for request in requests),
         steps_yielded=sum(tally.steps_yielded for tally in tallies),
         tokens_yielded=sum(tally.tokens_yielded for tally in tallies),
         tokens_repeated=sum(tally.tokens_repeated for tally in tallies),
@@ -110,6 +144,13 @@ def row_of(policy: str, results: Sequence[SliceResult], *, slos: Slos) -> Coserv
         evictions_recomputed=sum(tally.evictions_recomputed for tally in tallies),
         prediction_bias=round(
             sum(tally.observed_ns for tally in tallies) / max(1, predicted_ns), 3
+        ),
+        safepoint_share=_share(
+            sum(o.safepoint_check_ns for o in overheads),
+            of=sum(o.safepoint_step_ns for o in overheads),
+        ),
+        checkpoint_share=_share(
+            sum(o.copying_ns for o in overheads), of=sum(o.stepping_ns for o in overheads)
         ),
     )
 
@@ -160,6 +201,10 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def _gaps(requests: Sequence[RequestTimes]) -> list[int]:
     return [gap for request in requests for gap in request.gaps_ns]
+
+
+def _share(part_ns: int, *, of: int) -> float:
+    return round(part_ns / max(1, of), 6)
 
 
 def _ms(value_ns: float) -> float:

@@ -6,13 +6,14 @@ them: when the step's message arrives over the bus in memory.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from benchmarks.coserve_load import LoadRequest
-from benchmarks.coserve_rows import RequestTimes, SliceResult, Slos
+from benchmarks.coserve_rows import Overheads, RequestTimes, SliceResult, Slos
 from libs.contracts import subjects
 from libs.contracts.online import SamplingParameters
 from libs.contracts.sessions import (
@@ -45,6 +46,8 @@ from services.gpu_worker.host_copies import HostCopies
 from services.gpu_worker.positions import SOLO_REPLICA_ID
 from services.gpu_worker.shell import WorkerShell
 
+CountersT = TypeVar("CountersT", CoserveTally, Overheads)
+
 WORKER_ID: Final = "worker"
 ROUTER_ID: Final = "router"
 OFFLINE_OPEN: Final = 96
@@ -52,6 +55,8 @@ OFFLINE_OPEN: Final = 96
 OFFLINE_PRIORITY: Final = -1
 SETTLE_NS: Final = 2 * NS_PER_S
 """Offline work runs alone for so long before a slice begins."""
+ANSWERS_TIMEOUT_S: Final = 40.0
+"""After its time a slice is cut off: a policy that falls behind would never end it."""
 DRAIN_TIMEOUT_S: Final = 120.0
 
 
@@ -82,6 +87,17 @@ class SharedEngine:
     def close(self) -> None:
         """End its thread."""
         self.executor.shutdown()
+
+    def overheads(self, worker: "Worker") -> Overheads:
+        """Return what its counters say since the engine started."""
+        safepoints = self.warm.loaded.runner.safepoints.counters
+        checkpointing = worker.core.checkpointing
+        return Overheads(
+            safepoint_step_ns=safepoints.step_ns,
+            safepoint_check_ns=safepoints.check_ns,
+            stepping_ns=checkpointing.stepping_ns,
+            copying_ns=checkpointing.copying_ns,
+        )
 
     def worker(
         self, variant: Variant, *, slos: Slos, latency: LatencyModel, bus: MemoryBus
@@ -145,7 +161,8 @@ async def run_slice(
     slos: Slos,
     latency: LatencyModel,
 ) -> SliceResult:
-    """Serve a slice until its time is over and all its online requests have their answers."""
+    """Serve a slice until its time is over and all its online requests have their answers, or
+    the time for that is over, too."""
     hub = MemoryHub()
     worker = engine.worker(variant, slos=slos, latency=latency, bus=MemoryBus(hub))
     router = SliceRouter(MemoryBus(hub), alias=engine.config.alias_served, offline=offline)
@@ -157,13 +174,15 @@ async def run_slice(
         await router.fill_backlog()
         await asyncio.sleep(seconds(SETTLE_NS))
         before = replace(worker.core.tally)
+        overheads_before = engine.overheads(worker)
         started_at_ns = engine.clock.now_ns()
         await router.send_online(online, clock=engine.clock, started_at_ns=started_at_ns)
         await _sleep_until(started_at_ns + duration_ns, clock=engine.clock)
         await router.until_answered()
         ended_at_ns = engine.clock.now_ns()
         after = replace(worker.core.tally)
-        await router.end_backlog()
+        overheads = engine.overheads(worker)
+        await router.end_all(now_ns=ended_at_ns)
         stopping.set()
         async with asyncio.timeout(DRAIN_TIMEOUT_S):
             await serving
@@ -173,6 +192,7 @@ async def run_slice(
         requests=tuple(router.times[request.request_id] for request in online),
         tally=_difference(before, after),
         duration_ns=ended_at_ns - started_at_ns,
+        overheads=_difference(overheads_before, overheads),
     )
 
 
@@ -206,10 +226,12 @@ class SliceRouter:
             self._subscriptions.append(subscription)
             tasks.create_task(self._read(subscription, handle))
 
-    async def end_backlog(self) -> None:
-        """End what is left of the backlog."""
+    async def end_all(self, *, now_ns: int) -> None:
+        """End what is left of the backlog, and online requests that were not answered in time."""
         self._offline = None
-        for request_id in sorted(self._offline_open):
+        for request_id in sorted(self._unanswered):
+            self.times[request_id].cut_off_at_ns = now_ns
+        for request_id in sorted(self._offline_open | self._unanswered):
             await self._send(EndSession(request_id=request_id, session_epoch=1))
 
     async def close(self) -> None:
@@ -241,8 +263,10 @@ class SliceRouter:
             await self._start(request, priority=0)
 
     async def until_answered(self) -> None:
-        """Wait until every online request has its last token."""
-        await self._is_answered.wait()
+        """Wait until every online request has its last token, but not for ever."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWERS_TIMEOUT_S):
+                await self._is_answered.wait()
 
     async def _start(self, request: LoadRequest, *, priority: int) -> None:
         self._next_index[request.request_id] = 0
@@ -278,7 +302,7 @@ class SliceRouter:
         next_index = max(known, entry.first_index + len(entry.token_ids))
         self._next_index[request_id] = next_index
         times = self.times.get(request_id)
-        if times is not None:
+        if times is not None and times.cut_off_at_ns is None:
             times.token_at_ns += [now_ns] * (next_index - known)
         if entry.finish_reason is not None:
             self._offline_open.discard(request_id)
@@ -307,6 +331,6 @@ async def _sleep_until(at_ns: int, *, clock: SystemClock) -> None:
         await asyncio.sleep(left_ns / NS_PER_S)
 
 
-def _difference(before: CoserveTally, after: CoserveTally) -> CoserveTally:
+def _difference(before: CountersT, after: CountersT) -> CountersT:
     begun = asdict(before)
-    return CoserveTally(**{name: value - begun[name] for name, value in asdict(after).items()})
+    return type(after)(**{name: value - begun[name] for name, value in asdict(after).items()})

@@ -77,9 +77,15 @@ class CoservePolicy:
     margin_fixed: float | None = 1.2
     """By what predictions are multiplied; None: a closed loop says."""
     layers_between_safepoints: int | None = None
-    """Fixed; None: the largest spacing at which a step stops in time."""
+    """Fixed; None: as close as costs nothing."""
     has_safepoints: bool = False
     """Whether steps without online work can be given up."""
+    yields_early: bool = False
+    """Whether a step is given up not only for an arrival that would be late else, but for any that
+    gains more time by it than the step loses."""
+    has_short_mixed_steps: bool = False
+    """Whether steps with both kinds of work, which cannot be given up, are no longer than an online
+    arrival may be held; else they take all that the next tokens leave."""
     has_chunk: bool = False
     """Whether a step has at most CoserveOptions.chunk_tokens."""
     has_reserve: bool = False
@@ -102,6 +108,8 @@ POLICIES: Final[Mapping[Coserve, CoservePolicy]] = MappingProxyType(
             victim_rule=VictimRule.CHEAPEST,
             margin_fixed=None,
             has_safepoints=True,
+            yields_early=True,
+            has_short_mixed_steps=True,
             has_reserve=True,
             is_fair=True,
         ),
@@ -146,8 +154,9 @@ class CoserveOptions:
     latency: LatencyModel = LATENCY_ASSUMED
     """How long steps take here, as profiled; followed from then on."""
     yield_ns_max: int | None = None
-    """So long a step without online work may go on after it was asked to yield; as long such a
-    step takes at most where it cannot yield. None: an eighth of the TTFT SLO."""
+    """So long a step without online work may go on after it was asked to yield; as long any step
+    with offline work takes at most where it cannot yield. None: a sixteenth of the TTFT SLO, so
+    that offline work takes little of what a burst of online sequences waits for itself."""
     chunk_tokens: int = 256
     """Tokens of a step under fixed-chunk; vLLM's and Sarathi's usual sizes are 256 to 2,048."""
     reserve_share_max: float = 0.2
@@ -167,4 +176,4 @@ class CoserveOptions:
     @property
     def offline_hold_ns_max(self) -> int:
         """How long offline work may hold the engine while an online sequence waits."""
-        return self.yield_ns_max or max(1, self.ttft_slo_ns // 8)
+        return self.yield_ns_max or max(1, self.ttft_slo_ns // 16)

@@ -37,7 +37,7 @@ class SequenceBlocks:
 
     def has_room_for_next_token(self, sequence: TrackedSequence) -> bool:
         """Whether the sequence's blocks suffice for one more token."""
-        return self.pool.blocks_for(sequence.tokens_computed + 1) <= len(sequence.block_ids)
+        return sequence.tokens_computed < len(sequence.block_ids) * self.pool.block_tokens
 
     def grow(self, sequence: TrackedSequence) -> None:
         """Give a running sequence one more block, which must be there."""

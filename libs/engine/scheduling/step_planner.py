@@ -118,15 +118,18 @@ class StepPlanner:
     # ------------------------------------------------------------------ running sequences
 
     def _serve(self, sequences: Sequence[TrackedSequence], step: ComposedStep) -> None:
-        decodes = [s for s in sequences if s.tokens_missing == 1]
+        decodes: list[TrackedSequence] = []
+        prefills: list[TrackedSequence] = []
+        for sequence in sequences:
+            (decodes if sequence.tokens_missing == 1 else prefills).append(sequence)
         is_room_for_all = step.budget.fits_decodes(s.tokens_computed for s in decodes)
         for sequence in decodes:
             # A victim is never planned already, but it may come later in this very list.
             is_fitting = is_room_for_all or step.budget.fits_decodes((sequence.tokens_computed,))
             if is_fitting and sequence.is_running and self._grow(sequence, step):
                 self._plan(sequence, 1, step)
-        for sequence in list(sequences):
-            if sequence.tokens_missing > 1 and sequence.is_running:
+        for sequence in prefills:
+            if sequence.is_running:
                 self._plan_prefill(sequence, step)
 
     def _plan_prefill(self, sequence: TrackedSequence, step: ComposedStep) -> None:
@@ -241,7 +244,10 @@ class StepPlanner:
             step.planned.values(), (len(entry.token_ids) for entry in step.entries), strict=True
         )
         step.slack_ns = timing.slack_ns(tokens_by_sequence, now_ns=step.now_ns)
-        step.budget.bound(time_ns_max=timing.budget_ns(step.slack_ns))
+        time_ns_max = timing.budget_ns(step.slack_ns)
+        if self._rules.has_short_mixed_steps:
+            time_ns_max = min(time_ns_max, timing.mixed_step_ns_max)
+        step.budget.bound(time_ns_max=time_ns_max)
 
     def _offline_in_order(self) -> list[TrackedSequence]:
         shares, offline = self._roster.shares, self._roster.running_offline
@@ -268,14 +274,23 @@ class StepPlanner:
     # ------------------------------------------------------------------ entries
 
     def _plan(self, sequence: TrackedSequence, tokens: int, step: ComposedStep) -> None:
-        start = sequence.tokens_computed
-        if sequence.tokens_missing == 1:
+        start, missing = sequence.tokens_computed, sequence.tokens_missing
+        if missing == 1:
             step.budget.take_decode(tokens_before=start)
         else:
             step.budget.take_prefill(tokens, tokens_before=start)
-        step.planned[sequence.sequence_id] = sequence
-        step.entries.append(self._entry(sequence, tokens))
-        if sequence.gives_way:
+        entry = PlanEntry(
+            sequence_id=sequence.sequence_id,
+            token_ids=tuple(sequence.token_ids[start : start + tokens]),
+            start_position=start,
+            block_table=tuple(sequence.block_ids[: self._blocks.pool.blocks_for(start + tokens)]),
+            is_sampling=tokens == missing,
+            output_index=sequence.output_index,
+            tokens_scored=sequence.tokens_scored(tokens),
+        )
+        step.planned[entry.sequence_id] = sequence
+        step.entries.append(entry)
+        if self._rules.is_fair and sequence.gives_way:
             self._charge(sequence, start + tokens, step)
 
     def _charge(self, sequence: TrackedSequence, end: int, step: ComposedStep) -> None:
@@ -285,16 +300,3 @@ class StepPlanner:
         )
         step.charges[request.tenant] = step.charges.get(request.tenant, 0) + cost
         self._roster.shares.charge(request.tenant, cost)
-
-    def _entry(self, sequence: TrackedSequence, tokens: int) -> PlanEntry:
-        start = sequence.tokens_computed
-        blocks = self._blocks.pool.blocks_for(start + tokens)
-        return PlanEntry(
-            sequence_id=sequence.sequence_id,
-            token_ids=tuple(sequence.token_ids[start : start + tokens]),
-            start_position=start,
-            block_table=tuple(sequence.block_ids[:blocks]),
-            is_sampling=tokens == sequence.tokens_missing,
-            output_index=sequence.output_index,
-            tokens_scored=sequence.tokens_scored(tokens),
-        )

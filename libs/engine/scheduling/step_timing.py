@@ -10,7 +10,7 @@ from typing import Final
 
 from libs.engine.scheduling.coserve import CoserveOptions
 from libs.engine.scheduling.tracked_sequence import TrackedSequence
-from libs.kernel.units import NS_PER_S
+from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.policy.latency_model import LatencyModel, StepWork
 from libs.policy.latency_tracker import LatencyTracker
 from libs.policy.slo_margin import SloMargin
@@ -19,6 +19,9 @@ RATE_SHARE: Final = 0.98
 """Batches that reach this share of the best rate are as good as the best: measurements say no more.
 Of these the largest is taken, because what a step costs besides its tokens is easily missed by a
 fit, and a long step can be given up."""
+GROUP_NS_MIN: Final = 2 * NS_PER_MS
+"""Layers between two safepoints take at least so long: 100 times what a safepoint costs, so that
+none is worth saving, and every further one lets a step end earlier."""
 
 
 class StepTiming:
@@ -99,6 +102,12 @@ class StepTiming:
         return hold_ns if self._layers is None else hold_ns * self._layers
 
     @property
+    def mixed_step_ns_max(self) -> int:
+        """Return what a step with both kinds of work may be predicted to take, whatever the next
+        tokens leave: it cannot be given up."""
+        return self.budget_ns(self._options.offline_hold_ns_max)
+
+    @property
     def offline_step_tokens(self) -> int:
         """Return the tokens of a step without online work, for the best rate."""
         model = self._tracker.model
@@ -107,16 +116,15 @@ class StepTiming:
         return self._best_tokens[1]
 
     def layers_between_safepoints(self, predicted_ns: int) -> int | None:
-        """Return the largest spacing at which a step of so long stops in time when asked to; None
-        where it cannot stop, or need not: it is over in time anyway."""
+        """Return the spacing of the safepoints of a step of so long; None where it has none, since
+        it cannot stop or is over at once."""
         if self._layers is None:
             return None
         fixed = self._options.rules.layers_between_safepoints
         if fixed is not None:
             return min(fixed, self._layers)
-        hold_ns = max(1, self.budget_ns(self._options.offline_hold_ns_max))
-        groups = -(-predicted_ns // hold_ns)
-        return None if groups <= 1 else max(1, self._layers // groups)
+        groups = predicted_ns // GROUP_NS_MIN
+        return None if groups <= 1 else -(-self._layers // min(groups, self._layers))
 
     def group_ns(self, predicted_ns: int, layers_between_safepoints: int) -> int:
         """Return how long one group of layers of such a step takes."""

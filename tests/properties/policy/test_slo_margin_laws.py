@@ -50,7 +50,7 @@ def test_no_more_is_missed_than_promised_whatever_the_errors(
     ratios = ratios_of(given_phases, seed=seed)
     margin = SloMargin(OPTIONS)
     missed = run(margin, ratios)
-    slack = (OPTIONS.missed_share_max + OPTIONS.gain) / OPTIONS.gain
+    slack = (OPTIONS.missed_share_max + 2 * OPTIONS.gain) / OPTIONS.gain
     assert missed <= OPTIONS.missed_share_max * len(ratios) + slack
     assert (margin.steps_missed, margin.steps_judged) == (missed, len(ratios))
 

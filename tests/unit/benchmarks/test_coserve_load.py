@@ -69,7 +69,7 @@ def test_a_published_trace_is_replayed(tmp_path: Path) -> None:
     trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
     options = LoadOptions(requests=10, slices=2, trace=trace)
     lengths = {request.lengths for request in online_trace(options)}
-    assert [(each.prompt_tokens, each.output_tokens) for each in lengths] == [(100, 20)]
+    assert [(each.prompt_tokens, each.output_tokens) for each in lengths] == [(7, 10)]
     with pytest.raises(ConfigError, match="10"):
         online_trace(LoadOptions(requests=11, slices=2, trace=trace))
 

@@ -144,7 +144,11 @@ def test_offline_work_leaves_the_reserve_free_after_a_burst(an_engine: EngineBui
 
 def test_a_reserve_that_grows_evicts_nobody_to_fill_it(an_engine: EngineBuilder) -> None:
     engine = an_engine(
-        blocks_total=32, context_tokens_max=80, reserve_share_max=0.5, tbt_slo_ms=1_000
+        blocks_total=32,
+        context_tokens_max=80,
+        reserve_share_max=0.5,
+        ttft_slo_ms=1_000,
+        tbt_slo_ms=1_000,
     )
     for number in range(6):
         engine.add(f"offline{number}", offline=True, tokens=14)

@@ -76,16 +76,55 @@ def test_a_step_with_online_work_has_no_safepoints(an_engine: EngineBuilder) -> 
     assert engine.scheduler.step_to_yield(now_ns=engine.now_ns) is None
 
 
-@pytest.mark.parametrize(
-    ("ttft_slo_ms", "spacing"),
-    # A step of 64 ms with a margin of 1.2, held an eighth of the SLO at most.
-    [(1000, None), (320, 8), (100, 2), (50, 1)],
-)
-def test_safepoints_lie_as_far_apart_as_the_slo_allows(
-    an_engine: EngineBuilder, ttft_slo_ms: int, spacing: int | None
+def test_a_step_is_given_up_early_for_one_who_gains_much_more_by_it(
+    an_engine: EngineBuilder,
 ) -> None:
-    engine = an_engine(layers=16, ttft_slo_ms=ttft_slo_ms)
+    engine = an_engine(layers=16, ttft_slo_ms=1000)
+    plan = an_offline_step(engine)
+    engine.now_ms += 21
+    engine.add("online")
+    # 43 ms of waiting spared for 21 ms of work lost: twice as much.
+    assert engine.scheduler.step_to_yield(now_ns=engine.now_ns) == plan.step_id
+
+
+def test_a_step_is_not_given_up_early_when_much_of_it_is_done(an_engine: EngineBuilder) -> None:
+    engine = an_engine(layers=16, ttft_slo_ms=1000)
+    an_offline_step(engine)
+    engine.now_ms += 22
+    engine.add("online")
+    assert engine.scheduler.step_to_yield(now_ns=engine.now_ns) is None
+
+
+def test_all_who_wait_gain_when_a_step_is_given_up_early(an_engine: EngineBuilder) -> None:
+    engine = an_engine(layers=16, ttft_slo_ms=1000)
+    plan = an_offline_step(engine)
+    engine.now_ms += 22
+    engine.add("one")
+    assert engine.scheduler.step_to_yield(now_ns=engine.now_ns) is None
+    engine.add("two")
+    assert engine.scheduler.step_to_yield(now_ns=engine.now_ns) == plan.step_id
+
+
+def test_conserve_gives_no_step_up_that_keeps_nobody_too_long(an_engine: EngineBuilder) -> None:
+    engine = an_engine(policy=Coserve.CONSERVE, layers=16, ttft_slo_ms=1000)
+    an_offline_step(engine)
+    engine.add("online")
+    assert engine.scheduler.step_to_yield(now_ns=engine.now_ns) is None
+
+
+@pytest.mark.parametrize(("layers", "spacing"), [(16, 1), (32, 1), (33, 2), (80, 3)])
+def test_safepoints_lie_as_close_as_costs_nothing(
+    an_engine: EngineBuilder, layers: int, spacing: int
+) -> None:
+    # A step of 64 ms has at most 32 groups, of 2 ms each.
+    engine = an_engine(layers=layers)
     assert an_offline_step(engine).layers_between_safepoints == spacing
+
+
+def test_a_step_that_is_over_at_once_has_no_safepoints(an_engine: EngineBuilder) -> None:
+    engine = an_engine(layers=16)
+    engine.add("offline", offline=True, tokens=3)
+    assert engine.plan().layers_between_safepoints is None
 
 
 def test_conserve_has_one_every_four_layers(an_engine: EngineBuilder) -> None:
@@ -96,11 +135,28 @@ def test_conserve_has_one_every_four_layers(an_engine: EngineBuilder) -> None:
 def test_a_step_that_cannot_yield_is_no_longer_than_an_online_session_may_be_held(
     an_engine: EngineBuilder,
 ) -> None:
-    engine = an_engine(layers=None, ttft_slo_ms=192)
+    engine = an_engine(layers=None, ttft_slo_ms=384)
     engine.add("offline", offline=True, tokens=150)
     plan = engine.plan()
     assert plan.layers_between_safepoints is None
     assert sum(len(entry.token_ids) for entry in plan.entries) == 20
+
+
+def test_a_step_with_both_kinds_of_work_is_no_longer_than_that_either(
+    an_engine: EngineBuilder,
+) -> None:
+    engine = an_engine(layers=16, ttft_slo_ms=384, tbt_slo_ms=1000)
+    engine.add("online")
+    engine.add("offline", offline=True, tokens=150)
+    # 24 ms by a margin of 1.2, four of them for the online prompt.
+    assert [len(entry.token_ids) for entry in engine.plan().entries] == [4, 16]
+
+
+def test_conserve_fills_it_with_all_that_the_next_tokens_leave(an_engine: EngineBuilder) -> None:
+    engine = an_engine(policy=Coserve.CONSERVE, layers=16, ttft_slo_ms=384, tbt_slo_ms=1000)
+    engine.add("online")
+    engine.add("offline", offline=True, tokens=150)
+    assert [len(entry.token_ids) for entry in engine.plan().entries] == [4, 60]
 
 
 def test_a_step_that_yielded_is_planned_again_as_if_it_had_not_been(

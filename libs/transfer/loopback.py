@@ -1,7 +1,8 @@
 """Messages inside one process, with faults on demand: for tests, and for a fleet in one process.
 
 Everybody who shares a LoopbackTransport can connect to one another. Bodies are copied twice, as a
-network would; a pipe holds a bounded number of bytes and its sender waits for room.
+network would, through memory that is kept warm as a kernel's is; a pipe holds a bounded number of
+bytes and its sender waits for room.
 """
 
 import asyncio
@@ -13,9 +14,10 @@ from typing import Final
 import structlog
 
 from libs.kernel.errors import ContractViolation, Unavailable
-from libs.kernel.units import MIB, seconds
-from libs.transfer.framing import allocated, checked_segments
+from libs.kernel.units import KIB, MIB, seconds
+from libs.transfer.framing import allocated, body_bytes, checked_segments
 from libs.transfer.link_calls import LinkCalls
+from libs.transfer.staging import StagingPool
 from libs.transfer.transport import (
     Allocate,
     Buffer,
@@ -28,6 +30,8 @@ from libs.transfer.transport import (
 
 PIPE_BYTES_MAX: Final = 4 * MIB
 """On the way in one direction; one message may be longer if it is alone."""
+POOLED_BYTES_MIN: Final = 64 * KIB
+"""Shorter bodies are copied through memory of their own: a pool lends no less than a megabyte."""
 
 _log = structlog.get_logger(__name__)
 
@@ -55,18 +59,21 @@ class LoopbackFaults:
         """Wait for the end of a freeze."""
         await self._thawed.wait()
 
-    def passed(self, body: bytes) -> bytes | None:
-        """Return the body as it arrives, or None if the connection is cut instead."""
-        if self.messages_until_cut is not None:
-            if self.messages_until_cut == 0:
-                self.messages_until_cut = None
-                return None
-            self.messages_until_cut -= 1
+    def cuts_now(self) -> bool:
+        """Count a message; say whether the connection is cut in its place."""
+        if self.messages_until_cut is None:
+            return False
+        if self.messages_until_cut == 0:
+            self.messages_until_cut = None
+            return True
+        self.messages_until_cut -= 1
+        return False
+
+    def hurt(self, body: memoryview) -> None:
+        """Change what is to arrive changed."""
         if body and self.bodies_to_corrupt:
             self.bodies_to_corrupt -= 1
-            middle = len(body) // 2
-            return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
-        return body
+            body[len(body) // 2] ^= 1
 
 
 class _Pipe:
@@ -74,7 +81,8 @@ class _Pipe:
 
     def __init__(self, faults: LoopbackFaults) -> None:
         self._faults = faults
-        self._messages: deque[tuple[bytes, bytes]] = deque()
+        self._messages: deque[tuple[bytes, memoryview]] = deque()
+        self._staging = StagingPool()
         self._bytes = 0
         self._is_closed = False
         self._changed = asyncio.Event()
@@ -83,30 +91,46 @@ class _Pipe:
         self._is_closed = True
         self._changed.set()
 
-    async def put(self, header: bytes, body: bytes) -> None:
+    async def put(self, header: bytes, segments: Sequence[memoryview]) -> None:
+        size = body_bytes(segments)
         await self._faults.until_thawed()
-        while not (self._is_closed or self._has_room(len(body))):
+        while not (self._is_closed or self._has_room(size)):
             await self._change()
-        arriving = self._faults.passed(body)
-        if arriving is None:
+        if not self._is_closed and self._faults.cuts_now():
             self._messages.clear()
             self.close()
-        if self._is_closed or arriving is None:
+        if self._is_closed:
             raise EOFError("closed by the peer")
-        self._messages.append((header, arriving))
-        self._bytes += len(arriving)
+        self._messages.append((header, self._copied(segments, size)))
+        self._bytes += size
         self._changed.set()
 
-    async def get(self) -> tuple[bytes, bytes]:
+    async def get(self, allocate: Allocate | None) -> Message:
         while not (self._is_closed or self._messages):
             await self._change()
         await self._faults.until_thawed()
         if not self._messages:
             raise EOFError("closed by the peer")
-        header, body = self._messages.popleft()
-        self._bytes -= len(body)
+        header, arrived = self._messages.popleft()
+        self._bytes -= arrived.nbytes
         self._changed.set()
-        return header, body
+        body = allocated(header, arrived.nbytes, allocate)
+        body[:] = arrived
+        if arrived.nbytes >= POOLED_BYTES_MIN:
+            assert isinstance(arrived.obj, bytearray)
+            self._staging.give_back(arrived.obj)
+        return Message(header=header, body=body)
+
+    def _copied(self, segments: Sequence[memoryview], size: int) -> memoryview:
+        is_pooled = size >= POOLED_BYTES_MIN
+        memory = self._staging.borrow(size) if is_pooled else bytearray(size)
+        arriving = memoryview(memory)[:size]
+        start = 0
+        for segment in segments:
+            arriving[start : start + segment.nbytes] = segment
+            start += segment.nbytes
+        self._faults.hurt(arriving)
+        return arriving
 
     def _has_room(self, size: int) -> bool:
         return not self._messages or self._bytes + size <= PIPE_BYTES_MAX
@@ -141,17 +165,14 @@ class LoopbackConnection:
         """See Connection."""
         segments = checked_segments(header, body)
         async with self._calls.call("send", timeout_ns=timeout_ns):
-            await self._outgoing.put(header, b"".join(segments))
+            await self._outgoing.put(header, segments)
 
     async def receive(
         self, *, timeout_ns: int | None = None, allocate: Allocate | None = None
     ) -> Message:
         """See Connection."""
         async with self._calls.call("receive", timeout_ns=timeout_ns):
-            header, arrived = await self._incoming.get()
-            body = allocated(header, len(arrived), allocate)
-            body[:] = arrived
-            return Message(header=header, body=body)
+            return await self._incoming.get(allocate)
 
     def close(self) -> None:
         """See Connection."""

@@ -23,10 +23,11 @@ def pack(pieces: Sequence[Piece], options: TransferOptions) -> list[Batch]:
     bounds a buffer. One is over `buffer_bytes_max` only by what the minimum needs.
     Raises: InvariantViolation for a piece that no buffer may carry.
     """
+    wrong = [piece for piece in pieces if not 0 < piece.bytes <= PIECE_BYTES_MAX]
+    require(not wrong, f"pieces that no buffer may carry: {wrong[:3]}")
     lists: list[list[Piece]] = []
     sizes: list[int] = []
     for piece in pieces:
-        require(0 < piece.bytes <= PIECE_BYTES_MAX, f"a piece of {piece.bytes} bytes")
         is_full = bool(lists) and (
             len(lists[-1]) == PIECES_PER_BUFFER_MAX
             or (

@@ -198,11 +198,14 @@ class _Serving:
                     # Under way when its transfer was refused: each buffer gets its answer.
                     await self._answer(TransferRefused(reason=TransferRefusal.UNKNOWN_TICKET))
                     return
-                self._pieces_being_taken = len(request.piece_indices)
-                self._taking = asyncio.create_task(self._take(self._run, request, message.body))
+                taking = self._take(self._run, request, message.body)
                 if self._inbox.takes_in_place:
                     # Nothing runs beside it; to receive first would only spoil the cache.
-                    await self._finish_taking()
+                    await taking
+                    self._end_run_if_over()
+                    return
+                self._pieces_being_taken = len(request.piece_indices)
+                self._taking = asyncio.create_task(taking)
             case _:
                 assert_never(request)
 

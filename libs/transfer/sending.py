@@ -4,9 +4,12 @@
     lane 2          fill | send | .......... taken | fill | ...
     lane 3                 fill | send | ...
 
-Each lane owns one staging buffer and takes the next batch of pieces when its last one is taken, so
-that the lanes bound memory, back-pressure and what a cut can cost in one number. Answers come in
-the order of the buffers.
+Each lane takes the next batch of pieces when its last one is taken, so that the lanes bound memory,
+back-pressure and what a cut can cost in one number. Answers come in the order of the buffers.
+
+With an executor each lane gathers into a staging buffer of its own, beside what the others send.
+Without one nothing runs beside a send: the lanes take turns with one buffer, which is free as soon
+as it is sent and stays in the cache.
 """
 
 import asyncio
@@ -131,12 +134,12 @@ class _Run:
         """Deliver every batch, or raise what went wrong first."""
         remaining = iter(batches)
         largest_bytes = max((batch.bytes for batch in batches), default=0)
-        buffers = [
-            staging.borrow(largest_bytes)
-            for _ in range(min(self._options.buffers_in_flight, len(batches)))
-        ]
+        lanes_wanted = min(self._options.buffers_in_flight, len(batches))
+        buffers_wanted = min(lanes_wanted, 1) if self._executor is None else lanes_wanted
+        buffers = [staging.borrow(largest_bytes) for _ in range(buffers_wanted)]
         lanes = [
-            asyncio.create_task(self._lane(remaining, memoryview(buffer))) for buffer in buffers
+            asyncio.create_task(self._lane(remaining, memoryview(buffers[lane % buffers_wanted])))
+            for lane in range(lanes_wanted)
         ]
         hearing = asyncio.create_task(self._hear())
         try:
@@ -168,8 +171,12 @@ class _Run:
 
     async def _deliver(self, batch: Batch, buffer: memoryview) -> None:
         for _ in range(self._options.corruptions_max + 1):
-            await run_in(self._executor, lambda: self._gather(batch, buffer))
+            if self._executor is not None:
+                await run_in(self._executor, lambda: self._gather(batch, buffer))
             async with self._sending:
+                if self._executor is None:
+                    # Not before its turn: all lanes gather into this buffer.
+                    self._gather(batch, buffer)
                 answer = await self._send_buffer(batch, buffer)
             match await answer:
                 case PiecesTaken():

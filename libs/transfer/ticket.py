@@ -43,9 +43,9 @@ class Piece:
 class TransferOptions:
     """How a transfer uses memory and time.
 
-    The source holds at most `buffers_in_flight` staging buffers, the target two, each of at most
-    `buffer_bytes_max + buffer_bytes_min` or, where pieces are large, one piece more than the
-    minimum.
+    The source holds at most `buffers_in_flight` staging buffers, the target two; either holds one
+    where it has no executor. Each is of at most `buffer_bytes_max + buffer_bytes_min` or, where
+    pieces are large, one piece more than the minimum.
     """
 
     buffer_bytes_min: int = 1 * MIB

@@ -3,26 +3,25 @@
     full blocks, a session's oldest first --CopyBlocks--> spare blocks of the guard, as its cache
     death --router dispatches to whom reports show the prefix--> only what came after is computed
 
-One guard at a time: of the workers on other nodes that serve the same model alone, the next one in
-the order of ids, so that each guards one other. Online sessions go before offline ones. The copies
-take blocks there that nobody uses, and are the first to go when somebody does; they cost the link
-no more than the operator allows. What a guard is known to have is not offered again; if it has
-forgotten some since, that is computed again.
+One guard at a time: a replica of any shape on other nodes (`guard_ring.py`). A block counts as
+copied once every rank of the guard has its part of it, so that what a session can go on with is the
+shortest of all slices; the tokens themselves come from the journal. Online sessions go before
+offline ones. The copies take blocks there that nobody uses, and are the first to go when somebody
+does; they cost the link no more than the operator allows. What a guard is known to have is not
+offered again; if it has forgotten some since, that is computed again.
 """
 
 from dataclasses import dataclass, field
 
-from libs.contracts.handover import PlacedWorker, ReplicaRoster
-from libs.contracts.reports import WorkerReport
+from libs.contracts.handover import ReplicaRoster
 from libs.kernel.bounded import RecentMap
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 from services.gpu_worker.commands import CopyBlocks
 from services.gpu_worker.events import BlocksCopied, PeerReported
+from services.gpu_worker.guard_ring import GuardRing
 from services.gpu_worker.positions import WorkerPosition
 from services.gpu_worker.state import WorkerState
 
-PEERS_MAX = 1024
-"""Workers whose reports are remembered, the latest."""
 BLOCKS_PER_COPY = 64
 """New blocks in one copy; a copy holds the link to a guard for as long."""
 HASHES_REMEMBERED = 65_536
@@ -42,12 +41,6 @@ class GuardCounters:
     bytes_copied: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Peer:
-    report: WorkerReport
-    heard_at_ns: int
-
-
 @dataclass(slots=True, kw_only=True)
 class _Guard:
     """Whom the copies go to now."""
@@ -65,7 +58,7 @@ class Guarding:
     def __init__(self, state: WorkerState) -> None:
         self._state = state
         self._bytes_per_s = state.options.guard_bytes_per_s
-        self._peers: RecentMap[str, _Peer] = RecentMap(entries_max=PEERS_MAX)
+        self._ring = GuardRing(state.options)
         self._guard: _Guard | None = None
         self._op_id: str | None = None
         self._position: WorkerPosition | None = None
@@ -76,10 +69,7 @@ class Guarding:
 
     def peer_reported(self, event: PeerReported) -> None:
         """Note what another worker says of itself."""
-        report, options = event.report, self._state.options
-        if report.worker_id != options.worker_id and report.alias == options.alias:
-            peer = _Peer(report=report, heard_at_ns=self._state.now_ns)
-            self._peers.put(report.worker_id, peer)
+        self._ring.hear(event.report, now_ns=self._state.now_ns)
 
     def advance(self) -> None:
         """Begin the next copy when its time has come."""
@@ -88,12 +78,12 @@ class Guarding:
         if not is_due or position is None or not position.is_serving:
             return
         self._next_at_ns = state.now_ns + PAUSE_NS_MIN
-        peer = self._choose_peer()
-        if peer is None or peer.position is None:
+        guard = self._ring.choose(position.roster, now_ns=state.now_ns)
+        if guard is None:
             return
-        blocks = self._next_blocks(position, self._guard_at(peer))
+        blocks = self._next_blocks(position, self._guard_at(guard))
         if blocks:
-            self._begin(position, roster_alone(peer), blocks)
+            self._begin(position, guard, blocks)
 
     def owns(self, op_id: str) -> bool:
         """Whether the copy of this op_id is one of these."""
@@ -116,35 +106,9 @@ class Guarding:
         self._guard = None
         self._end(pause_ns=PAUSE_AFTER_FAILURE_NS)
 
-    def _choose_peer(self) -> WorkerReport | None:
-        """Return the next worker behind this one, in a ring of ids, that can guard it."""
-        own = self._state.options.worker_id
-        fits = sorted(
-            peer.report.worker_id for peer in self._peers.values() if self._can_guard(peer)
-        )
-        behind = [worker_id for worker_id in fits if worker_id > own] or fits
-        peer = self._peers.get(behind[0]) if behind else None
-        return None if peer is None else peer.report
-
-    def _can_guard(self, peer: _Peer) -> bool:
-        options, report = self._state.options, peer.report
-        silent_ns = self._state.now_ns - peer.heard_at_ns
-        return (
-            silent_ns < options.guard_silence_ns_max
-            and report.node_id is not None
-            and report.node_id != options.node_id
-            and report.grace_left_ms is None
-            and report.is_serving
-            and not report.is_draining
-            and report.block_tokens == options.engine.block_tokens
-            and report.position is not None
-            and report.position.stages * report.position.shards == 1
-        )
-
-    def _guard_at(self, report: WorkerReport) -> _Guard:
+    def _guard_at(self, roster: ReplicaRoster) -> _Guard:
         """Return what is known of this guard; nothing, if it is another than before."""
-        assert report.position is not None
-        name = (report.position.replica_id, report.position.replica_epoch)
+        name = (roster.replica_id, roster.replica_epoch)
         if self._guard is None or name != (self._guard.replica_id, self._guard.replica_epoch):
             self._guard = _Guard(replica_id=name[0], replica_epoch=name[1])
         return self._guard
@@ -191,18 +155,3 @@ class Guarding:
         self._position.scheduler.release_blocks(self._op_id)
         self._op_id = self._position = None
         self._next_at_ns = self._state.now_ns + max(pause_ns, PAUSE_NS_MIN)
-
-
-def roster_alone(report: WorkerReport) -> ReplicaRoster:
-    """Return the replica that a worker serves by itself, as its report shows it."""
-    assert report.position is not None
-    itself = PlacedWorker(
-        worker_id=report.worker_id, peer_address=report.peer_address, stage=0, shard=0
-    )
-    return ReplicaRoster(
-        replica_id=report.position.replica_id,
-        replica_epoch=report.position.replica_epoch,
-        stages=1,
-        shards=1,
-        workers=(itself,),
-    )

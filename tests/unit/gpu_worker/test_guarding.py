@@ -148,6 +148,20 @@ def a_report(worker_id: str, **changes: Any) -> WorkerReport:
     )
 
 
+def a_position(stage: int, shard: int, *, stages: int, shards: int, **changes: Any) -> Any:
+    return ReportedPosition(
+        **{
+            "replica_id": "wide",
+            "replica_epoch": 3,
+            "stages": stages,
+            "shards": shards,
+            "stage": stage,
+            "shard": shard,
+            **changes,
+        }
+    )
+
+
 def test_full_blocks_of_running_sessions_go_to_a_worker_on_another_node() -> None:
     worker = Guarded()
     worker.hear("worker-c")
@@ -200,6 +214,47 @@ def test_each_worker_guards_the_one_before_it_in_a_ring() -> None:
     worker.start(prompt_token_ids=tuple(range(1, 14)))
     worker.steps(3)
     assert worker.copies[0].target.replica_id == "replica-of-worker-c"
+
+
+@pytest.mark.parametrize(("stages", "shards"), [(2, 1), (1, 2), (2, 2)])
+def test_a_replica_of_any_shape_guards_once_all_of_it_was_heard(stages: int, shards: int) -> None:
+    worker = Guarded()
+    worker.start(prompt_token_ids=tuple(range(1, 14)))
+    names = []
+    for stage in range(stages):
+        for shard in range(shards):
+            assert worker.copies == []
+            names.append(f"worker-{stage}-{shard}")
+            worker.hear(
+                names[-1],
+                position=a_position(stage, shard, stages=stages, shards=shards),
+                is_serving=(stage, shard) == (stages - 1, 0),
+            )
+            worker.steps(3)
+    target = worker.copies[0].target
+    assert (target.stages, target.shards) == (stages, shards)
+    assert [placed.worker_id for placed in target.workers] == names
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        {"node_id": "node-b"},
+        {"is_draining": True},
+        {"grace_left_ms": 20_000},
+        {"position": a_position(0, 0, stages=2, shards=1, is_broken=True)},
+        {"position": a_position(0, 0, stages=2, shards=1, replica_epoch=2)},
+    ],
+    ids=str,
+)
+def test_a_replica_guards_nobody_if_one_of_its_workers_is_unfit(unfit: dict[str, Any]) -> None:
+    worker = Guarded()
+    member = {"position": a_position(0, 0, stages=2, shards=1), "is_serving": False}
+    worker.hear("worker-c", **{**member, **unfit})
+    worker.hear("worker-d", position=a_position(1, 0, stages=2, shards=1))
+    worker.start()
+    worker.steps(20)
+    assert worker.copies == []
 
 
 def test_a_guard_that_fell_silent_is_replaced_and_the_new_one_gets_everything() -> None:

@@ -1,6 +1,6 @@
 """SpotServe's evaluation in the simulator, each figure beside the published one.
 
-    python -m benchmarks.spotserve --json FILE [--part PART] [--seeds 1,2,3]
+    python -m benchmarks.spotserve --json FILE [--part PART] [--seeds 1,2,3] [--spot-trace FILE]
 
     cells      3 models x 4 traces: spotserve, reparallelize, reroute, on-demand and tideserve
     arrivals   GPT-20B under arrivals of a true CV of 1, 4 and 8 (the paper's "6" is nearly even)
@@ -8,6 +8,10 @@
     batching   the cells of the paper's policies under its artifact's new batching
     ablation   what is left of spotserve with a fixed shape, and of tideserve without continuous
                batching and without copying ahead
+    long       GPT-20B under Poisson arrivals on a whole trace, given as a file
+
+Over several seeds the gains of `tideserve` are geometric means: of the cells of each seed first,
+then of the seeds, with a 95 % confidence interval over those.
 
 What bounds it: a run is arithmetic over events; one takes one to three seconds of one core, most of
 it in the scheduler's steps under tideserve. What is assumed stands in docs/SIMULATION.md.
@@ -16,7 +20,7 @@ it in the scheduler's steps under tideserve. What is assumed stands in docs/SIMU
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.gains import Interval, geometric_mean
 from benchmarks.provenance import provenance, write_record
 from benchmarks.spotserve_published import PUBLISHED
 from libs.kernel.errors import ConfigError
@@ -36,6 +41,7 @@ from services.simulator.spot.setting import PolicyName, Setting, run_options
 Row = dict[str, str | int | float | None]
 LOADS: Final = ("A'_S+O", "B'_S+O")
 PAPER_CV: Final = "paper"
+ALL_ARRIVALS: Final = "all"
 
 
 def cells(seeds: Sequence[int]) -> Iterator[Setting]:
@@ -86,13 +92,32 @@ def ablation(seeds: Sequence[int]) -> Iterator[Setting]:
             yield replace(ours, engine=EngineKind.PAPER)
 
 
+def long(seeds: Sequence[int]) -> Iterator[Setting]:
+    """Yield GPT-20B under every policy that lives on spot nodes; the trace is given apart."""
+    for policy in PolicyName:
+        for seed in seeds:
+            if policy is not PolicyName.ON_DEMAND:
+                yield Setting(policy=policy, arrivals="poisson", seed=seed)
+
+
 PARTS: Final[Mapping[str, Callable[[Sequence[int]], Iterator[Setting]]]] = {
     "cells": cells,
     "arrivals": arrivals,
     "load": load,
     "batching": batching,
     "ablation": ablation,
+    "long": long,
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """How many times the P99 of `tideserve` another policy's is."""
+
+    arrivals: str
+    """Of the cells; or ALL_ARRIVALS."""
+    over: str
+    gain: Interval
 
 
 def measure(setting: Setting) -> Row:
@@ -109,7 +134,7 @@ def row_of(setting: Setting, outcome: SpotOutcome) -> Row:
     gain = published.p99_gain(setting.policy) if published and is_theirs else None
     return {
         "model": setting.model,
-        "trace": setting.spot_trace,
+        "trace": Path(setting.spot_trace).name,
         "policy": setting.policy.value,
         "cv": setting.arrivals,
         "seed": setting.seed,
@@ -147,14 +172,48 @@ def p99_over_spotserve(row: Row, rows: Sequence[Row]) -> float | None:
     return round(float(row["p99_s"] or 0) / float(same[0]["p99_s"]), 2)
 
 
+def gains_of(rows: Sequence[Row]) -> list[Gain]:
+    """Average the gains of `tideserve` over each policy, by arrivals and, if several, over all."""
+    shapes = list(dict.fromkeys(str(row["cv"]) for row in rows))
+    groups = [*((shape, [r for r in rows if r["cv"] == shape]) for shape in shapes)]
+    if len(shapes) > 1:
+        groups.append((ALL_ARRIVALS, list(rows)))
+    return [
+        Gain(arrivals=name, over=over, gain=gain)
+        for name, group in groups
+        for over in (p.value for p in PolicyName if p is not PolicyName.TIDESERVE)
+        if (gain := _gain(group, over=over)) is not None
+    ]
+
+
+def _gain(rows: Sequence[Row], *, over: str) -> Interval | None:
+    p99_s: dict[tuple[object, ...], dict[str, float]] = {}
+    for row in rows:
+        cell = tuple(row[name] for name in ("seed", "model", "trace", "cv"))
+        p99_s.setdefault(cell, {})[str(row["policy"])] = float(row["p99_s"] or 0)
+    by_seed: dict[object, list[float]] = {}
+    for (seed, *_), of_policy in p99_s.items():
+        if over in of_policy and of_policy.get(PolicyName.TIDESERVE.value):
+            ratio = of_policy[over] / of_policy[PolicyName.TIDESERVE.value]
+            by_seed.setdefault(seed, []).append(ratio)
+    if not by_seed:
+        return None
+    return geometric_mean([geometric_mean(ratios).mean for ratios in by_seed.values()])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a part, print its table and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--part", choices=sorted(PARTS), default="cells")
     parser.add_argument("--seeds", default="1", help="comma-separated (default %(default)s)")
+    parser.add_argument("--spot-trace", help="a file, in place of the part's own traces")
     given = parser.parse_args(arguments)
-    settings = list(PARTS[given.part](_seeds(given.seeds)))
+    if given.part == "long" and given.spot_trace is None:
+        raise ConfigError("spot trace: the part `long` needs a file of node events")
+    settings = list(PARTS[given.part](seeds_of(given.seeds)))
+    if given.spot_trace is not None:
+        settings = list(dict.fromkeys(replace(s, spot_trace=given.spot_trace) for s in settings))
     rows: list[Row] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("simulating", total=len(settings))
@@ -163,14 +222,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress.advance(task)
     for row in rows:
         row["p99_over_spotserve"] = p99_over_spotserve(row, rows)
+    gains = [] if given.part == "ablation" else gains_of(rows)
     RESULTS.print(_table(rows))
+    for gain in gains:
+        RESULTS.print(f"{gain.arrivals}: P99 of {gain.over} by that of tideserve {gain.gain}")
     if given.json is not None:
-        record = {**provenance("benchmarks.spotserve"), "part": given.part, "cells": rows}
-        write_record(record, given.json)
+        head = {**provenance("benchmarks.spotserve"), "part": given.part}
+        told = [asdict(gain) for gain in gains]
+        write_record({**head, "gains": told, "cells": rows}, given.json)
     return 0
 
 
-def _seeds(text: str) -> list[int]:
+def seeds_of(text: str) -> list[int]:
+    """Read a list of seeds. Raises: ConfigError."""
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:

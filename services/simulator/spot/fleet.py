@@ -296,6 +296,7 @@ class SpotFleet:
             self.world, owner, profile=self.options.profile, shape=shape,
             sequences_max=self.options.batch_max, step_tokens_max=self.options.step_tokens_max,
             context_tokens_max=self._context_tokens_max,
+            prefill_chunks=self.options.prefill_chunks,
         )  # fmt: skip
 
     def _batch_times(self, shape: ReplicaShape, count: int, prompt_tokens: int) -> BatchTimes:

@@ -55,6 +55,8 @@ class SpotRunOptions:
     """Of the paper's engine: batches that the door sends to a replica before it is idle."""
     step_tokens_max: int = 512
     """Of the continuous engine: prompt and answer tokens in one step."""
+    prefill_chunks: int = 4
+    """Parts that a prompt is cut into on its way through the stages of that engine."""
     grace_ns: int = 30 * NS_PER_S
     """From the notice to the end of a node; of a policy that only reacts, next to nothing."""
     capacity: CapacityOptions | None = None

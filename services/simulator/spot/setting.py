@@ -107,6 +107,8 @@ class Setting:
     """Of the paper's engine; None: as its scripts have it. 0 is its new batching."""
     capacity: CapacityOptions | None = None
     """Nodes are bought as `tideserve` wants them; None: all that the trace has are there."""
+    on_demand_nodes: int | None = None
+    """A fleet of so many nodes on demand, all there from the beginning, in place of the trace's."""
     is_shape_fixed: bool = False
     """Ablation: the shape that rerouting would have, whatever the policy."""
 
@@ -147,8 +149,10 @@ def run_options(setting: Setting) -> SpotRunOptions:
     )
     if only_reacts:
         options = replace(options, grace_ns=LOSS_NOTICE_NS)
-    if setting.policy is PolicyName.ON_DEMAND:
+    nodes = setting.on_demand_nodes
+    if setting.policy is PolicyName.ON_DEMAND and nodes is None:
         nodes = _nodes_that_keep_up(profile, target, hardware)
+    if nodes is not None:
         options = replace(options, trace=_constant(nodes, end_at_ns=availability.end_at_ns))
     return options
 

@@ -3,6 +3,7 @@
     python -m benchmarks.spotserve --json FILE [--part PART] [--seeds 1,2,3] [--spot-trace FILE]
 
     cells      3 models x 4 traces: spotserve, reparallelize, reroute, on-demand and tideserve
+    cost       Figure 7: GPT-20B, latency and cost per token on spot and on 3 to 8 on-demand nodes
     arrivals   GPT-20B under arrivals of a true CV of 1, 4 and 8 (the paper's "6" is nearly even)
     load       Figure 8: GPT-20B under a load and a demand that change
     batching   the cells of the paper's policies under its artifact's new batching
@@ -30,7 +31,12 @@ from rich.table import Table
 
 from benchmarks.gains import Interval, geometric_mean
 from benchmarks.provenance import provenance, write_record
-from benchmarks.spotserve_published import PUBLISHED
+from benchmarks.spotserve_published import (
+    ON_DEMAND_USD_PER_1K_TOKENS,
+    PUBLISHED,
+    SPOT_USD_PER_1K_TOKENS,
+    published_of,
+)
 from libs.kernel.errors import ConfigError
 from services.launcher.console import RESULTS
 from services.simulator.spot.options import EngineKind
@@ -40,8 +46,9 @@ from services.simulator.spot.setting import PolicyName, Setting, run_options
 
 Row = dict[str, str | int | float | None]
 LOADS: Final = ("A'_S+O", "B'_S+O")
-PAPER_CV: Final = "paper"
 ALL_ARRIVALS: Final = "all"
+CELL: Final = ("seed", "model", "trace", "on_demand_nodes", "cv")
+"""What rows have in common that are compared."""
 
 
 def cells(seeds: Sequence[int]) -> Iterator[Setting]:
@@ -50,6 +57,16 @@ def cells(seeds: Sequence[int]) -> Iterator[Setting]:
         for policy in PolicyName:
             for seed in seeds:
                 yield Setting(policy=policy, spot_trace=trace, model=model, seed=seed)
+
+
+def cost(seeds: Sequence[int]) -> Iterator[Setting]:
+    """Yield Figure 7. On demand each policy runs beside B_S, for its 1,020 s."""
+    for policy in (PolicyName.SPOTSERVE, PolicyName.TIDESERVE):
+        for seed in seeds:
+            for trace in SPOT_USD_PER_1K_TOKENS:
+                yield Setting(policy=policy, spot_trace=trace, seed=seed)
+            for nodes in ON_DEMAND_USD_PER_1K_TOKENS:
+                yield Setting(policy=policy, spot_trace="B_S", on_demand_nodes=nodes, seed=seed)
 
 
 def arrivals(seeds: Sequence[int]) -> Iterator[Setting]:
@@ -102,6 +119,7 @@ def long(seeds: Sequence[int]) -> Iterator[Setting]:
 
 PARTS: Final[Mapping[str, Callable[[Sequence[int]], Iterator[Setting]]]] = {
     "cells": cells,
+    "cost": cost,
     "arrivals": arrivals,
     "load": load,
     "batching": batching,
@@ -128,16 +146,14 @@ def measure(setting: Setting) -> Row:
 
 def row_of(setting: Setting, outcome: SpotOutcome) -> Row:
     """Put the figures of a run beside the published ones."""
-    published = PUBLISHED.get((setting.model, setting.spot_trace))
-    is_theirs = published is not None and setting.arrivals == PAPER_CV
-    seconds = published.seconds.get(setting.policy) if published and is_theirs else None
-    gain = published.p99_gain(setting.policy) if published and is_theirs else None
+    published = published_of(setting)
     return {
         "model": setting.model,
         "trace": Path(setting.spot_trace).name,
         "policy": setting.policy.value,
         "cv": setting.arrivals,
         "seed": setting.seed,
+        "on_demand_nodes": setting.on_demand_nodes,
         "engine": "" if setting.engine is None else setting.engine.value,
         "is_shape_fixed": setting.is_shape_fixed,
         "batches_ahead": setting.batches_ahead,
@@ -150,9 +166,10 @@ def row_of(setting: Setting, outcome: SpotOutcome) -> Row:
         "tokens_recomputed": outcome.tokens_recomputed,
         "handovers_done": outcome.handovers_done,
         "handovers_abandoned": outcome.handovers_abandoned,
-        "paper_avg_s": None if seconds is None else seconds[0],
-        "paper_p99_s": None if seconds is None else seconds[1],
-        "paper_p99_over_spotserve": gain,
+        "paper_avg_s": published.avg_s,
+        "paper_p99_s": published.p99_s,
+        "paper_p99_over_spotserve": published.p99_over_spotserve,
+        "paper_usd_per_1k_tokens": published.usd_per_1k_tokens,
         "digest": outcome.digest,
     }
 
@@ -165,7 +182,7 @@ def p99_over_spotserve(row: Row, rows: Sequence[Row]) -> float | None:
         if other["policy"] == PolicyName.SPOTSERVE.value
         and not other["engine"]
         and not other["is_shape_fixed"]
-        and all(other[name] == row[name] for name in ("model", "trace", "cv", "seed"))
+        and all(other[name] == row[name] for name in CELL)
     ]
     if not same or not same[0]["p99_s"]:
         return None
@@ -189,7 +206,7 @@ def gains_of(rows: Sequence[Row]) -> list[Gain]:
 def _gain(rows: Sequence[Row], *, over: str) -> Interval | None:
     p99_s: dict[tuple[object, ...], dict[str, float]] = {}
     for row in rows:
-        cell = tuple(row[name] for name in ("seed", "model", "trace", "cv"))
+        cell = tuple(row[name] for name in CELL)
         p99_s.setdefault(cell, {})[str(row["policy"])] = float(row["p99_s"] or 0)
     by_seed: dict[object, list[float]] = {}
     for (seed, *_), of_policy in p99_s.items():
@@ -247,6 +264,7 @@ def _table(rows: Sequence[Row]) -> Table:
     for name in ("avg s", "paper", "P99 s", "paper", "P99 / spotserve", "paper", "failed"):
         table.add_column(name, justify="right")
     table.add_column("USD / 1k tokens", justify="right")
+    table.add_column("paper", justify="right")
     for row in rows:
         policy = " ".join(
             part
@@ -254,9 +272,11 @@ def _table(rows: Sequence[Row]) -> Table:
                 str(row["policy"]),
                 str(row["engine"]),
                 "fixed shape" if row["is_shape_fixed"] else "",
+                f"on {row['on_demand_nodes']} nodes" if row["on_demand_nodes"] else "",
             )
             if part
         )
+        paper_usd = row["paper_usd_per_1k_tokens"]
         names = ("avg_s", "paper_avg_s", "p99_s", "paper_p99_s", "p99_over_spotserve")
         table.add_row(
             str(row["model"]),
@@ -267,6 +287,7 @@ def _table(rows: Sequence[Row]) -> Table:
             *(_number(row[name]) for name in (*names, "paper_p99_over_spotserve")),
             str(row["failed"]),
             f"{float(row['usd_per_1k_tokens'] or 0):.5f}",
+            "" if paper_usd is None else f"{float(paper_usd):.5f}",
         )
     return table
 

@@ -25,6 +25,7 @@ def test_one_value_has_no_interval() -> None:
 def cell(policy: str, p99_s: float, *, seed: int = 1, cv: str = "poisson") -> Row:
     return {
         "policy": policy, "p99_s": p99_s, "seed": seed, "cv": cv, "model": "m", "trace": "t",
+        "on_demand_nodes": None,
     }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from loadgen.traces.scenarios import FLUCTUATING_RATES_PER_S, SCENARIOS
 from services.planner.options import CapacityOptions
 from services.simulator.spot.hardware import Hardware, hardware_of
 from services.simulator.spot.options import Arrival, EngineKind, SpotRunOptions
+from services.simulator.spot.paper_models import PAPER_MODELS, WORKSPACE_BYTES
 from services.simulator.spot.trace import NodeSpan, NodeTrace
 
 BATCH_MAX: Final = 4
@@ -136,9 +137,12 @@ def run_options(setting: Setting) -> SpotRunOptions:
         seed=setting.seed,
         profile=profile,
         hardware=hardware,
+        model=PAPER_MODELS[profile.name],
         trace=_trace(availability),
         arrivals=tuple(_arrivals(setting, profile, load, end_at_ns=availability.end_at_ns)),
-        plan=PlanOptions(policy=setting.policy.policy, search=search),
+        plan=PlanOptions(
+            policy=setting.policy.policy, search=replace(search, workspace_bytes=WORKSPACE_BYTES)
+        ),
         engine=engine,
         requests_per_s_target=target,
         is_demand_measured=not is_paper,

@@ -1,6 +1,7 @@
 """What a token costs on spot, beside the smallest fleet on demand that serves as well.
 
-    python -m benchmarks.spot_cost --json FILE [--spot-trace FILE] [--seeds 1,2,3] [--nodes-extra 0]
+    python -m benchmarks.spot_cost --json FILE [--spot-trace FILE] [--load gpt-20b:0.35]
+        [--seeds 1,2,3] [--nodes-extra 0]
 
 Both fleets run the same engine and the same policy, `tideserve`. On spot the planner buys the nodes
 that it wants, as long as the trace offers them, and nodes on demand for what spot lacks; launches
@@ -27,6 +28,7 @@ from benchmarks.gains import Interval, geometric_mean
 from benchmarks.provenance import provenance, write_record
 from benchmarks.spotserve import seeds_of
 from libs.contracts.reports import Market
+from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_S
 from libs.policy.cost_model import execution_ns
 from libs.policy.paper_profiles import PAPER_PROFILES
@@ -44,6 +46,8 @@ LEAST_REPLICAS: Final = {
 }
 """Of table 1."""
 SLO_FACTOR: Final = 2
+LOADS: Final = ("gpt-20b:0.35", "gpt-20b:0.7", "opt-6.7b:3")
+"""The paper's for GPT-20B, and two that need as many nodes as spot markets may not have."""
 NODES_MAX: Final = 40
 
 
@@ -141,20 +145,24 @@ def figures_of(run: SpotRun, *, slo_ns: int) -> FleetFigures:
     )
 
 
-def workloads(traces: Sequence[str], seeds: Sequence[int]) -> Iterator[Setting]:
-    """Yield the paper's load, and one that needs a fleet twice as large."""
+def workloads(
+    traces: Sequence[str], loads: Sequence[str], seeds: Sequence[int]
+) -> Iterator[Setting]:
+    """Yield every load, `model:requests/s`, on every trace. Raises: ConfigError."""
     for trace in traces:
-        for model, rates in (("gpt-20b", (0.35, 0.7)), ("opt-6.7b", (3.0,))):
-            for rate in rates:
-                for seed in seeds:
-                    yield Setting(
-                        policy=PolicyName.TIDESERVE,
-                        spot_trace=trace,
-                        model=model,
-                        arrivals="poisson",
-                        requests_per_s=rate,
-                        seed=seed,
-                    )
+        for load in loads:
+            model, _, rate = load.partition(":")
+            if model not in LEAST_REPLICAS or not rate.replace(".", "", 1).isdigit():
+                raise ConfigError(f"load: {load!r} is no model and rate such as {LOADS[0]}")
+            for seed in seeds:
+                yield Setting(
+                    policy=PolicyName.TIDESERVE,
+                    spot_trace=trace,
+                    model=model,
+                    arrivals="poisson",
+                    requests_per_s=float(rate),
+                    seed=seed,
+                )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,10 +170,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--spot-trace", action="append", help="name or file; default: A_S and B_S")
+    parser.add_argument("--load", action="append", help=f"default: {' and '.join(LOADS)}")
     parser.add_argument("--seeds", default="1", help="comma-separated (default %(default)s)")
     parser.add_argument("--nodes-extra", type=int, default=0, help="spare spot nodes (default 0)")
     given = parser.parse_args(arguments)
-    settings = list(workloads(given.spot_trace or ["A_S", "B_S"], seeds_of(given.seeds)))
+    seeds = seeds_of(given.seeds)
+    settings = list(workloads(given.spot_trace or ["A_S", "B_S"], given.load or LOADS, seeds))
     capacity = CapacityOptions(
         nodes_max=NODES_MAX, nodes_extra=given.nodes_extra, workers_per_node=4
     )

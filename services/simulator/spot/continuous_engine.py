@@ -24,11 +24,9 @@ from libs.policy.model_profile import ModelProfile
 from libs.policy.shapes import ReplicaShape
 from libs.sim.world import Action, World
 from services.simulator.spot.engine import EngineOwner, EngineReport
+from services.simulator.spot.options import BLOCK_TOKENS
 from services.simulator.spot.work import SimRequest, Work
 
-BLOCK_TOKENS = 16
-PREFILL_CHUNKS = 4
-"""Of a typical prompt: 128 of 512 tokens."""
 TOKEN_ID = 1
 """Of every token: what is said does not matter here. A salt keeps requests apart."""
 
@@ -38,8 +36,8 @@ class ContinuousEngine:
 
     def __init__(
         self, world: World, owner: EngineOwner, *, profile: ModelProfile, shape: ReplicaShape,
-        sequences_max: int, step_tokens_max: int, context_tokens_max: int,
-        is_stepwise: bool = False,
+        sequences_max: int, step_tokens_max: int, context_tokens_max: int, prefill_chunks: int = 4,
+        kv_blocks_max: int | None = None, is_stepwise: bool = False,
     ) -> None:  # fmt: skip
         self._world = world
         self._owner = owner
@@ -47,12 +45,13 @@ class ContinuousEngine:
         self._shape = shape
         self._is_stepwise = is_stepwise
         blocks_per_sequence = -(-context_tokens_max // BLOCK_TOKENS) + 1
+        blocks = 2 * (sequences_max + 1) * blocks_per_sequence
         self._scheduler = Scheduler(
             SchedulerOptions(
                 step_tokens_max=max(step_tokens_max, sequences_max),
                 sequences_max=sequences_max,
                 block_tokens=BLOCK_TOKENS,
-                blocks_total=2 * (sequences_max + 1) * blocks_per_sequence,
+                blocks_total=blocks if kv_blocks_max is None else min(blocks, kv_blocks_max),
                 context_tokens_max=context_tokens_max + 1,
                 eos_token_ids=frozenset(),
             )
@@ -74,7 +73,7 @@ class ContinuousEngine:
         self._began_at_ns = 0
         self._stretch = 0
         self._decode_ns: dict[int, int] = {}
-        self._prefill_token_ns = _prefill_token_ns(profile, shape)
+        self._prefill_token_ns = _prefill_token_ns(profile, shape, chunks=prefill_chunks)
 
     # ------------------------------------------------------------------ from outside
 
@@ -265,10 +264,10 @@ class ContinuousEngine:
         self._scheduler.commit_imports(request.request_id, hashes)
 
 
-def _prefill_token_ns(profile: ModelProfile, shape: ReplicaShape) -> int:
-    """Return a prompt token's share of a prefill in PREFILL_CHUNKS parts."""
+def _prefill_token_ns(profile: ModelProfile, shape: ReplicaShape, *, chunks: int) -> int:
+    """Return a prompt token's share of a prefill in so many parts."""
     whole = batch_times(profile, shape, batch=1)
-    overlap = (shape.stages + PREFILL_CHUNKS - 1) / (shape.stages * PREFILL_CHUNKS)
+    overlap = (shape.stages + chunks - 1) / (shape.stages * chunks)
     return round((whole.prefill_ns * overlap + whole.embedding_ns) / profile.prompt_tokens)
 
 

@@ -22,6 +22,7 @@ def planner_options(options: SpotRunOptions) -> PlannerOptions:
         alias=ALIAS,
         profile=options.profile,
         plan=options.plan,
+        model=options.model,
         requests_per_s_min=options.requests_per_s_target,
         capacity=options.capacity or CapacityOptions(),
         liveness=_liveness(ECHOES_MISSED_MAX),

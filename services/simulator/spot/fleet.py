@@ -51,7 +51,7 @@ class SpotFleet:
         self.copies = KvCopies(
             world, self.log, hardware=options.hardware, size=options.profile.size
         )
-        self.nodes = Nodes(world, self.log, self, self.copies)
+        self.nodes = Nodes(world, self.log, self, self.copies, options=options)
         self.market = None if options.capacity is None else SpotMarket(world, self.nodes, options)
         self.control = ControlPlane(
             world,
@@ -70,9 +70,6 @@ class SpotFleet:
         self.accepted = 0
         self.begins_at_ns = 0
         """When the trace began; before, the fleet warms up."""
-        self._context_tokens_max = max(
-            (a.prompt_tokens + a.output_tokens for a in options.arrivals), default=1
-        )
         self.weight_bytes_from_peers = 0
         self.weight_bytes_from_disk = 0
         self.plan_revision_reached = 0
@@ -295,8 +292,17 @@ class SpotFleet:
         return ContinuousEngine(
             self.world, owner, profile=self.options.profile, shape=shape,
             sequences_max=self.options.batch_max, step_tokens_max=self.options.step_tokens_max,
-            context_tokens_max=self._context_tokens_max,
+            context_tokens_max=self.options.context_tokens_max,
+            prefill_chunks=self.options.prefill_chunks, kv_blocks_max=self._kv_blocks(shape),
         )  # fmt: skip
+
+    def _kv_blocks(self, shape: ReplicaShape) -> int | None:
+        """Return the blocks for which a replica's workers have room; None: any number."""
+        memory = self.options.memory
+        if memory is None:
+            return None
+        memory_bytes = self.hardware.gpu_bytes - self.options.plan.search.workspace_bytes
+        return memory.blocks_that_fit(shape, memory_bytes=memory_bytes)
 
     def _batch_times(self, shape: ReplicaShape, count: int, prompt_tokens: int) -> BatchTimes:
         key = (shape, count, prompt_tokens)

@@ -9,18 +9,30 @@ paid from that moment on, until it is gone.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from libs.contracts.reports import Market
 from libs.kernel.units import NS_PER_S
 from libs.sim.world import World
 from services.planner.commands import PublishCapacity
-from services.simulator.spot.nodes import Nodes
 from services.simulator.spot.options import SpotRunOptions
 from services.simulator.spot.trace import NodeSpan
 
 RELEASE_GRACE_NS: Final = 30 * NS_PER_S
 """For a node that is given back to hand over what it holds; the live provisioners' value."""
+
+
+class Nodes(Protocol):
+    """What the market does to nodes."""
+
+    def add(self, node_id: str, *, market: Market) -> None:
+        """Start a node."""
+
+    def warn(self, node_id: str, *, ends_at_ns: int) -> None:
+        """Say when a node will end."""
+
+    def end(self, node_id: str) -> None:
+        """Take a node away."""
 
 
 @dataclass(slots=True, kw_only=True)

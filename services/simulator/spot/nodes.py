@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from libs.contracts.preemption import PreemptionNotice
-from libs.contracts.reports import Market
+from libs.contracts.reports import Market, WorkerReport
 from libs.sim.world import World
 from services.preemption_watcher.commands import TellWorkers
 from services.simulator.spot.copying import KvCopies
 from services.simulator.spot.event_log import EventLog
 from services.simulator.spot.node_watcher import NodeWatcher
-from services.simulator.spot.worker import Fleet, SimWorker
+from services.simulator.spot.options import BLOCK_TOKENS, SpotRunOptions
+from services.simulator.spot.paper_models import FP32
+from services.simulator.spot.worker import ALIAS, KV_BLOCKS, Fleet, SimWorker
 
 
 class NodesOwner(Fleet, Protocol):
@@ -26,8 +28,12 @@ class NodesOwner(Fleet, Protocol):
 class Nodes:
     """Starts, warns and ends nodes; knows who runs."""
 
-    def __init__(self, world: World, log: EventLog, owner: NodesOwner, copies: KvCopies) -> None:
+    def __init__(
+        self, world: World, log: EventLog, owner: NodesOwner, copies: KvCopies, *,
+        options: SpotRunOptions,
+    ) -> None:  # fmt: skip
         self._world = world
+        self._options = options
         self._log = log
         self._owner = owner
         self._copies = copies
@@ -49,8 +55,8 @@ class Nodes:
         for index in range(self._owner.hardware.gpus_per_node):
             self._workers_started += 1
             worker = SimWorker(
-                self._world, self._owner, self._copies, worker_id=f"{node_id}-gpu-{index}",
-                node_id=node_id, number=self._workers_started, market=market,
+                self._world, self._owner, self._copies, node_id=node_id,
+                blank=self._blank(f"{node_id}-gpu-{index}", node_id=node_id, market=market),
             )  # fmt: skip
             self._workers[worker.name] = worker
         watcher = NodeWatcher(
@@ -81,3 +87,31 @@ class Nodes:
             for worker in self.workers():
                 if worker.node_id == notice.node_id:
                     worker.hear(notice)
+
+    def _blank(self, worker_id: str, *, node_id: str, market: Market) -> WorkerReport:
+        """Return what does not change in a worker's reports; of those a run makes a million."""
+        options = self._options
+        is_limited = options.memory is not None
+        return WorkerReport(
+            worker_id=worker_id,
+            beat=0,
+            alias=ALIAS,
+            process_id=self._workers_started,
+            context_tokens_max=options.context_tokens_max,
+            vocabulary_size=1,
+            block_tokens=BLOCK_TOKENS,
+            blocks_total=KV_BLOCKS,
+            blocks_free=KV_BLOCKS,
+            sessions_running=0,
+            sessions_waiting=0,
+            tokens_waiting=0,
+            tokens_generated=0,
+            steps=0,
+            step_ms_recent=0.0,
+            node_id=node_id,
+            market=market,
+            is_planned=True,
+            is_serving=False,
+            memory_bytes=options.hardware.gpu_bytes if is_limited else 0,
+            memory_rule=FP32 if is_limited else None,
+        )

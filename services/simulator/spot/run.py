@@ -32,7 +32,7 @@ class SpotRun:
 
 
 def run_spot(options: SpotRunOptions, *, on_progress: OnProgress | None = None) -> SpotRun:
-    """Run to the end. Raises: ConfigError if the model fits no number of nodes of the trace."""
+    """Run to the end. Raises: ConfigError if the model never fits what nodes there are."""
     _check_fits(options)
     world = World(seed=options.seed, actions_max=options.actions_max)
     fleet = SpotFleet(world, options)
@@ -71,8 +71,9 @@ def _check_fits(options: SpotRunOptions) -> None:
         profile=options.profile,
         workload=Workload(requests_per_s=options.requests_per_s_target),
         workers=workers,
-        memory_bytes=None,
+        memory_bytes=None if options.model is None else options.hardware.gpu_bytes,
         options=options.plan.search,
+        memory=options.memory,
     )
     chosen = search.choose()
     if isinstance(chosen, NoShapeFits):

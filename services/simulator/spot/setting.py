@@ -35,6 +35,7 @@ from loadgen.traces.scenarios import FLUCTUATING_RATES_PER_S, SCENARIOS
 from services.planner.options import CapacityOptions
 from services.simulator.spot.hardware import Hardware, hardware_of
 from services.simulator.spot.options import Arrival, EngineKind, SpotRunOptions
+from services.simulator.spot.paper_models import PAPER_MODELS, WORKSPACE_BYTES
 from services.simulator.spot.trace import NodeSpan, NodeTrace
 
 BATCH_MAX: Final = 4
@@ -107,6 +108,8 @@ class Setting:
     """Of the paper's engine; None: as its scripts have it. 0 is its new batching."""
     capacity: CapacityOptions | None = None
     """Nodes are bought as `tideserve` wants them; None: all that the trace has are there."""
+    on_demand_nodes: int | None = None
+    """A fleet of so many nodes on demand, all there from the beginning, in place of the trace's."""
     is_shape_fixed: bool = False
     """Ablation: the shape that rerouting would have, whatever the policy."""
 
@@ -134,9 +137,12 @@ def run_options(setting: Setting) -> SpotRunOptions:
         seed=setting.seed,
         profile=profile,
         hardware=hardware,
+        model=PAPER_MODELS[profile.name],
         trace=_trace(availability),
         arrivals=tuple(_arrivals(setting, profile, load, end_at_ns=availability.end_at_ns)),
-        plan=PlanOptions(policy=setting.policy.policy, search=search),
+        plan=PlanOptions(
+            policy=setting.policy.policy, search=replace(search, workspace_bytes=WORKSPACE_BYTES)
+        ),
         engine=engine,
         requests_per_s_target=target,
         is_demand_measured=not is_paper,
@@ -147,8 +153,10 @@ def run_options(setting: Setting) -> SpotRunOptions:
     )
     if only_reacts:
         options = replace(options, grace_ns=LOSS_NOTICE_NS)
-    if setting.policy is PolicyName.ON_DEMAND:
+    nodes = setting.on_demand_nodes
+    if setting.policy is PolicyName.ON_DEMAND and nodes is None:
         nodes = _nodes_that_keep_up(profile, target, hardware)
+    if nodes is not None:
         options = replace(options, trace=_constant(nodes, end_at_ns=availability.end_at_ns))
     return options
 

@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeAlias, assert_never
 
 from libs.contracts.handover import ToMigrator
 from libs.contracts.handover_record import HandoverRecord
-from libs.contracts.placement import Placement
+from libs.contracts.placement import CapacityWanted, Placement
 from libs.contracts.preemption import NoticeKind, PreemptionNotice
 from libs.contracts.reports import RouterReport
 from libs.kernel.core import SetTimer, TimerFired
@@ -55,6 +55,8 @@ class PaceOptions:
     busy_ns: int = 250 * NS_PER_MS
     rest_ns: int = 10 * NS_PER_S
     """Equal to `busy_ns`: the fleet never rests."""
+    is_checked_each_event: bool = True
+    """Whether invariants are checked after every event; else once a round."""
 
 
 class Fleet(Protocol):
@@ -68,6 +70,9 @@ class Fleet(Protocol):
 
     def router_report(self) -> RouterReport | None:
         """What the routers have accepted; None where demand is told, not measured."""
+
+    def capacity_wanted(self, wish: CapacityWanted) -> None:
+        """Pass on what the planner would like to have."""
 
     def placement_reached(self, plan_revision: int) -> None:
         """Take note that the fleet has the committed shape."""
@@ -123,6 +128,8 @@ class ControlPlane(SimProcess):
 
     def _round(self) -> None:
         self._rounds += 1
+        self.planner.check_invariants()
+        self.migrator.check_invariants()
         for worker in self._fleet.living_workers():
             report = worker.report()
             cause_id = worker.name
@@ -148,7 +155,8 @@ class ControlPlane(SimProcess):
 
     def _plan(self, event: PlannerEvent) -> None:
         commands = self.planner.handle(event, now_ns=self.world.now_ns)
-        self.planner.check_invariants()
+        if self._pace.is_checked_each_event:
+            self.planner.check_invariants()
         for command in commands:
             self._perform_planned(command)
 
@@ -180,8 +188,11 @@ class ControlPlane(SimProcess):
                     self._soon(MESSAGE_NS, lambda: self._plan(gone))
             case planning.TellDecision():
                 self._log.add("planner", command.decision, **dict(command.fields))
-            case planning.PublishCapacity() | planning.AnswerPin():
-                pass  # nodes come and go as the trace says; nobody pins a shape
+            case planning.PublishCapacity():
+                wish = command.wanted
+                self._soon(MESSAGE_NS, lambda: self._fleet.capacity_wanted(wish))
+            case planning.AnswerPin():
+                pass  # nobody pins a shape
             case _:
                 assert_never(command)
 
@@ -211,7 +222,8 @@ class ControlPlane(SimProcess):
 
     def _migrate(self, event: MigratorEvent) -> None:
         commands = self.migrator.handle(event, now_ns=self.world.now_ns)
-        self.migrator.check_invariants()
+        if self._pace.is_checked_each_event:
+            self.migrator.check_invariants()
         for command in commands:
             self._perform_migrated(command)
 

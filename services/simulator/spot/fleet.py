@@ -1,10 +1,11 @@
 """The simulated fleet: nodes, workers, replicas, and requests between them."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 from libs.contracts.handover import LoadWeights, ReplicaRoster, ToMigrator, WeightsFrom
-from libs.contracts.placement import Policy
+from libs.contracts.placement import CapacityWanted, Policy
 from libs.contracts.preemption import PreemptionNotice
 from libs.contracts.reports import ReportedPosition, RouterReport
 from libs.kernel.units import NS_PER_S, seconds
@@ -18,6 +19,7 @@ from services.preemption_watcher.commands import TellWorkers
 from services.simulator.spot.batch_engine import BatchEngine
 from services.simulator.spot.continuous_engine import ContinuousEngine
 from services.simulator.spot.control import ControlPlane, NodeWatcher
+from services.simulator.spot.counting_engine import CountingEngine
 from services.simulator.spot.copying import KvCopies
 from services.simulator.spot.engine import ReplicaEngine
 from services.simulator.spot.event_log import EventLog
@@ -35,6 +37,8 @@ from services.simulator.spot.transfers import (
 from services.simulator.spot.work import SimRequest, Work
 from services.simulator.spot.worker import ALIAS, SimWorker
 
+OnFinished = Callable[[SimRequest], None]
+OnCapacityWanted = Callable[[CapacityWanted], None]
 NEVER_NS = 10**18
 """No silence is an outage: rounds may be seconds apart, and nothing is lost on the way."""
 
@@ -42,7 +46,14 @@ NEVER_NS = 10**18
 class SpotFleet:
     """Everything that runs, and what happens between its parts."""
 
-    def __init__(self, world: World, options: SpotRunOptions) -> None:
+    def __init__(
+        self,
+        world: World,
+        options: SpotRunOptions,
+        *,
+        on_finished: OnFinished | None = None,
+    ) -> None:
+        """`on_finished` takes the requests instead of the list of those that are finished."""
         self.world = world
         self.options = options
         self.hardware = options.hardware
@@ -68,6 +79,9 @@ class SpotFleet:
             else RoutedDoor(self.serving, lambda r: self._workers[r.lead_id].report())
         )
         self.finished: list[SimRequest] = []
+        self._on_finished = on_finished or self.finished.append
+        self.on_capacity_wanted: OnCapacityWanted | None = None
+        """Who provides nodes; None: they come and go as the trace says."""
         self.accepted = 0
         self.begins_at_ns = 0
         """When the trace began; before, the fleet warms up."""
@@ -95,7 +109,7 @@ class SpotFleet:
             self._workers_started += 1
             worker = SimWorker(
                 self.world, self, self.copies, worker_id=f"{span.node_id}-gpu-{index}",
-                node_id=span.node_id, number=self._workers_started,
+                span=span, number=self._workers_started,
             )  # fmt: skip
             self._workers[worker.name] = worker
         watcher = NodeWatcher(
@@ -182,6 +196,11 @@ class SpotFleet:
             total += rate * seconds(max(0, min(until_ns, now_ns) - at_ns))
         return math.ceil(total)
 
+    def capacity_wanted(self, wish: CapacityWanted) -> None:
+        """Pass on what the planner would like to have."""
+        if self.on_capacity_wanted is not None:
+            self.on_capacity_wanted(wish)
+
     def placement_reached(self, plan_revision: int) -> None:
         """The fleet has the committed shape."""
         self.plan_revision_reached = plan_revision
@@ -250,7 +269,7 @@ class SpotFleet:
         lost = []
         for index, work in enumerate(works):
             copied = replica.tokens_copied.get(work.name, 0)
-            if targets and (copied or self.options.engine is EngineKind.CONTINUOUS):
+            if targets and (copied or self.options.engine is not EngineKind.PAPER):
                 self._note_lost(work, kept=copied)
                 work.kv_tokens = min(work.kv_tokens, copied)
                 targets[index % len(targets)].engine.add(work)
@@ -293,7 +312,7 @@ class SpotFleet:
 
     def request_finished(self, request: SimRequest) -> None:
         """A request's last token is there."""
-        self.finished.append(request)
+        self._on_finished(request)
         self.world.note(f"{request.request_id} finished")
 
     @staticmethod
@@ -309,6 +328,11 @@ class SpotFleet:
             return BatchEngine(
                 self.world, owner, lambda count, tokens: self._batch_times(shape, count, tokens),
                 batch_max=self.options.batch_max,
+            )  # fmt: skip
+        if self.options.engine is EngineKind.COUNTED:
+            return CountingEngine(
+                self.world, owner, profile=self.options.profile, shape=shape,
+                sequences_max=self.options.batch_max, step_tokens_max=self.options.step_tokens_max,
             )  # fmt: skip
         return ContinuousEngine(
             self.world, owner, profile=self.options.profile, shape=shape,
@@ -366,6 +390,8 @@ def _planner_options(options: SpotRunOptions) -> PlannerOptions:
         alias=ALIAS,
         profile=options.profile,
         plan=options.plan,
+        capacity=options.capacity,
+        rate_window_ns=options.rate_window_ns,
         requests_per_s_min=options.requests_per_s_target,
         liveness=_liveness(ECHOES_MISSED_MAX),
     )

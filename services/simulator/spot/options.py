@@ -7,6 +7,7 @@ from libs.contracts.placement import Policy
 from libs.kernel.units import NS_PER_S
 from libs.policy.model_profile import ModelProfile
 from libs.policy.placement_plan import PlanOptions
+from services.planner.options import CapacityOptions
 from services.simulator.spot.control import PaceOptions
 from services.simulator.spot.hardware import Hardware
 from services.simulator.spot.trace import NodeTrace
@@ -19,6 +20,8 @@ class EngineKind(StrEnum):
     """Fixed batches, answered together; what is lost starts over."""
     CONTINUOUS = "continuous"
     """The live scheduler: continuous batching; what is lost goes on from its tokens."""
+    COUNTED = "counted"
+    """The same histories, counted without tokens and blocks: for large fleets and long times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,10 @@ class SpotRunOptions:
     """From the notice to the end of a node; of a policy that only reacts, next to nothing."""
     drain_ns_max: int = 7_200 * NS_PER_S
     """For what still runs when the trace ends; what is not done by then has failed."""
+    capacity: CapacityOptions = field(default_factory=CapacityOptions)
+    """What the planner may ask for; by default nothing: nodes come and go as the trace says."""
+    rate_window_ns: int = 30 * NS_PER_S
+    """Over which the planner averages what arrives, where it measures that."""
     pace: PaceOptions = field(default_factory=PaceOptions)
     actions_max: int = 200_000_000
 

@@ -25,7 +25,7 @@ from libs.contracts.handover import (
     WeightsFrom,
 )
 from libs.contracts.preemption import Notice, NoticeWithdrawn
-from libs.contracts.reports import Market, ReportedPosition, WorkerReport
+from libs.contracts.reports import ReportedPosition, WorkerReport
 from libs.kernel.units import NS_PER_MS, milliseconds
 from libs.sim.process import Life, SimProcess
 from libs.sim.world import World
@@ -34,6 +34,7 @@ from services.simulator.spot.copying import KvCopies
 from services.simulator.spot.engine import EngineReport
 from services.simulator.spot.hardware import Hardware
 from services.simulator.spot.replica import SimReplica
+from services.simulator.spot.trace import NodeSpan
 from services.simulator.spot.transfers import LoadedBytes, Traffic
 
 KV_BLOCK_TOKENS = 16
@@ -78,15 +79,15 @@ class SimWorker(SimProcess):
     """One GPU; see the head of this file."""
 
     def __init__(
-        self, world: World, fleet: Fleet, copies: KvCopies, *, worker_id: str, node_id: str,
+        self, world: World, fleet: Fleet, copies: KvCopies, *, worker_id: str, span: NodeSpan,
         number: int,
     ) -> None:  # fmt: skip
         super().__init__(world, name=worker_id)
-        self.node_id = node_id
+        self.node_id = span.node_id
         self._fleet = fleet
         self._copies = copies
         self._beat = 0
-        self._blank = _blank_report(worker_id=worker_id, node_id=node_id, number=number)
+        self._blank = _blank_report(worker_id=worker_id, span=span, number=number)
         self._life = NodeLife()
         self._answers: dict[str, ToMigrator | None] = {}
         """By op_id; None: under way."""
@@ -289,7 +290,7 @@ class SimWorker(SimProcess):
         self._fleet.answered(answer)
 
 
-def _blank_report(*, worker_id: str, node_id: str, number: int) -> WorkerReport:
+def _blank_report(*, worker_id: str, span: NodeSpan, number: int) -> WorkerReport:
     """Return what does not change in a worker's reports; a million of them may be made in a run."""
     return WorkerReport(
         worker_id=worker_id,
@@ -307,8 +308,9 @@ def _blank_report(*, worker_id: str, node_id: str, number: int) -> WorkerReport:
         tokens_generated=0,
         steps=0,
         step_ms_recent=0.0,
-        node_id=node_id,
-        market=Market.SPOT,
+        node_id=span.node_id,
+        zone=span.zone,
+        market=span.market,
         is_planned=True,
         is_serving=False,
     )

@@ -145,9 +145,13 @@ class ContinuousEngine:
             requests_running=load.sequences_running,
             requests_waiting=load.sequences_waiting + len(self._arriving),
             tokens_waiting=load.tokens_waiting + arriving,
-            kv_tokens=sum(work.kv_tokens for work in self.held()),
             step_ns=self._step_ns if self._plan is not None else 0,
         )
+
+    @property
+    def kv_tokens(self) -> int:
+        """See ReplicaEngine."""
+        return 0 if self._is_halted else sum(work.kv_tokens for work in self.held())
 
     # ------------------------------------------------------------------ steps
 

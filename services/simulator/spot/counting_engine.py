@@ -133,17 +133,28 @@ class CountingEngine:
         """See ReplicaEngine."""
         if self._is_halted:
             return HALTED
-        self._note_progress()
         return EngineReport(
             requests_running=len(self._running),
             requests_waiting=len(self._waiting) + len(self._arriving),
-            tokens_waiting=sum(s.missing for s in self._running if s.missing > 1)
-            + sum(s.missing for s in self._waiting)
-            + sum(work.requests[0].kv_tokens - work.kv_tokens for work in self._arriving),
-            kv_tokens=sum(sequence.work.kv_tokens for sequence in self._known.values())
-            + sum(work.kv_tokens for work in self._arriving),
+            tokens_waiting=self._tokens_waiting(),
             step_ns=self._step_ns if self._steps else 0,
         )
+
+    @property
+    def kv_tokens(self) -> int:
+        """See ReplicaEngine."""
+        return 0 if self._is_halted else sum(work.kv_tokens for work in self.held())
+
+    def _tokens_waiting(self) -> int:
+        tokens = 0
+        for sequence in self._running:
+            if sequence.missing > 1:
+                tokens += sequence.missing
+        for sequence in self._waiting:
+            tokens += sequence.missing
+        for work in self._arriving:
+            tokens += work.requests[0].kv_tokens - work.kv_tokens
+        return tokens
 
     def _note_progress(self) -> None:
         """Write into the works what they have now."""

@@ -76,7 +76,7 @@ class SpotFleet:
         self.door: FrontDoor = (
             FifoDoor(self.serving, batch_max=options.batch_max, batches_ahead=options.batches_ahead)
             if options.engine is EngineKind.PAPER
-            else RoutedDoor(self.serving, lambda r: self._workers[r.lead_id].report())
+            else RoutedDoor(self.serving, lambda r: self._workers[r.lead_id].load_report())
         )
         self.finished: list[SimRequest] = []
         self._on_finished = on_finished or self.finished.append

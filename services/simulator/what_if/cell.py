@@ -78,6 +78,7 @@ class Cell:
         engine: EngineKind = EngineKind.COUNTED,
     ) -> None:  # fmt: skip
         self._scenario = scenario
+        self._profile = scenario.profile
         self._number = number
         self._outcome = CellOutcome()
         self._slo_ns = slo_ns(scenario)
@@ -135,13 +136,12 @@ class Cell:
     def _arrive(self, coming: Iterator[int], *, since_ns: int) -> None:
         self._outcome.requests += 1
         self._open += 1
-        profile = self._scenario.profile
         self._fleet.arrive(
             SimRequest(
                 request_id=f"request-{self._outcome.requests:08}",
                 arrived_at_ns=self._world.now_ns,
-                prompt_tokens=profile.prompt_tokens,
-                output_tokens=profile.output_tokens,
+                prompt_tokens=self._profile.prompt_tokens,
+                output_tokens=self._profile.output_tokens,
             )
         )
         self._next_arrival(coming, since_ns=since_ns)

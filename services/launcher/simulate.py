@@ -18,7 +18,6 @@ from services.simulator.spot.outcome import SpotOutcome, outcome_of
 from services.simulator.spot.run import SpotRun, run_spot
 from services.simulator.spot.setting import PolicyName, Setting, run_options
 
-
 app = typer.Typer(invoke_without_command=True)
 app.command("what-if")(what_if)
 

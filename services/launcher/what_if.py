@@ -1,4 +1,4 @@
-"""`tideserve simulate what-if`: a fleet past any machine over a day, what it costs and how it does."""
+"""`tideserve simulate what-if`: what a fleet past any machine would cost over a day, and do."""
 
 import os
 from collections.abc import Sequence

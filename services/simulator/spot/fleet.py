@@ -19,8 +19,8 @@ from services.preemption_watcher.commands import TellWorkers
 from services.simulator.spot.batch_engine import BatchEngine
 from services.simulator.spot.continuous_engine import ContinuousEngine
 from services.simulator.spot.control import ControlPlane, NodeWatcher
-from services.simulator.spot.counting_engine import CountingEngine
 from services.simulator.spot.copying import KvCopies
+from services.simulator.spot.counting_engine import CountingEngine
 from services.simulator.spot.engine import ReplicaEngine
 from services.simulator.spot.event_log import EventLog
 from services.simulator.spot.front_door import FifoDoor, FrontDoor, RoutedDoor

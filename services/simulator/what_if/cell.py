@@ -25,9 +25,7 @@ from services.simulator.what_if.histogram import Histogram
 from services.simulator.what_if.scenario import HOUR_NS, Buying, Scenario
 from services.simulator.what_if.zones import zones_of
 
-PACE: Final = PaceOptions(
-    busy_ns=NS_PER_S, rest_ns=30 * NS_PER_S, is_checked_each_event=False
-)
+PACE: Final = PaceOptions(busy_ns=NS_PER_S, rest_ns=30 * NS_PER_S, is_checked_each_event=False)
 """Everybody reports once a second while anything is under way, and twice a minute at rest."""
 RATE_WINDOW_NS: Final = 300 * NS_PER_S
 """Of hundreds of arrivals: chance alone is then no reason to rent or return a node."""

@@ -86,7 +86,8 @@ class SpotFleet:
         self.begins_at_ns = 0
         """When the trace began; before, the fleet warms up."""
         self._context_tokens_max = max(
-            (a.prompt_tokens + a.output_tokens for a in options.arrivals), default=1
+            (a.prompt_tokens + a.output_tokens for a in options.arrivals),
+            default=options.profile.session_tokens,
         )
         self.weight_bytes_from_peers = 0
         self.weight_bytes_from_disk = 0

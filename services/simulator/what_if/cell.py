@@ -29,6 +29,8 @@ PACE: Final = PaceOptions(busy_ns=NS_PER_S, rest_ns=30 * NS_PER_S, is_checked_ea
 """Everybody reports once a second while anything is under way, and twice a minute at rest."""
 RATE_WINDOW_NS: Final = 300 * NS_PER_S
 """Of hundreds of arrivals: chance alone is then no reason to rent or return a node."""
+RELEASE_AFTER_NS: Final = 1_800 * NS_PER_S
+"""A node that is wanted again within half an hour is not given back: each way is a hand-over."""
 HEADROOM: Final = 1.25
 """Nominal spot capacity of a cell's zones together, over the nodes that it may rent."""
 WARM_UP_NS_MAX: Final = HOUR_NS
@@ -201,6 +203,7 @@ def cell_options(scenario: Scenario, *, engine: EngineKind) -> SpotRunOptions:
         capacity=CapacityOptions(
             nodes_max=scenario.nodes_per_cell,
             nodes_min=-(-scenario.profile.replica_workers_min // scenario.node.gpus_per_node),
+            release_after_ns=RELEASE_AFTER_NS,
             workers_per_node=scenario.node.gpus_per_node,
         ),
         rate_window_ns=RATE_WINDOW_NS,

@@ -63,9 +63,7 @@ def measure(requests: float, *, seed: int, jobs: int) -> Row:
     scenario = scenario_of(requests, seed=seed)
     cpu_s, wall_s = _cpu_s(), time.perf_counter()
     found = answer(scenario, buying=Buying.SPOT, jobs=jobs, on_cell=_tell)
-    return _row(
-        scenario, found, cpu_s=_cpu_s() - cpu_s, wall_s=time.perf_counter() - wall_s
-    )
+    return _row(scenario, found, cpu_s=_cpu_s() - cpu_s, wall_s=time.perf_counter() - wall_s)
 
 
 def _row(scenario: Scenario, found: Answer, *, cpu_s: float, wall_s: float) -> Row:

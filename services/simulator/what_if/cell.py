@@ -93,6 +93,7 @@ class Cell:
             self._fleet,
             zones=zones,
             nodes_per_zone=nodes_per_zone if buying is Buying.SPOT else 0,
+            nodes_max=scenario.nodes_per_cell,
             launch_ns=scenario.node.launch_ns,
             rng=Rng(scenario.seed).child(f"victims in cell {number}"),
         )

@@ -3,7 +3,8 @@
 Wishes are whole and repeated, so each is met afresh: what is too much is given back under notice,
 what is missing is launched. Spot comes from the planner's preferred zones as far as the cell's part
 of their capacity goes; when that shrinks, launches are cancelled first, then nodes drawn by lot get
-notice. On-demand nodes always come. A node costs from its launch to its end.
+notice. On-demand nodes always come, but no more nodes are rented at a time than `nodes_max`, those
+under notice aside. A node costs from its launch to its end.
 """
 
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ class CellCloud:
 
     def __init__(
         self, world: World, fleet: SpotFleet, *, zones: Sequence[ZoneCapacity],
-        nodes_per_zone: int, launch_ns: int, rng: Rng,
+        nodes_per_zone: int, nodes_max: int, launch_ns: int, rng: Rng,
     ) -> None:  # fmt: skip
         self.bill = Bill()
         self._world = world
@@ -68,6 +69,7 @@ class CellCloud:
         self._zones = {zone.name: zone for zone in zones}
         self._nodes_per_zone = nodes_per_zone
         self._share = {zone.name: zone.steps[0][1] for zone in zones}
+        self._nodes_max = nodes_max
         self._launch_ns = launch_ns
         self._rng = rng
         self._nodes: dict[str, _Node] = {}
@@ -96,12 +98,12 @@ class CellCloud:
             if node is not None and node.is_up and not node.is_leaving:
                 self.bill.nodes_returned += 1
                 self._give_notice(node)
-        for _ in range(wish.spot_nodes - self._staying(Market.SPOT)):
+        for _ in range(self._missing(Market.SPOT, wanted=wish.spot_nodes)):
             zone = self._zone_with_room(wish.zones_preferred or tuple(self._zones))
             if zone is None:
                 break
             self._launch(self._grant(zone, Market.SPOT))
-        for _ in range(wish.on_demand_nodes - self._staying(Market.ON_DEMAND)):
+        for _ in range(self._missing(Market.ON_DEMAND, wanted=wish.on_demand_nodes)):
             self._launch(self._grant(self._emptiest_zone(), Market.ON_DEMAND))
 
     def close(self, *, end_at_ns: int) -> Bill:
@@ -143,8 +145,9 @@ class CellCloud:
     def _spot_in(self, zone: str) -> list[_Node]:
         return [n for n in self._nodes.values() if n.zone == zone and n.market is Market.SPOT]
 
-    def _staying(self, market: Market) -> int:
-        return sum(n.market is market and not n.is_leaving for n in self._nodes.values())
+    def _missing(self, market: Market, *, wanted: int) -> int:
+        staying = [node.market for node in self._nodes.values() if not node.is_leaving]
+        return min(wanted - staying.count(market), self._nodes_max - len(staying))
 
     # ------------------------------------------------------------------ nodes
 

@@ -165,7 +165,7 @@ def a_cloud(*steps: Sequence[tuple[int, float]], nodes_per_zone: int = 4) -> tup
     zones = [ZoneCapacity(name=f"zone-{n}", steps=tuple(each)) for n, each in enumerate(steps)]
     cloud = CellCloud(
         world, cast(SpotFleet, fleet), zones=zones, nodes_per_zone=nodes_per_zone,
-        launch_ns=LAUNCH_NS, rng=Rng(1),
+        nodes_max=10, launch_ns=LAUNCH_NS, rng=Rng(1),
     )  # fmt: skip
     return world, fleet, cloud
 
@@ -201,6 +201,15 @@ def test_spot_goes_as_far_as_capacity_and_on_demand_is_never_short() -> None:
     pass_until(world, LAUNCH_NS)
     assert len(fleet.of(Market.SPOT)) == 2 + 1
     assert len(fleet.of(Market.ON_DEMAND)) == 7
+
+
+def test_no_more_nodes_are_rented_at_a_time_than_asked_for() -> None:
+    world, fleet, cloud = a_cloud([(0, 1.0)], [(0, 1.0)])
+    cloud.begin_trace()
+    cloud.wanted(wish(spot=8, on_demand=8))
+    pass_until(world, LAUNCH_NS)
+    assert len(fleet.of(Market.SPOT)) == 8
+    assert len(fleet.of(Market.ON_DEMAND)) == 2
 
 
 def test_a_shortage_cancels_launches_before_it_takes_nodes() -> None:

@@ -102,12 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    rows = [
-        measure(requests, seed=options.seed, jobs=options.jobs)
-        for requests in options.requests or [1e4, 1e5, 1e6]
-    ]
-    record = {"rows": [asdict(row) for row in rows], **provenance("benchmarks.scale")}
-    write_record(record, options.json)
+    rows: list[dict[str, object]] = []
+    for requests in options.requests or [1e4, 1e5, 1e6]:
+        rows.append(asdict(measure(requests, seed=options.seed, jobs=options.jobs)))
+        # After each row: the next may take ten times as long, and be given up.
+        write_record({"rows": rows, **provenance("benchmarks.scale")}, options.json)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ SMALL = Scenario(gpus=96, cell_gpus=48, requests_per_day=8e4, hours=0.5, shortag
 def test_ten_thousand_requests_end_at_the_same_nanosecond_counted_and_step_by_step() -> None:
     def ten_thousand(make: MakeEngine) -> Seen:
         return history(
-            make, seed=7, requests=10_000, gap_ms_max=1_500, prompt_tokens_max=100,
-            output_tokens_max=12,
+            make, seed=7, requests=10_000, gap_ms_max=400, prompt_tokens_max=40,
+            output_tokens_max=4,
         )  # fmt: skip
 
     stepwise, told = ten_thousand(live), ten_thousand(counted)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from libs.policy.paper_profiles import PAPER_PROFILES
 from services.launcher.console import PROGRESS, RESULTS, show, show_json
+from services.launcher.what_if import what_if
 from services.simulator.spot.files import write_comparison, write_run
 from services.simulator.spot.hardware import HARDWARE
 from services.simulator.spot.options import EngineKind
@@ -17,8 +18,13 @@ from services.simulator.spot.outcome import SpotOutcome, outcome_of
 from services.simulator.spot.run import SpotRun, run_spot
 from services.simulator.spot.setting import PolicyName, Setting, run_options
 
+app = typer.Typer(invoke_without_command=True)
+app.command("what-if")(what_if)
 
+
+@app.callback()
 def simulate(
+    context: typer.Context,
     policies: Annotated[
         list[PolicyName] | None,
         typer.Option("--policy", help="Repeatable; several are compared. Default: tideserve."),
@@ -53,6 +59,8 @@ def simulate(
     is_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Run the fleet's deciding cores under virtual time; see docs/SIMULATION.md."""
+    if context.invoked_subcommand is not None:
+        return
     runs: list[tuple[str, SpotRun]] = []
     outcomes: list[SpotOutcome] = []
     for policy in policies or [PolicyName.TIDESERVE]:

@@ -124,9 +124,13 @@ class BatchEngine:
                 request.prompt_tokens for work in works if not work.kv_tokens
                 for request in work.requests
             ),
-            kv_tokens=sum(work.kv_tokens for work in works),
             step_ns=self._step_ns if running else 0,
         )  # fmt: skip
+
+    @property
+    def kv_tokens(self) -> int:
+        """See ReplicaEngine."""
+        return sum(work.kv_tokens for work in self.held())
 
     def _begin_next(self) -> None:
         if self._batch is None:

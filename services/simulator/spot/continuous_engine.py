@@ -1,10 +1,7 @@
 """The live scheduler on an engine of pure arithmetic: continuous batching, chunked prefill.
 
-A step takes the decode time of the cost model at its number of sequences, and each prompt token its
-share of a prompt's prefill: cut into chunks that follow one another through the stages, a prompt of
-p parts takes (P + p - 1) / p of the time that its layers take on one stage. Beyond the largest
-measured batch, times go on along the last line of the profile, which no measurement supports: the
-fleet's B bounds how far.
+A step takes what `step_times` says. Beyond the largest measured batch, times go on along the last
+line of the profile, which no measurement supports: the fleet's B bounds how far.
 
     boundary --schedule--> one step, or a stretch of equal ones --account--> boundary
                                       ^-- add, stop: cut at the next boundary
@@ -19,12 +16,12 @@ from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
 from libs.engine.scheduler import Scheduler, SchedulerOptions
 from libs.engine.steps import SampledToken, StepPlan, StepResult
 from libs.kernel.core import require
-from libs.policy.cost_model import batch_times
 from libs.policy.model_profile import ModelProfile
 from libs.policy.shapes import ReplicaShape
 from libs.sim.world import Action, World
 from services.simulator.spot.engine import EngineOwner, EngineReport
 from services.simulator.spot.options import BLOCK_TOKENS
+from services.simulator.spot.step_times import StepTimes
 from services.simulator.spot.work import SimRequest, Work
 
 TOKEN_ID = 1
@@ -41,8 +38,7 @@ class ContinuousEngine:
     ) -> None:  # fmt: skip
         self._world = world
         self._owner = owner
-        self._profile = profile
-        self._shape = shape
+        self._times = StepTimes(profile, shape, prefill_chunks=prefill_chunks)
         self._is_stepwise = is_stepwise
         blocks_per_sequence = -(-context_tokens_max // BLOCK_TOKENS) + 1
         blocks = 2 * (sequences_max + 1) * blocks_per_sequence
@@ -72,8 +68,6 @@ class ContinuousEngine:
         self._step_ns = 1
         self._began_at_ns = 0
         self._stretch = 0
-        self._decode_ns: dict[int, int] = {}
-        self._prefill_token_ns = _prefill_token_ns(profile, shape, chunks=prefill_chunks)
 
     # ------------------------------------------------------------------ from outside
 
@@ -152,9 +146,13 @@ class ContinuousEngine:
             requests_running=load.sequences_running,
             requests_waiting=load.sequences_waiting + len(self._arriving),
             tokens_waiting=load.tokens_waiting + arriving,
-            kv_tokens=sum(work.kv_tokens for work in self.held()),
             step_ns=self._step_ns if self._plan is not None else 0,
         )
+
+    @property
+    def kv_tokens(self) -> int:
+        """See ReplicaEngine."""
+        return 0 if self._is_halted else sum(work.kv_tokens for work in self.held())
 
     # ------------------------------------------------------------------ steps
 
@@ -198,20 +196,12 @@ class ContinuousEngine:
         """Return how many steps are like this one, and how long each takes."""
         decoding = [e for e in plan.entries if e.output_index and len(e.token_ids) == 1]
         tokens = sum(len(entry.token_ids) for entry in plan.entries) - len(decoding)
-        duration_ns = self._decoding_ns(len(decoding)) + tokens * self._prefill_token_ns
+        duration_ns = self._times.step_ns(decodes=len(decoding), prompt_tokens=tokens)
         self._decoding = {entry.sequence_id for entry in decoding} if not tokens else set()
         if self._is_stepwise or tokens or len(decoding) < len(self._works):
             return 1, duration_ns
         requests = (self._works[entry.sequence_id].requests[0] for entry in decoding)
         return min(r.output_tokens - r.tokens_done for r in requests), duration_ns
-
-    def _decoding_ns(self, sequences: int) -> int:
-        if sequences == 0:
-            return 0
-        if sequences not in self._decode_ns:
-            times = batch_times(self._profile, self._shape, batch=sequences)
-            self._decode_ns[sequences] = times.step_ns
-        return self._decode_ns[sequences]
 
     def _decodes_passed(self) -> int:
         """Steps of the stretch under way that are over by now."""
@@ -262,13 +252,6 @@ class ContinuousEngine:
         )
         self._scheduler.reserve_imports(request.request_id, hashes)
         self._scheduler.commit_imports(request.request_id, hashes)
-
-
-def _prefill_token_ns(profile: ModelProfile, shape: ReplicaShape, *, chunks: int) -> int:
-    """Return a prompt token's share of a prefill in so many parts."""
-    whole = batch_times(profile, shape, batch=1)
-    overlap = (shape.stages + chunks - 1) / (shape.stages * chunks)
-    return round((whole.prefill_ns * overlap + whole.embedding_ns) / profile.prompt_tokens)
 
 
 def _sequence(request: SimRequest) -> SequenceRequest:

@@ -48,6 +48,8 @@ class PaceOptions:
     busy_ns: int = 250 * NS_PER_MS
     rest_ns: int = 10 * NS_PER_S
     """Equal to `busy_ns`: the fleet never rests."""
+    is_checked_each_event: bool = True
+    """Whether invariants are checked after every event; else once a round."""
 
 
 class Fleet(Protocol):
@@ -119,6 +121,8 @@ class ControlPlane(SimProcess):
 
     def _round(self) -> None:
         self._rounds += 1
+        self.planner.check_invariants()
+        self.migrator.check_invariants()
         for worker in self._fleet.living_workers():
             report = worker.report()
             cause_id = worker.name
@@ -144,7 +148,8 @@ class ControlPlane(SimProcess):
 
     def _plan(self, event: PlannerEvent) -> None:
         commands = self.planner.handle(event, now_ns=self.world.now_ns)
-        self.planner.check_invariants()
+        if self._pace.is_checked_each_event:
+            self.planner.check_invariants()
         for command in commands:
             self._perform_planned(command)
 
@@ -209,7 +214,8 @@ class ControlPlane(SimProcess):
 
     def _migrate(self, event: MigratorEvent) -> None:
         commands = self.migrator.handle(event, now_ns=self.world.now_ns)
-        self.migrator.check_invariants()
+        if self._pace.is_checked_each_event:
+            self.migrator.check_invariants()
         for command in commands:
             self._perform_migrated(command)
 

@@ -11,7 +11,7 @@ from libs.sim.world import World
 from services.simulator.spot.event_log import EventLog
 from services.simulator.spot.hardware import Hardware
 from services.simulator.spot.replica import SimReplica
-from services.simulator.spot.transfers import Traffic, kv_traffic
+from services.simulator.spot.transfers import Traffic, kv_routes
 from services.simulator.spot.work import Work
 
 BLOCK_TOKENS = 16
@@ -61,12 +61,10 @@ class KvCopies:
         on_done: OnMoved,
     ) -> None:
         sent = [(work, source.tokens_uncopied(work)) for work in works if targets]
-        traffics = {
-            tokens: kv_traffic(
-                self._size, source=source.placed, target=targets[0].placed, tokens=tokens
-            )
-            for tokens in sorted({tokens for _, tokens in sent})
-        }
+        traffics: dict[int, Traffic] = {}
+        if sent:
+            routes = kv_routes(self._size, source=source.placed, target=targets[0].placed)
+            traffics = {tokens: routes.traffic(tokens) for _, tokens in sent}
         chosen: list[tuple[Work, int]] = []
         whole = Traffic()
         for work, tokens in sent:

@@ -15,7 +15,6 @@ class EngineReport:
     requests_waiting: int = 0
     tokens_waiting: int = 0
     """Prompt tokens not computed yet."""
-    kv_tokens: int = 0
     step_ns: int = 0
 
 
@@ -56,3 +55,7 @@ class ReplicaEngine(Protocol):
 
     def report(self) -> EngineReport:
         """How full the engine is."""
+
+    @property
+    def kv_tokens(self) -> int:
+        """Whose KV lies here now; 0 once it was halted."""

@@ -1,8 +1,9 @@
 """The simulated fleet: nodes, workers, replicas, and requests between them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 from libs.contracts.handover import LoadWeights, ReplicaRoster, ToMigrator, WeightsFrom
 from libs.contracts.placement import Policy
@@ -18,10 +19,10 @@ from services.simulator.spot.continuous_engine import ContinuousEngine
 from services.simulator.spot.control import ControlPlane
 from services.simulator.spot.copying import KvCopies
 from services.simulator.spot.core_options import migrator_options, planner_options
+from services.simulator.spot.counting_engine import CountingEngine
 from services.simulator.spot.engine import ReplicaEngine
 from services.simulator.spot.event_log import EventLog
 from services.simulator.spot.front_door import FifoDoor, FrontDoor, RoutedDoor
-from services.simulator.spot.market import SpotMarket
 from services.simulator.spot.nodes import Nodes
 from services.simulator.spot.options import EngineKind, SpotRunOptions
 from services.simulator.spot.replica import SimReplica
@@ -35,11 +36,30 @@ from services.simulator.spot.transfers import (
 from services.simulator.spot.work import SimRequest, Work
 from services.simulator.spot.worker import SimWorker
 
+OnFinished = Callable[[SimRequest], None]
+
+
+class NodeProvider(Protocol):
+    """Whoever has nodes to give."""
+
+    def begin_trace(self) -> None:
+        """The fleet is warm: from now on nodes cost, and may be taken."""
+
+    def provide(self, capacity: PublishCapacity) -> None:
+        """Follow what the planner wants."""
+
 
 class SpotFleet:
     """Everything that runs, and what happens between its parts."""
 
-    def __init__(self, world: World, options: SpotRunOptions) -> None:
+    def __init__(
+        self,
+        world: World,
+        options: SpotRunOptions,
+        *,
+        on_finished: OnFinished | None = None,
+    ) -> None:
+        """`on_finished` takes the requests instead of the list of those that are finished."""
         self.world = world
         self.options = options
         self.hardware = options.hardware
@@ -52,7 +72,8 @@ class SpotFleet:
             world, self.log, hardware=options.hardware, size=options.profile.size
         )
         self.nodes = Nodes(world, self.log, self, self.copies, options=options)
-        self.market = None if options.capacity is None else SpotMarket(world, self.nodes, options)
+        self.provider: NodeProvider | None = None
+        """None: nodes come and go as the trace says."""
         self.control = ControlPlane(
             world,
             self.log,
@@ -67,6 +88,7 @@ class SpotFleet:
             else RoutedDoor(self.serving, self._report_of_lead)
         )
         self.finished: list[SimRequest] = []
+        self._on_finished = on_finished or self.finished.append
         self.accepted = 0
         self.begins_at_ns = 0
         """When the trace began; before, the fleet warms up."""
@@ -95,9 +117,9 @@ class SpotFleet:
         self.control.wake()
 
     def capacity_wanted(self, capacity: PublishCapacity) -> None:
-        """Let the market, if nodes are had from one, follow the planner's wish."""
-        if self.market is not None:
-            self.market.provide(capacity)
+        """Let whoever has nodes to give hear the planner's wish."""
+        if self.provider is not None:
+            self.provider.provide(capacity)
 
     def _lose_worker(self, worker_id: str) -> list[Work]:
         """Break what the worker was part of; return what was under way there."""
@@ -222,7 +244,7 @@ class SpotFleet:
         lost = []
         for index, work in enumerate(works):
             copied = replica.tokens_copied.get(work.name, 0)
-            if targets and (copied or self.options.engine is EngineKind.CONTINUOUS):
+            if targets and (copied or self.options.engine is not EngineKind.PAPER):
                 self._note_lost(work, kept=copied)
                 work.kv_tokens = min(work.kv_tokens, copied)
                 targets[index % len(targets)].engine.add(work)
@@ -252,8 +274,8 @@ class SpotFleet:
         """The fleet is warm: from now on things count."""
         self.begins_at_ns = self.world.now_ns
         self.weight_bytes_from_peers = self.weight_bytes_from_disk = 0
-        if self.market is not None:
-            self.market.begin_trace()
+        if self.provider is not None:
+            self.provider.begin_trace()
         self.log.add("run", "trace begins", replicas=tuple(r.replica_id for r in self.serving()))
 
     def arrive(self, request: SimRequest) -> None:
@@ -267,7 +289,7 @@ class SpotFleet:
 
     def request_finished(self, request: SimRequest) -> None:
         """A request's last token is there."""
-        self.finished.append(request)
+        self._on_finished(request)
         self.world.note(f"{request.request_id} finished")
 
     @staticmethod
@@ -279,7 +301,7 @@ class SpotFleet:
     def _report_of_lead(self, replica: SimReplica) -> WorkerReport:
         lead = self.nodes.find_worker(replica.lead_id)
         assert lead is not None, "a replica whose lead is gone takes no sessions"
-        return lead.report()
+        return lead.load_report()
 
     # ------------------------------------------------------------------ engines
 
@@ -288,6 +310,12 @@ class SpotFleet:
             return BatchEngine(
                 self.world, owner, lambda count, tokens: self._batch_times(shape, count, tokens),
                 batch_max=self.options.batch_max,
+            )  # fmt: skip
+        if self.options.engine is EngineKind.COUNTED:
+            return CountingEngine(
+                self.world, owner, profile=self.options.profile, shape=shape,
+                sequences_max=self.options.batch_max, step_tokens_max=self.options.step_tokens_max,
+                prefill_chunks=self.options.prefill_chunks,
             )  # fmt: skip
         return ContinuousEngine(
             self.world, owner, profile=self.options.profile, shape=shape,

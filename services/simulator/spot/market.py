@@ -23,9 +23,9 @@ RELEASE_GRACE_NS: Final = 30 * NS_PER_S
 
 
 class Nodes(Protocol):
-    """What the market does to nodes."""
+    """What a cloud does to nodes."""
 
-    def add(self, node_id: str, *, market: Market) -> None:
+    def add(self, node_id: str, *, market: Market, zone: str | None = None) -> None:
         """Start a node."""
 
     def warn(self, node_id: str, *, ends_at_ns: int) -> None:

@@ -49,14 +49,16 @@ class Nodes:
         """The worker of this id, if it runs."""
         return self._workers.get(worker_id)
 
-    def add(self, node_id: str, *, market: Market = Market.SPOT) -> None:
+    def add(self, node_id: str, *, market: Market = Market.SPOT, zone: str | None = None) -> None:
         """A node can be used: its workers and its watcher start."""
         self._log.add(node_id, "comes", market=market.value)
         for index in range(self._owner.hardware.gpus_per_node):
             self._workers_started += 1
             worker = SimWorker(
                 self._world, self._owner, self._copies, node_id=node_id,
-                blank=self._blank(f"{node_id}-gpu-{index}", node_id=node_id, market=market),
+                blank=self._blank(
+                    f"{node_id}-gpu-{index}", node_id=node_id, market=market, zone=zone
+                ),
             )  # fmt: skip
             self._workers[worker.name] = worker
         watcher = NodeWatcher(
@@ -88,7 +90,9 @@ class Nodes:
                 if worker.node_id == notice.node_id:
                     worker.hear(notice)
 
-    def _blank(self, worker_id: str, *, node_id: str, market: Market) -> WorkerReport:
+    def _blank(
+        self, worker_id: str, *, node_id: str, market: Market, zone: str | None
+    ) -> WorkerReport:
         """Return what does not change in a worker's reports; of those a run makes a million."""
         options = self._options
         is_limited = options.memory is not None
@@ -109,6 +113,7 @@ class Nodes:
             steps=0,
             step_ms_recent=0.0,
             node_id=node_id,
+            zone=zone,
             market=market,
             is_planned=True,
             is_serving=False,

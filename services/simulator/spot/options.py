@@ -27,6 +27,8 @@ class EngineKind(StrEnum):
     """Fixed batches, answered together; what is lost starts over."""
     CONTINUOUS = "continuous"
     """The live scheduler: continuous batching; what is lost goes on from its tokens."""
+    COUNTED = "counted"
+    """The same histories, counted without tokens and blocks: for large fleets and long times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +75,18 @@ class SpotRunOptions:
     all that the trace has, from when it says to when it says."""
     drain_ns_max: int = 7_200 * NS_PER_S
     """For what still runs when the trace ends; what is not done by then has failed."""
+    rate_window_ns: int = 30 * NS_PER_S
+    """Over which the planner averages what arrives, where it measures that."""
     pace: PaceOptions = field(default_factory=PaceOptions)
     actions_max: int = 200_000_000
 
     @property
     def context_tokens_max(self) -> int:
-        """Of the longest request that comes."""
-        return max((a.prompt_tokens + a.output_tokens for a in self.arrivals), default=1)
+        """Of the longest request that comes; of a typical one where that is not known."""
+        return max(
+            (a.prompt_tokens + a.output_tokens for a in self.arrivals),
+            default=self.profile.session_tokens,
+        )
 
     @property
     def memory(self) -> ReplicaMemory | None:

@@ -130,7 +130,7 @@ def run_options(setting: Setting) -> SpotRunOptions:
     search, batch_max = _search(setting, fixed)
     only_reacts = setting.policy in (PolicyName.REROUTE, PolicyName.REPARALLELIZE)
     engine = setting.engine or (EngineKind.PAPER if is_paper else EngineKind.CONTINUOUS)
-    if engine is EngineKind.CONTINUOUS:
+    if engine is not EngineKind.PAPER:
         # Its prompts come one by one: none is computed in the shadow of another.
         profile = replace(profile, is_prefill_amortised=False)
     options = SpotRunOptions(

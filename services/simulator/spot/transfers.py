@@ -94,6 +94,26 @@ class LoadedBytes:
     kept: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvRoutes:
+    """From one replica to another: (source node, target node, whole layers)."""
+
+    shares: tuple[tuple[str, str, float], ...]
+    token_layer_bytes: int
+
+    def traffic(self, tokens: int) -> Traffic:
+        """Return what so many tokens come to."""
+        traffic = Traffic()
+        token_bytes = self.token_layer_bytes * tokens
+        for source_node, target_node, layers in self.shares:
+            traffic.carry(
+                source_node=source_node,
+                target_node=target_node,
+                size_bytes=math.ceil(layers * token_bytes),
+            )
+        return traffic
+
+
 def box_of(size: ModelBytes, placed: Placed) -> Box:
     """Return the part of the model that a position needs."""
     layers = layer_range(layers=size.layers, stages=placed.shape.stages, stage=placed.stage)
@@ -122,19 +142,22 @@ def kv_traffic(
     size: ModelBytes, *, source: Sequence[Placed], target: Sequence[Placed], tokens: int
 ) -> Traffic:
     """Send the KV of so many tokens from one replica to another."""
-    traffic = Traffic()
-    token_bytes = size.kv_bytes_per_token_layer * tokens
+    return kv_routes(size, source=source, target=target).traffic(tokens)
+
+
+def kv_routes(
+    size: ModelBytes, *, source: Sequence[Placed], target: Sequence[Placed]
+) -> "KvRoutes":
+    """Return which layers go from where to where, whatever the number of tokens."""
+    boxes = [(heir, box_of(size, heir)) for heir in target]
+    shares = []
     for holder in source:
         held = box_of(size, holder)
-        for heir in target:
-            shared = _overlap(held, box_of(size, heir))
-            if heir.worker_id != holder.worker_id and shared > 0:
-                traffic.carry(
-                    source_node=holder.node_id,
-                    target_node=heir.node_id,
-                    size_bytes=math.ceil(shared * token_bytes),
-                )
-    return traffic
+        for heir, box in boxes:
+            layers = _overlap(held, box)
+            if heir.worker_id != holder.worker_id and layers > 0:
+                shares.append((holder.node_id, heir.node_id, layers))
+    return KvRoutes(shares=tuple(shares), token_layer_bytes=size.kv_bytes_per_token_layer)
 
 
 def _route(

@@ -87,6 +87,7 @@ class SimWorker(SimProcess):
         self._beat = 0
         self._blank = blank
         self._life = NodeLife()
+        self._load_told: tuple[tuple[int, int, int], WorkerReport] | None = None
         self._answers: dict[str, ToMigrator | None] = {}
         """By op_id; None: under way."""
         self.position: ReportedPosition | None = None
@@ -120,10 +121,28 @@ class SimWorker(SimProcess):
                 "weights_bytes": 0
                 if self.position is None
                 else self._fleet.weight_bytes(self.position),
-                "kv_tokens": engine.kv_tokens,
+                "kv_tokens": replica.engine.kv_tokens if replica is not None and is_lead else 0,
                 "grace_left_ms": None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
             }
         )
+
+    def load_report(self) -> WorkerReport:
+        """Return what a router goes by, as of now, for a lead that serves; it takes no beat."""
+        replica = self._own_replica()
+        assert replica is not None
+        engine = replica.engine.report()
+        load = (engine.requests_running, engine.requests_waiting, engine.tokens_waiting)
+        if self._load_told is None or self._load_told[0] != load:
+            report = self._blank.model_copy(
+                update={
+                    "is_serving": True,
+                    "sessions_running": engine.requests_running,
+                    "sessions_waiting": engine.requests_waiting,
+                    "tokens_waiting": engine.tokens_waiting,
+                }
+            )
+            self._load_told = (load, report)
+        return self._load_told[1]
 
     def _own_replica(self) -> SimReplica | None:
         if self.position is None:

@@ -226,7 +226,7 @@ class _OneRun:
             stories,
             shapes=tuple(seen.shape for seen in timeline.shapes),
             recomputed=max(0, computed.total - needed),
-            prefill_ns=warm_up[-1].ttft_ns or 1,
+            prefill_ns=max(1, warm_up[-1].ttft_ns or 0),
         )
 
     async def _sender(self, live: LiveFleet, name: str) -> NatsSender:
@@ -250,6 +250,9 @@ class _OneRun:
             requests = _requests(options, arrivals=[0] * count, rng=rng)
             async with await self._sender(live, f"warm-up-{count}") as sender:
                 records += (await self._load_run(sender).open_loop(requests)).records
+        for record in records:
+            if record.ending.outcome is not Outcome.OK:
+                raise ConfigError(f"the fleet does not answer: {record.ending.explanation}")
         return records
 
     def _load_run(self, sender: NatsSender) -> LoadRun:

@@ -29,7 +29,7 @@ def base_url(compose_project: ComposeProject) -> str:
             await fleet.until_workers(2)
             await fleet.until(lambda: bool(fleet.view.offline_queues()))
 
-    compose_project.compose("up", "--detach", "--wait")
+    compose_project.compose("up", "--detach")
     asyncio.run(until_served())
     return f"{compose_project.http_url}/v1"
 

@@ -43,7 +43,7 @@ async def _ask(project: ComposeProject) -> None:
 def prometheus(compose_project: ComposeProject) -> Iterator[httpx.Client]:
     """Prometheus' API, once the fleet has answered."""
     start(compose_project, "prometheus")
-    compose_project.compose("up", "--detach", "--wait")
+    compose_project.compose("up", "--detach")
     asyncio.run(_ask(compose_project))
     url = f"http://127.0.0.1:{compose_project.prometheus_port}/api/v1"
     with httpx.Client(base_url=url, timeout=60) as client:

@@ -355,6 +355,7 @@ async def freeze(process_id: int) -> None:
         os.kill(process_id, signal.SIGCONT)
 
 
+@pytest.mark.timeout(0)  # its own deadline grows with the lines
 def test_every_line_is_answered_exactly_once_while_processes_are_killed(
     stack: FleetOfBatches, batch_lines: int
 ) -> None:

@@ -43,6 +43,23 @@ RATIOS: Final = (
 )
 """(name, column, policy whose value divides)."""
 CELL: Final = ("model", "workload", "offline")
+FIGURES: Final = (
+    "policy",
+    "online_ttft_p50_ms",
+    "online_ttft_p99_ms",
+    "online_tbt_p99_ms",
+    "offline_tok_s",
+    "total_tok_s",
+    "slo_attainment",
+    "online_requests",
+    "steps_yielded",
+    "tokens_yielded",
+    "tokens_repeated",
+    "evictions_stored",
+    "evictions_recomputed",
+    "prediction_bias",
+)
+"""Of a CoserveRow; its other fields are of the live engine alone."""
 
 
 def rows_of(options: CellOptions, result: CellResult) -> list[Row]:
@@ -140,10 +157,9 @@ def _replay(path: Path) -> dict[str, object]:
 
 
 def _figures(of: PolicyResult) -> Row:
-    outcome, row = of.outcome, asdict(of.row)
-    del row["ttft_p99_ratio"], row["tbt_p99_ratio"]
+    outcome, row = of.outcome, of.row
     return {
-        **row,
+        **{name: getattr(row, name) for name in FIGURES},
         "online_unanswered": sum(not served.is_answered for served in outcome.served),
         "busy_share": round(outcome.busy_share, 4),
         "copying_share": round(outcome.copying_share, 4),

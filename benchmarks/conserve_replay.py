@@ -28,7 +28,7 @@ from benchmarks.coserve_worker import OFFLINE_OPEN, SETTLE_NS, SharedEngine, Var
 from libs.contracts.wire import describe
 from libs.engine.scheduling.coserve import CoserveOptions
 from libs.kernel.errors import ConfigError
-from libs.kernel.units import NS_PER_MS
+from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.policy.latency_model import LatencyModel
 from services.gpu_worker.checkpoint_options import LINK_ASSUMED, CheckpointOptions
 from services.simulator.coserve.device import Device
@@ -45,6 +45,8 @@ COMPARED: Final = {
 DEVIATION_OF_ERROR: Final = math.sqrt(math.pi / 2)
 """Standard deviation of what is normally distributed with a mean absolute error of 1."""
 DEVIATION_MAX: Final = 0.3
+ANSWERS_NS_MAX: Final = 40 * NS_PER_S
+"""After its time, until a live slice is cut off."""
 
 
 class _Recorded(BaseModel):
@@ -211,6 +213,7 @@ class _Replay:
             duration_ns=slice_.duration_ns,
             offline_open_max=OFFLINE_OPEN,
             settle_ns=SETTLE_NS,
+            drain_ns_max=ANSWERS_NS_MAX,
         )
         backlog = offline_backlog(self._load, vocabulary_size=self._vocabulary_size, name=name)
         return slice_of(run_coserve(options, backlog=map(_request, backlog)))

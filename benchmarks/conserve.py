@@ -25,6 +25,7 @@ from typing import Final
 from benchmarks.conserve_cell import BUSY_SHARE, CellOptions, CellResult, PolicyResult, measure_cell
 from benchmarks.conserve_load import OFFLINE, WORKLOADS, ConserveLoad
 from benchmarks.conserve_published import GOALS, OFFLINE_TOK_S, ONLINE_P99_MS
+from benchmarks.conserve_record import read_live_record
 from benchmarks.conserve_tables import Row, goals_table, policies_table, replay_table
 from benchmarks.provenance import provenance, write_record
 from libs.engine.scheduling.coserve import Coserve
@@ -141,10 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _replay(path: Path) -> dict[str, object]:
-    # Its engine brings torch, which the cells do without.
-    from benchmarks.conserve_replay import read_live_record, replay
-
     live = read_live_record(path)
+    # Its engine brings torch, which nothing else here needs.
+    from benchmarks.conserve_replay import replay
+
     rows = [asdict(row) for row in replay(live, report=_report)]
     near = sum(bool(row["is_near"]) for row in rows)
     RESULTS.print(replay_table(rows))

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from benchmarks.conserve_cell import line_of, slice_of
+from benchmarks.conserve_record import LiveRecord, RecordedOptions, RecordedRow
 from benchmarks.coserve import VARIANTS, CoserveBenchmark, worker_config
 from benchmarks.coserve_load import (
     LoadOptions,
@@ -25,11 +24,8 @@ from benchmarks.coserve_load import (
 )
 from benchmarks.coserve_rows import CoserveRow, SliceResult, Slos, row_of
 from benchmarks.coserve_worker import OFFLINE_OPEN, SETTLE_NS, SharedEngine, Variant
-from libs.contracts.wire import describe
 from libs.engine.scheduling.coserve import CoserveOptions
-from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_MS, NS_PER_S
-from libs.policy.latency_model import LatencyModel
 from services.gpu_worker.checkpoint_options import LINK_ASSUMED, CheckpointOptions
 from services.simulator.coserve.device import Device
 from services.simulator.coserve.router import CoserveRequest
@@ -49,68 +45,6 @@ ANSWERS_NS_MAX: Final = 40 * NS_PER_S
 """After its time, until a live slice is cut off."""
 
 
-class _Recorded(BaseModel):
-    """Part of a record, of which only what is needed is read."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class RecordedLoad(_Recorded):
-    """What was sent; every value as text, as the record has it."""
-
-    requests: int
-    slices: int
-    seed: int
-    trace: str
-
-
-class RecordedOptions(_Recorded):
-    """How the benchmark was called."""
-
-    load: RecordedLoad
-    model: str
-    load_share: float
-    kv_mib: int
-    step_tokens_max: int
-    threads: int = 1
-
-
-class RecordedCalibration(_Recorded):
-    """What it measured of the engine first."""
-
-    latency: LatencyModel
-    latency_error: float
-    ttft_slo_ms: float
-    tbt_slo_ms: float
-
-
-class RecordedRow(_Recorded):
-    """What a policy came to."""
-
-    policy: str
-    online_ttft_p99_ms: float
-    online_tbt_p99_ms: float
-    offline_tok_s: float
-    total_tok_s: float
-    prediction_bias: float
-
-
-class RecordedProvenance(_Recorded):
-    """Where it came from."""
-
-    commit: str
-    options: RecordedOptions
-
-
-class LiveRecord(_Recorded):
-    """A record of `bench coserve`."""
-
-    rows: tuple[RecordedRow, ...]
-    capacity_tok_s: float
-    calibration: RecordedCalibration
-    record: RecordedProvenance
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayedRow:
     """One figure of one policy, measured and predicted."""
@@ -125,16 +59,6 @@ class ReplayedRow:
     """Whether the error is as small as COMPARED asks."""
     prediction_bias: float
     """Of the live run: how much longer its steps took than its scheduler expected."""
-
-
-def read_live_record(path: Path) -> LiveRecord:
-    """Raises: ConfigError that names the file and the field."""
-    try:
-        return LiveRecord.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except ValidationError as error:
-        raise ConfigError(f"{path}: no record of `bench coserve`: {describe(error)}") from error
 
 
 def replay(live: LiveRecord, *, report: Callable[[str], None]) -> list[ReplayedRow]:

@@ -116,7 +116,7 @@ def test_offline_work_takes_what_online_work_leaves_and_delays_it_little() -> No
 
 
 def test_a_step_is_given_up_for_an_arrival_that_would_be_late() -> None:
-    urgent = options()
+    urgent = options(Coserve.CONSERVE)
     coserve = replace(urgent.engine.coserve, ttft_slo_ns=35 * NS_PER_MS, yield_ns_max=NS_PER_MS)
     urgent = replace(urgent, engine=replace(urgent.engine, coserve=coserve))
     assert outcome(urgent).tally.steps_yielded > 0

@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Simulate, print the tables and write the record."""
     given = _parser().parse_args(arguments)
     if given.replay is not None:
-        found = _replay(given.replay)
+        found = _replay(given.replay, trace=given.trace)
     else:
         rows = measure(list(_cells(given)), jobs=given.jobs, report=_report)
         goals = goals_of(rows)
@@ -141,12 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _replay(path: Path) -> dict[str, object]:
+def _replay(path: Path, *, trace: Path | None) -> dict[str, object]:
     live = read_live_record(path)
     # Its engine brings torch, which nothing else here needs.
     from benchmarks.conserve_replay import replay
 
-    rows = [asdict(row) for row in replay(live, report=_report)]
+    rows = [asdict(row) for row in replay(live, trace=trace, report=_report)]
     near = sum(bool(row["is_near"]) for row in rows)
     RESULTS.print(replay_table(rows))
     RESULTS.print(f"{near} of {len(rows)} figures are as near as they should be")
@@ -216,7 +216,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--replay", type=Path, help="record of `bench coserve` to simulate")
     parser.add_argument("--model", action="append", help=f"repeatable: {', '.join(MODELS)}")
     parser.add_argument("--workload", action="append", help=f"repeatable: {', '.join(WORKLOADS)}")
-    parser.add_argument("--trace", type=Path, help="published trace instead of the workloads")
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        help="published trace instead of the workloads; with --replay, where it lies now",
+    )
     parser.add_argument("--offline", default="sharegpt", help=", ".join(OFFLINE))
     policies = [policy.value for policy in Coserve]
     parser.add_argument(

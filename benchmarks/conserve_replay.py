@@ -61,10 +61,15 @@ class ReplayedRow:
     """Of the live run: how much longer its steps took than its scheduler expected."""
 
 
-def replay(live: LiveRecord, *, report: Callable[[str], None]) -> list[ReplayedRow]:
-    """Simulate every policy of the record that has a variant of its name."""
+def replay(
+    live: LiveRecord, *, trace: Path | None = None, report: Callable[[str], None]
+) -> list[ReplayedRow]:
+    """Simulate every policy of the record that has a variant of its name.
+
+    `trace` is where the recorded one lies now, if not where it lay then.
+    """
     names = {variant.name: variant for variant in VARIANTS}
-    options = _options_of(live.record.options)
+    options = _options_of(live.record.options, trace=trace)
     with tempfile.TemporaryDirectory() as folder:
         engine = SharedEngine(worker_config(options, Path(folder)))
         try:
@@ -143,14 +148,16 @@ class _Replay:
         return slice_of(run_coserve(options, backlog=map(_request, backlog)))
 
 
-def _options_of(recorded: RecordedOptions) -> CoserveBenchmark:
+def _options_of(recorded: RecordedOptions, *, trace: Path | None) -> CoserveBenchmark:
     load = recorded.load
+    if trace is None and load.trace != str(None):
+        trace = Path(load.trace)
     return CoserveBenchmark(
         load=LoadOptions(
             requests=load.requests,
             slices=load.slices,
             seed=load.seed,
-            trace=None if load.trace == str(None) else Path(load.trace),
+            trace=trace,
         ),
         model=recorded.model,
         load_share=recorded.load_share,

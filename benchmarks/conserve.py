@@ -25,6 +25,7 @@ from typing import Final
 from benchmarks.conserve_cell import BUSY_SHARE, CellOptions, CellResult, PolicyResult, measure_cell
 from benchmarks.conserve_load import OFFLINE, WORKLOADS, ConserveLoad
 from benchmarks.conserve_published import GOALS, OFFLINE_TOK_S, ONLINE_P99_MS
+from benchmarks.conserve_record import read_live_record
 from benchmarks.conserve_tables import Row, goals_table, policies_table, replay_table
 from benchmarks.provenance import provenance, write_record
 from libs.engine.scheduling.coserve import Coserve
@@ -43,6 +44,23 @@ RATIOS: Final = (
 )
 """(name, column, policy whose value divides)."""
 CELL: Final = ("model", "workload", "offline")
+FIGURES: Final = (
+    "policy",
+    "online_ttft_p50_ms",
+    "online_ttft_p99_ms",
+    "online_tbt_p99_ms",
+    "offline_tok_s",
+    "total_tok_s",
+    "slo_attainment",
+    "online_requests",
+    "steps_yielded",
+    "tokens_yielded",
+    "tokens_repeated",
+    "evictions_stored",
+    "evictions_recomputed",
+    "prediction_bias",
+)
+"""Of a CoserveRow; its other fields are of the live engine alone."""
 
 
 def rows_of(options: CellOptions, result: CellResult) -> list[Row]:
@@ -111,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Simulate, print the tables and write the record."""
     given = _parser().parse_args(arguments)
     if given.replay is not None:
-        found = _replay(given.replay)
+        found = _replay(given.replay, trace=given.trace)
     else:
         rows = measure(list(_cells(given)), jobs=given.jobs, report=_report)
         goals = goals_of(rows)
@@ -123,12 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _replay(path: Path) -> dict[str, object]:
-    # Its engine brings torch, which the cells do without.
-    from benchmarks.conserve_replay import read_live_record, replay
-
+def _replay(path: Path, *, trace: Path | None) -> dict[str, object]:
     live = read_live_record(path)
-    rows = [asdict(row) for row in replay(live, report=_report)]
+    # Its engine brings torch, which nothing else here needs.
+    from benchmarks.conserve_replay import replay
+
+    rows = [asdict(row) for row in replay(live, trace=trace, report=_report)]
     near = sum(bool(row["is_near"]) for row in rows)
     RESULTS.print(replay_table(rows))
     RESULTS.print(f"{near} of {len(rows)} figures are as near as they should be")
@@ -140,10 +158,9 @@ def _replay(path: Path) -> dict[str, object]:
 
 
 def _figures(of: PolicyResult) -> Row:
-    outcome, row = of.outcome, asdict(of.row)
-    del row["ttft_p99_ratio"], row["tbt_p99_ratio"]
+    outcome, row = of.outcome, of.row
     return {
-        **row,
+        **{name: getattr(row, name) for name in FIGURES},
         "online_unanswered": sum(not served.is_answered for served in outcome.served),
         "busy_share": round(outcome.busy_share, 4),
         "copying_share": round(outcome.copying_share, 4),
@@ -199,7 +216,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--replay", type=Path, help="record of `bench coserve` to simulate")
     parser.add_argument("--model", action="append", help=f"repeatable: {', '.join(MODELS)}")
     parser.add_argument("--workload", action="append", help=f"repeatable: {', '.join(WORKLOADS)}")
-    parser.add_argument("--trace", type=Path, help="published trace instead of the workloads")
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        help="published trace instead of the workloads; with --replay, where it lies now",
+    )
     parser.add_argument("--offline", default="sharegpt", help=", ".join(OFFLINE))
     policies = [policy.value for policy in Coserve]
     parser.add_argument(

@@ -44,6 +44,8 @@ SETTLE_NS: Final = 20 * NS_PER_S
 BUSY_SHARE: Final = 0.3
 """ConServe's motivation: an H100 serving 8B online is idle for more than 70 % of the time."""
 SPEEDS_TRIED: Final = 3
+SLO_ROOM: Final = 1.05
+"""As in the live benchmark: a bound below is missed without any offline work."""
 CHECKPOINTED: Final = (Coserve.TIDESERVE, Coserve.CONSERVE)
 
 Report = Callable[[str], None]
@@ -214,13 +216,13 @@ def slice_of(outcome: CoserveOutcome) -> SliceResult:
 
 
 def slos_of(outcome: CoserveOutcome) -> Slos:
-    """Return what 99 % of the first tokens, and of the further ones, have kept."""
+    """Return a little more than what 99 % of the tokens of a run without offline work keep."""
     requests = slice_of(outcome).requests
     ttfts_ns = [request.ttft_ns for request in requests]
     gaps_ns = [gap for request in requests for gap in request.gaps_ns]
     return Slos(
-        ttft_ns=max(1, round(quantile(ttfts_ns, 0.99))),
-        tbt_ns=max(1, round(quantile(gaps_ns, 0.99))),
+        ttft_ns=max(1, round(SLO_ROOM * quantile(ttfts_ns, 0.99))),
+        tbt_ns=max(1, round(SLO_ROOM * quantile(gaps_ns, 0.99))),
     )
 
 

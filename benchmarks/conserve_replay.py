@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from benchmarks.conserve_cell import line_of, slice_of
+from benchmarks.conserve_record import LiveRecord, RecordedOptions, RecordedRow
 from benchmarks.coserve import VARIANTS, CoserveBenchmark, worker_config
 from benchmarks.coserve_load import (
     LoadOptions,
@@ -25,11 +24,8 @@ from benchmarks.coserve_load import (
 )
 from benchmarks.coserve_rows import CoserveRow, SliceResult, Slos, row_of
 from benchmarks.coserve_worker import OFFLINE_OPEN, SETTLE_NS, SharedEngine, Variant
-from libs.contracts.wire import describe
 from libs.engine.scheduling.coserve import CoserveOptions
-from libs.kernel.errors import ConfigError
-from libs.kernel.units import NS_PER_MS
-from libs.policy.latency_model import LatencyModel
+from libs.kernel.units import NS_PER_MS, NS_PER_S
 from services.gpu_worker.checkpoint_options import LINK_ASSUMED, CheckpointOptions
 from services.simulator.coserve.device import Device
 from services.simulator.coserve.router import CoserveRequest
@@ -45,68 +41,8 @@ COMPARED: Final = {
 DEVIATION_OF_ERROR: Final = math.sqrt(math.pi / 2)
 """Standard deviation of what is normally distributed with a mean absolute error of 1."""
 DEVIATION_MAX: Final = 0.3
-
-
-class _Recorded(BaseModel):
-    """Part of a record, of which only what is needed is read."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class RecordedLoad(_Recorded):
-    """What was sent; every value as text, as the record has it."""
-
-    requests: int
-    slices: int
-    seed: int
-    trace: str
-
-
-class RecordedOptions(_Recorded):
-    """How the benchmark was called."""
-
-    load: RecordedLoad
-    model: str
-    load_share: float
-    kv_mib: int
-    step_tokens_max: int
-    threads: int = 1
-
-
-class RecordedCalibration(_Recorded):
-    """What it measured of the engine first."""
-
-    latency: LatencyModel
-    latency_error: float
-    ttft_slo_ms: float
-    tbt_slo_ms: float
-
-
-class RecordedRow(_Recorded):
-    """What a policy came to."""
-
-    policy: str
-    online_ttft_p99_ms: float
-    online_tbt_p99_ms: float
-    offline_tok_s: float
-    total_tok_s: float
-    prediction_bias: float
-
-
-class RecordedProvenance(_Recorded):
-    """Where it came from."""
-
-    commit: str
-    options: RecordedOptions
-
-
-class LiveRecord(_Recorded):
-    """A record of `bench coserve`."""
-
-    rows: tuple[RecordedRow, ...]
-    capacity_tok_s: float
-    calibration: RecordedCalibration
-    record: RecordedProvenance
+ANSWERS_NS_MAX: Final = 40 * NS_PER_S
+"""After its time, until a live slice is cut off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,20 +61,15 @@ class ReplayedRow:
     """Of the live run: how much longer its steps took than its scheduler expected."""
 
 
-def read_live_record(path: Path) -> LiveRecord:
-    """Raises: ConfigError that names the file and the field."""
-    try:
-        return LiveRecord.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except ValidationError as error:
-        raise ConfigError(f"{path}: no record of `bench coserve`: {describe(error)}") from error
+def replay(
+    live: LiveRecord, *, trace: Path | None = None, report: Callable[[str], None]
+) -> list[ReplayedRow]:
+    """Simulate every policy of the record that has a variant of its name.
 
-
-def replay(live: LiveRecord, *, report: Callable[[str], None]) -> list[ReplayedRow]:
-    """Simulate every policy of the record that has a variant of its name."""
+    `trace` is where the recorded one lies now, if not where it lay then.
+    """
     names = {variant.name: variant for variant in VARIANTS}
-    options = _options_of(live.record.options)
+    options = _options_of(live.record.options, trace=trace)
     with tempfile.TemporaryDirectory() as folder:
         engine = SharedEngine(worker_config(options, Path(folder)))
         try:
@@ -211,19 +142,22 @@ class _Replay:
             duration_ns=slice_.duration_ns,
             offline_open_max=OFFLINE_OPEN,
             settle_ns=SETTLE_NS,
+            drain_ns_max=ANSWERS_NS_MAX,
         )
         backlog = offline_backlog(self._load, vocabulary_size=self._vocabulary_size, name=name)
         return slice_of(run_coserve(options, backlog=map(_request, backlog)))
 
 
-def _options_of(recorded: RecordedOptions) -> CoserveBenchmark:
+def _options_of(recorded: RecordedOptions, *, trace: Path | None) -> CoserveBenchmark:
     load = recorded.load
+    if trace is None and load.trace != str(None):
+        trace = Path(load.trace)
     return CoserveBenchmark(
         load=LoadOptions(
             requests=load.requests,
             slices=load.slices,
             seed=load.seed,
-            trace=None if load.trace == str(None) else Path(load.trace),
+            trace=trace,
         ),
         model=recorded.model,
         load_share=recorded.load_share,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.conserve_replay import COMPARED, ReplayedRow, read_live_record, replay
+from benchmarks.conserve_record import read_live_record
+from benchmarks.conserve_replay import COMPARED, ReplayedRow, replay
 from libs.kernel.units import NS_PER_MS, NS_PER_US
 from libs.policy.latency_model import LatencyModel
 

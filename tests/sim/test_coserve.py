@@ -14,7 +14,7 @@ from benchmarks.conserve_cell import slice_of
 from benchmarks.coserve_rows import Slos, row_of
 from libs.engine.scheduler import SchedulerOptions
 from libs.engine.scheduling.coserve import Coserve, CoserveOptions
-from libs.kernel.errors import EXIT_CONFIG_ERROR
+from libs.kernel.errors import EXIT_CONFIG_ERROR, InvariantViolation
 from libs.kernel.units import NS_PER_MS, NS_PER_S, NS_PER_US
 from libs.policy.kv_return import HostLink
 from libs.policy.latency_model import LatencyModel
@@ -116,7 +116,7 @@ def test_offline_work_takes_what_online_work_leaves_and_delays_it_little() -> No
 
 
 def test_a_step_is_given_up_for_an_arrival_that_would_be_late() -> None:
-    urgent = options()
+    urgent = options(Coserve.CONSERVE)
     coserve = replace(urgent.engine.coserve, ttft_slo_ns=35 * NS_PER_MS, yield_ns_max=NS_PER_MS)
     urgent = replace(urgent, engine=replace(urgent.engine, coserve=coserve))
     assert outcome(urgent).tally.steps_yielded > 0
@@ -155,6 +155,12 @@ def test_one_seed_is_one_history_whatever_the_hash_seed() -> None:
         digests.add(done.stdout.strip())
     assert digests == {outcome(options()).digest}
     assert outcome(replace(options(), seed=2)).digest not in digests
+
+
+def test_a_request_that_can_never_run_is_an_error_and_no_silence() -> None:
+    too_long = CoserveRequest(request_id="long", prompt=(1,) * 600, output_tokens=1)
+    with pytest.raises(InvariantViolation, match="long was refused: 600 tokens leave no room"):
+        outcome(replace(options(), online=(too_long,)))
 
 
 def refusal(*arguments: str, capfd: pytest.CaptureFixture[str]) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, assert_never
 
+from libs.contracts.sessions import SessionRefused
 from libs.contracts.token_step import TokenStep
 from libs.engine.scheduler import Scheduler
 from libs.engine.steps import SampledToken, StepResult
@@ -116,6 +117,8 @@ class CoserveWorker(SimProcess):
                 self.set_timer(
                     command.key, after_ns=command.after_ns, action=lambda: self.post(fired)
                 )
+            case SendToRouter(message=SessionRefused() as refusal):
+                require(False, f"{refusal.request_id} was refused: {refusal.message}")
             case SendToRouter() | PublishReport():
                 pass
             case (

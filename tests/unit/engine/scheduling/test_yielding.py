@@ -121,6 +121,15 @@ def test_safepoints_lie_as_close_as_costs_nothing(
     assert an_offline_step(engine).layers_between_safepoints == spacing
 
 
+def test_a_step_has_safepoints_however_short_if_it_would_hold_somebody_too_long(
+    an_engine: EngineBuilder,
+) -> None:
+    # A sixteenth of the SLO by a margin of 1.2: 0.83 ms, a fourth of the step.
+    engine = an_engine(layers=16, ttft_slo_ms=16)
+    engine.add("offline", offline=True, tokens=3)
+    assert engine.plan().layers_between_safepoints == 4
+
+
 def test_a_step_that_is_over_at_once_has_no_safepoints(an_engine: EngineBuilder) -> None:
     engine = an_engine(layers=16)
     engine.add("offline", offline=True, tokens=3)

@@ -20,7 +20,7 @@ RATE_SHARE: Final = 0.98
 Of these the largest is taken, because what a step costs besides its tokens is easily missed by a
 fit, and a long step can be given up."""
 GROUP_NS_MIN: Final = 2 * NS_PER_MS
-"""Layers between two safepoints take at least so long: 100 times what a safepoint costs, so that
+"""Layers between two safepoints take about so long: 100 times what a safepoint costs, so that
 none is worth saving, and every further one lets a step end earlier. Less where the SLO is short."""
 
 
@@ -118,7 +118,7 @@ class StepTiming:
             return min(fixed, self._layers)
         hold_ns = self.budget_ns(self._options.offline_hold_ns_max)
         groups = max(predicted_ns // GROUP_NS_MIN, -(-predicted_ns // max(1, hold_ns)))
-        return None if groups <= 1 else -(-self._layers // min(groups, self._layers))
+        return None if groups <= 1 else max(1, self._layers // groups)
 
     def group_ns(self, predicted_ns: int, layers_between_safepoints: int) -> int:
         """Return how long one group of layers of such a step takes."""

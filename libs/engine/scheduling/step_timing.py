@@ -20,8 +20,8 @@ RATE_SHARE: Final = 0.98
 Of these the largest is taken, because what a step costs besides its tokens is easily missed by a
 fit, and a long step can be given up."""
 GROUP_NS_MIN: Final = 2 * NS_PER_MS
-"""Layers between two safepoints take at least so long: 100 times what a safepoint costs, so that
-none is worth saving, and every further one lets a step end earlier."""
+"""Layers between two safepoints take about so long: 100 times what a safepoint costs, so that
+none is worth saving, and every further one lets a step end earlier. Less where the SLO is short."""
 
 
 class StepTiming:
@@ -116,15 +116,16 @@ class StepTiming:
         return self._best_tokens[1]
 
     def layers_between_safepoints(self, predicted_ns: int) -> int | None:
-        """Return the spacing of the safepoints of a step of so long; None where it has none, since
-        it cannot stop or is over at once."""
+        """Return the spacing of the safepoints of a step of so long, which stops in time then when
+        asked to; None where it has none, since it cannot stop or is over at once."""
         if self._layers is None:
             return None
         fixed = self._options.rules.layers_between_safepoints
         if fixed is not None:
             return min(fixed, self._layers)
-        groups = predicted_ns // GROUP_NS_MIN
-        return None if groups <= 1 else -(-self._layers // min(groups, self._layers))
+        hold_ns = self.budget_ns(self._options.offline_hold_ns_max)
+        groups = max(predicted_ns // GROUP_NS_MIN, -(-predicted_ns // max(1, hold_ns)))
+        return None if groups <= 1 else max(1, self._layers // groups)
 
     def group_ns(self, predicted_ns: int, layers_between_safepoints: int) -> int:
         """Return how long one group of layers of such a step takes."""

@@ -112,13 +112,22 @@ def test_conserve_gives_no_step_up_that_keeps_nobody_too_long(an_engine: EngineB
     assert engine.scheduler.step_to_yield(now_ns=engine.now_ns) is None
 
 
-@pytest.mark.parametrize(("layers", "spacing"), [(16, 1), (32, 1), (33, 2), (80, 3)])
+@pytest.mark.parametrize(("layers", "spacing"), [(16, 1), (32, 1), (64, 2), (80, 2)])
 def test_safepoints_lie_as_close_as_costs_nothing(
     an_engine: EngineBuilder, layers: int, spacing: int
 ) -> None:
-    # A step of 64 ms has at most 32 groups, of 2 ms each.
+    # A step of 64 ms has about 32 groups, of 2 ms each.
     engine = an_engine(layers=layers)
     assert an_offline_step(engine).layers_between_safepoints == spacing
+
+
+def test_a_step_has_safepoints_however_short_if_it_would_hold_somebody_too_long(
+    an_engine: EngineBuilder,
+) -> None:
+    # A sixteenth of the SLO by a margin of 1.2: 0.83 ms, a fourth of the step.
+    engine = an_engine(layers=16, ttft_slo_ms=16)
+    engine.add("offline", offline=True, tokens=3)
+    assert engine.plan().layers_between_safepoints == 4
 
 
 def test_a_step_that_is_over_at_once_has_no_safepoints(an_engine: EngineBuilder) -> None:

@@ -2,17 +2,19 @@
 
     python -m benchmarks.transfer --json FILE
 
-Four paths move the same bytes, in turns, so that a noisy machine disturbs all alike; a row is the
+Five paths move the same bytes, in turns, so that a noisy machine disturbs all alike; a row is the
 median of its turns.
 
-- `transfer`      scattered blocks by `send_transfer`: gathered, checked, acknowledged, resumable
-- `reference`     the same gather, checksum, buffers and transport in a bare loop
+- `transfer`      scattered blocks of 32 KiB by `send_transfer`, cut as a worker cuts its KV: each
+                  piece has as many blocks as fit a buffer; checked, acknowledged, resumable
+- `block_pieces`  the same, but each block is a piece of its own
+- `reference`     the same gather, checksum, scatter, buffers and transport in a bare loop
 - `socket`        a blocking socket without gather or checksum, one message of the whole size
 - `ucx_perftest`  UCX's own tool over TCP, from one process to itself, where it is installed
 
-`ratio_to_reference` is what the care of a transfer costs; from 16 MiB on it should be 0.9 at least.
-What bounds it: each byte is copied twice to gather and to scatter it, twice by the kernel, and read
-twice for its checksums, on two cores. `loopback` is one process, so one core.
+`ratio_to_reference` is what the care of a transfer costs; from 16 MiB on that of `transfer` should
+be 0.9 at least. What bounds it: each byte is copied twice to gather and to scatter it, twice by the
+kernel, and read twice for its checksums, on two cores. `loopback` is one process, so one core.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, get_args
 from urllib.parse import urlsplit
@@ -33,11 +36,17 @@ import xxhash
 
 from benchmarks.provenance import provenance, write_record
 from benchmarks.transfer_peer import ReceivingPeer
-from benchmarks.transfer_pool import REFERENCE_DONE, BlockPool, pack_reference, pieces_of
+from benchmarks.transfer_pool import (
+    BLOCK_BYTES,
+    KV_PIECE_BYTES,
+    REFERENCE_DONE,
+    BlockPool,
+    PiecesOfBlocks,
+    pack_reference,
+)
 from benchmarks.ucx_tool import measure_ucx_tool
 from libs.kernel.units import KIB, MIB, NS_PER_S
 from libs.transfer.opening import TransportKind, open_transport
-from libs.transfer.packing import pack
 from libs.transfer.sending import send_transfer
 from libs.transfer.staging import StagingPool
 from libs.transfer.ticket import DEFAULT_OPTIONS, TransferTicket
@@ -48,6 +57,8 @@ TURN_BYTES: Final = 32 * MIB
 """A turn repeats a smaller transfer until it has moved this much, or TURN_REPEATS_MAX times."""
 TURN_REPEATS_MAX: Final = 64
 LIMIT_NS: Final = 10 * NS_PER_S
+PIECES: Final = {"transfer": KV_PIECE_BYTES, "block_pieces": BLOCK_BYTES}
+"""The paths that are transfers, and the size of their pieces."""
 
 Send = Callable[[int], Awaitable[None]]
 Report = Callable[[str], None]
@@ -83,33 +94,36 @@ class Sender:
         self._connections = connections
         self._plain = plain
         self._staging = StagingPool()
-        self._reference_staging = bytearray(DEFAULT_OPTIONS.buffer_bytes_max * 2)
+        self._reference_staging = bytearray(DEFAULT_OPTIONS.buffer_bytes_max)
         self._tickets = 0
 
     def paths(self) -> dict[str, Send]:
         """Return what can be measured."""
-        paths: dict[str, Send] = {"reference": self._send_reference, "transfer": self._transfer}
+        paths: dict[str, Send] = {
+            "reference": self._send_reference,
+            **{name: partial(self._transfer, piece_bytes) for name, piece_bytes in PIECES.items()},
+        }
         return paths if self._plain is None else {"socket": self._send_plain, **paths}
 
-    async def _transfer(self, size: int) -> None:
+    async def _transfer(self, piece_bytes: int, size: int) -> None:
         self._tickets += 1
+        pieces = PiecesOfBlocks(pool=self._pool, piece_bytes=piece_bytes)
         await send_transfer(
             self._connections["transfer"],
-            ticket=TransferTicket(ticket_id=f"bench/{self._tickets}", replica_epoch=0),
-            pieces=pieces_of(size),
-            fill=self._pool.fill,
+            ticket=TransferTicket(ticket_id=f"{piece_bytes}/{self._tickets}", replica_epoch=0),
+            pieces=pieces.listed(size),
+            fill=pieces.fill,
             staging=self._staging,
         )
 
     async def _send_reference(self, size: int) -> None:
         connection = self._connections["reference"]
-        batches = pack(pieces_of(size), DEFAULT_OPTIONS)
         staging = memoryview(self._reference_staging)
-        for batch in batches:
-            buffer = staging[: batch.bytes]
-            piece_indices = [piece.piece_index for piece in batch.pieces]
-            self._pool.gather(piece_indices, buffer)
-            header = pack_reference(xxhash.xxh3_64_intdigest(buffer), piece_indices)
+        for start in range(0, size, len(staging)):
+            buffer = staging[: size - start]
+            first_block = start // BLOCK_BYTES
+            self._pool.gather(first_block, buffer)
+            header = pack_reference(xxhash.xxh3_64_intdigest(buffer), first_block)
             await connection.send(header, [buffer], timeout_ns=LIMIT_NS)
         await connection.send(REFERENCE_DONE, [], timeout_ns=LIMIT_NS)
         await connection.receive(timeout_ns=LIMIT_NS)
@@ -174,7 +188,7 @@ def _row(kind: str, name: str, size: int, turns: dict[str, list[float]]) -> Tran
         transport=kind,
         path=name,
         bytes=size,
-        messages=1 if name == "socket" else len(pack(pieces_of(size), DEFAULT_OPTIONS)),
+        messages=1 if name == "socket" else -(-size // DEFAULT_OPTIONS.buffer_bytes_max),
         gb_s=round(statistics.median(turns[name]), 3),
         gb_s_all=tuple(round(turn, 3) for turn in turns[name]),
         ratio_to_reference=None if name == "reference" else round(ratio, 3),

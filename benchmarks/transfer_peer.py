@@ -8,7 +8,12 @@ import threading
 
 import xxhash
 
-from benchmarks.transfer_pool import REFERENCE_DONE, BlockPool, unpack_reference
+from benchmarks.transfer_pool import (
+    REFERENCE_DONE,
+    BlockPool,
+    pieces_of_ticket,
+    unpack_reference,
+)
 from libs.kernel.units import NS_PER_S
 from libs.transfer.opening import TransportKind, open_transport
 from libs.transfer.receiving import TransferInbox
@@ -22,7 +27,10 @@ class ReceivingPeer:
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
-        self._inbox = TransferInbox(open_sink=lambda _: pool, received=lambda _: None)
+        self._inbox = TransferInbox(
+            open_sink=lambda ticket: pieces_of_ticket(pool, ticket.ticket_id),
+            received=lambda _: None,
+        )
 
     async def listen(self, transport: Transport) -> dict[str, Listener]:
         """Listen once for each path."""
@@ -46,10 +54,10 @@ class ReceivingPeer:
             if message.header == REFERENCE_DONE:
                 await connection.send(REFERENCE_DONE, [], timeout_ns=ANSWER_NS)
                 continue
-            checksum, piece_indices = unpack_reference(message.header)
+            checksum, first_block = unpack_reference(message.header)
             if xxhash.xxh3_64_intdigest(message.body) != checksum:
                 raise RuntimeError("corrupted on loopback")
-            self._pool.scatter(piece_indices, message.body)
+            self._pool.scatter(first_block, message.body)
 
 
 def serve_sockets(listening: socket.socket) -> None:

@@ -1,6 +1,6 @@
 """What the transfer benchmark moves: KV blocks that lie scattered in a pool, as an engine's do."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import msgpack
@@ -10,64 +10,88 @@ import numpy.typing as npt
 from libs.kernel.rng import Rng
 from libs.kernel.units import KIB, MIB
 from libs.transfer.ticket import Piece, TransferTicket
+from services.gpu_worker.peers.ports import PeerOptions
 
-PIECE_BYTES: Final = 32 * KIB
+BLOCK_BYTES: Final = 32 * KIB
 """Keys of 16 tokens in one layer: 8 heads of 128 in 16 bits."""
 POOL_BYTES: Final = 128 * MIB
 """Twice the largest transfer, and more than a cache holds."""
+KV_PIECE_BYTES: Final = PeerOptions().piece_bytes_max
+"""What a worker gathers at one step boundary, and so sends as one piece: many blocks."""
 REFERENCE_DONE: Final = b"done"
 
 
 class BlockPool:
-    """Blocks in memory; the n-th piece of a transfer is a block somewhere in it."""
+    """Blocks in memory; the n-th block of a transfer lies somewhere in it."""
 
     def __init__(self) -> None:
-        blocks = POOL_BYTES // PIECE_BYTES
+        blocks = POOL_BYTES // BLOCK_BYTES
         order = list(range(blocks))
         Rng(0).child("order of blocks").shuffle(order)
-        self._block_of = order
-        self._blocks: npt.NDArray[np.uint8] = np.zeros((blocks, PIECE_BYTES), np.uint8)
+        self._place_of = order
+        self._blocks: npt.NDArray[np.uint8] = np.zeros((blocks, BLOCK_BYTES), np.uint8)
         self._blocks[:] = np.arange(blocks, dtype=np.uint8)[:, None]  # Touched: really there.
-
-    def fill(self, piece_index: int, target: memoryview) -> None:
-        """Copy one block out, as Fill does."""
-        target[:] = self._blocks[self._block_of[piece_index]].data
-
-    def take(self, piece_index: int, data: memoryview) -> None:
-        """Copy one block in, as a Sink does."""
-        self._blocks[self._block_of[piece_index]].data[:] = data
-
-    def is_current(self, ticket: TransferTicket) -> bool:
-        """Every ticket is, here."""
-        return ticket.replica_epoch == 0
 
     def plain(self, size: int) -> memoryview:
         """Return the first bytes of the pool as they lie."""
         return self._blocks.reshape(-1).data[:size]
 
-    def gather(self, piece_indices: Sequence[int], target: memoryview) -> None:
-        """Copy blocks out, one after the other."""
-        for number, piece_index in enumerate(piece_indices):
-            self.fill(piece_index, target[number * PIECE_BYTES : (number + 1) * PIECE_BYTES])
+    def gather(self, first_block: int, target: memoryview) -> None:
+        """Copy as many blocks out as fit, one after the other."""
+        for number in range(len(target) // BLOCK_BYTES):
+            block = self._blocks[self._place_of[first_block + number]]
+            target[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES] = block.data
 
-    def scatter(self, piece_indices: Sequence[int], source: memoryview) -> None:
-        """Copy blocks in, one after the other."""
-        for number, piece_index in enumerate(piece_indices):
-            self.take(piece_index, source[number * PIECE_BYTES : (number + 1) * PIECE_BYTES])
-
-
-def pieces_of(size: int) -> list[Piece]:
-    """Return the pieces of a transfer of this size."""
-    return [Piece(piece_index=number, bytes=PIECE_BYTES) for number in range(size // PIECE_BYTES)]
+    def scatter(self, first_block: int, source: memoryview) -> None:
+        """Copy as many blocks in as there are, one after the other."""
+        for number in range(len(source) // BLOCK_BYTES):
+            block = self._blocks[self._place_of[first_block + number]]
+            block.data[:] = source[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]
 
 
-def pack_reference(checksum: int, piece_indices: Sequence[int]) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PiecesOfBlocks:
+    """A pool as a transfer in pieces of one size sees it, at either end."""
+
+    pool: BlockPool
+    piece_bytes: int
+
+    def listed(self, size: int) -> list[Piece]:
+        """Return the pieces of a transfer of this size."""
+        starts = range(0, size, self.piece_bytes)
+        return [
+            Piece(piece_index=number, bytes=min(self.piece_bytes, size - start))
+            for number, start in enumerate(starts)
+        ]
+
+    def fill(self, piece_index: int, target: memoryview) -> None:
+        """Copy the blocks of one piece out, as Fill does."""
+        self.pool.gather(self._first_block(piece_index), target)
+
+    def take(self, piece_index: int, data: memoryview) -> None:
+        """Copy the blocks of one piece in, as a Sink does."""
+        self.pool.scatter(self._first_block(piece_index), data)
+
+    def is_current(self, ticket: TransferTicket) -> bool:
+        """Every ticket is, here."""
+        return ticket.replica_epoch == 0
+
+    def _first_block(self, piece_index: int) -> int:
+        return piece_index * self.piece_bytes // BLOCK_BYTES
+
+
+def pieces_of_ticket(pool: BlockPool, ticket_id: str) -> PiecesOfBlocks:
+    """Return how a transfer is cut, whose ticket begins with the bytes of its pieces."""
+    return PiecesOfBlocks(pool=pool, piece_bytes=int(ticket_id.split("/")[0]))
+
+
+def pack_reference(checksum: int, first_block: int) -> bytes:
     """Return the header of one buffer of the reference loop."""
-    packed: bytes = msgpack.packb((checksum, piece_indices))
+    packed: bytes = msgpack.packb((checksum, first_block))
     return packed
 
 
-def unpack_reference(header: bytes) -> tuple[int, list[int]]:
+def unpack_reference(header: bytes) -> tuple[int, int]:
     """Read such a header."""
-    checksum, piece_indices = msgpack.unpackb(header)
-    return checksum, piece_indices
+    checksum, first_block = msgpack.unpackb(header)
+    return checksum, first_block

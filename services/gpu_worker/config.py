@@ -97,7 +97,7 @@ class WorkerConfig:
     """Host memory for them at most; none takes an eighth of the machine's with a GPU, or a 32nd
     without. On a CPU it is taken from the system only when used."""
     guard_bytes_per_s: int = 0
-    """KV of running sessions copied to a worker on another node, so that less is computed again if
+    """KV of running sessions copied to a replica on other nodes, so that less is computed again if
     this one dies without notice; of planned workers with a node_id. 0 copies none."""
     group_timeout_ms: int = 10_000
     """Longest wait for another worker of the replica within a step; then it counts as lost. Above

@@ -61,7 +61,7 @@ class WorkerOptions:
     carried out again, which its position's state makes harmless."""
 
     guard_bytes_per_s: int = 0
-    """KV of running sessions that is copied to a worker on another node, on average; what does not
+    """KV of running sessions that is copied to a replica on other nodes, on average; what does not
     fit is computed again if this one dies. 0: none is."""
     guard_silence_ns_max: int = 2 * NS_PER_S
     """A worker that was not heard for so long guards nobody."""

@@ -11,12 +11,25 @@ X | None and dataclasses of these.
 import dataclasses
 import types
 from collections.abc import Callable
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from operator import attrgetter
+from typing import (
+    Any,
+    Final,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgpack
 
 from libs.contracts.wire import unpack
 from libs.kernel.errors import ContractViolation
+
+ONLY_INTEGERS: Final = frozenset({int})
 
 ValueT = TypeVar("ValueT")
 _Unpack = Callable[[Any], Any]
@@ -73,7 +86,9 @@ def _dataclass_converter(value_type: type[Any]) -> _Converter:
         fields = zip(steps, packed, strict=True)
         return value_type(**{name: converter.unpack(item) for (name, converter), item in fields})
 
-    return _Converter(pack, unpack_fields)
+    is_plain = len(names) > 1 and all(converter.pack is None for converter in converters)
+    # Of a plain class all fields are fetched in one call; msgpack takes their tuple as an array.
+    return _Converter(attrgetter(*names) if is_plain else pack, unpack_fields)
 
 
 def _converter(declared: Any, field: str) -> _Converter:
@@ -133,13 +148,13 @@ def _items_converter(container: type[Any], item_type: Any, field: str) -> _Conve
     def pack(value: Any) -> list[Any]:
         # A set in a fixed order gives the same bytes in every process.
         items = sorted(value) if container is frozenset else value
-        return [_packed(item, each) for each in items]
+        return list(items if item.pack is None else map(item.pack, items))
 
     def unpack_items(packed: Any) -> Any:
         if type(packed) is not list:
             raise ContractViolation(f"{field}: not a list")
         if item_type is int:
-            if not set(map(type, packed)) <= {int}:
+            if not ONLY_INTEGERS.issuperset(map(type, packed)):
                 raise ContractViolation(f"{field}: not all int")
             return container(packed)
         return container(map(item.unpack, packed))

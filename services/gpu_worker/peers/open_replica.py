@@ -266,7 +266,12 @@ class OpenReplica:
 
 async def _all(calls: Iterable[Awaitable[None]]) -> None:
     """Await all to their ends; then raise what the first that failed has raised."""
-    results = await asyncio.gather(*calls, return_exceptions=True)
+    awaited = list(calls)
+    if len(awaited) == 1:
+        # Most replicas have one member, and its plan need not wait for a task to be scheduled.
+        await awaited[0]
+        return
+    results = await asyncio.gather(*awaited, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result

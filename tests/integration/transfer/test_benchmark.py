@@ -14,8 +14,10 @@ def test_each_path_over_each_transport_has_a_row_with_its_ratio() -> None:
         ("tcp", "socket", 1),
         ("tcp", "reference", 1),
         ("tcp", "transfer", 1),
+        ("tcp", "block_pieces", 1),
         ("loopback", "reference", 1),
         ("loopback", "transfer", 1),
+        ("loopback", "block_pieces", 1),
     ]
     assert all(row["gb_s"] > 0 for row in rows)
     assert [row["ratio_to_reference"] is None for row in rows if row["path"] == "reference"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from services.simulator.spot.setting import PolicyName
+from services.simulator.spot.setting import PolicyName, Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,40 @@ def _cell(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedRow:
+    """What was published for one run; None: nothing."""
+
+    avg_s: float | None = None
+    p99_s: float | None = None
+    p99_over_spotserve: float | None = None
+    usd_per_1k_tokens: float | None = None
+
+
+def published_of(setting: Setting) -> PublishedRow:
+    """Look up what the paper or its artifact says of a run under the paper's arrivals."""
+    policy, trace = setting.policy, setting.spot_trace
+    if setting.arrivals != Setting(policy=policy).arrivals:
+        return PublishedRow()
+    is_spotserve_20b = policy is PolicyName.SPOTSERVE and setting.model == "gpt-20b"
+    if setting.on_demand_nodes is not None:
+        if not is_spotserve_20b or setting.on_demand_nodes not in ON_DEMAND_SECONDS:
+            return PublishedRow()
+        avg_s, p99_s = ON_DEMAND_SECONDS[setting.on_demand_nodes]
+        usd = ON_DEMAND_USD_PER_1K_TOKENS[setting.on_demand_nodes]
+        return PublishedRow(avg_s=avg_s, p99_s=p99_s, usd_per_1k_tokens=usd)
+    cell = PUBLISHED.get((setting.model, trace))
+    if cell is None:
+        return PublishedRow()
+    avg_s, p99_s = cell.seconds.get(policy, (None, None))
+    return PublishedRow(
+        avg_s=avg_s,
+        p99_s=p99_s,
+        p99_over_spotserve=cell.p99_gain(policy),
+        usd_per_1k_tokens=SPOT_USD_PER_1K_TOKENS.get(trace) if is_spotserve_20b else None,
+    )
+
+
 PUBLISHED: Final[Mapping[tuple[str, str], PublishedCell]] = {
     ("opt-6.7b", "A_S"): _cell(2.48, 3.01),
     ("opt-6.7b", "B_S"): _cell(2.52, 5.84),
@@ -65,3 +99,18 @@ ON_DEMAND_SECONDS: Final[Mapping[int, tuple[float, float]]] = {
 }
 """GPT-20B on so many on-demand nodes, average and P99: measured with the artifact's old batching;
 its Figure 7 draws them 4.5 and 9 s lower."""
+SPOT_USD_PER_1K_TOKENS: Final[Mapping[str, float]] = {
+    "A_S": 0.0218,
+    "B_S": 0.0190,
+    "A_S+O": 0.0273,
+    "B_S+O": 0.0287,
+}
+"""Figure 7, GPT-20B, by the formula of the artifact's script: 640 tokens a request, the prompt
+included, and as many requests as the rate makes in the time."""
+ON_DEMAND_USD_PER_1K_TOKENS: Final[Mapping[int, float]] = {
+    3: 0.0146,
+    4: 0.0194,
+    6: 0.0291,
+    8: 0.0388,
+}
+"""The same on so many on-demand nodes."""

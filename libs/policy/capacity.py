@@ -5,8 +5,12 @@ same zone within minutes in 83 to 97 % of cases, so a zone that preempted is shu
 others fail, too.
 
     spot      N_tar + N_extra
-    on-demand min(N_tar, N_tar + N_extra - spot ready)
+    on-demand max(0, N_tar - spot ready)
     zones     preempted: to the shunned; launched: to the good; fewer than two good: all are good
+
+Departs from it in what on-demand fills in: the paper has it replace the spare nodes, too. Those are
+there because spot nodes are taken; an on-demand node is not, and one that is asked for whenever a
+spare has to step in comes no sooner than the next spot node, at twice its price.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,10 +65,9 @@ class ZoneBoard:
 
 def mix(*, nodes_needed: int, nodes_extra: int, spot_ready: int) -> CapacityMix:
     """Decide how many nodes of each kind to have; on-demand fills in while spot is missing."""
-    missing = nodes_needed + nodes_extra - spot_ready
     return CapacityMix(
         spot_nodes=nodes_needed + nodes_extra,
-        on_demand_nodes=max(0, min(nodes_needed, missing)),
+        on_demand_nodes=max(0, nodes_needed - spot_ready),
     )
 
 

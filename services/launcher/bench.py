@@ -84,12 +84,42 @@ def moved_streams(
 def spotserve(
     json_file: JsonFile = None,
     part: Annotated[
-        str, typer.Option(help="cells, arrivals, load, batching or ablation; docs/SIMULATION.md.")
+        str,
+        typer.Option(help="cells, cost, arrivals, load, batching, ablation or long."),
     ] = "cells",
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "1",
+    spot_trace: Annotated[
+        str | None, typer.Option(help="A file of node events, in place of the part's own.")
+    ] = None,
 ) -> None:
     """Repeat SpotServe's evaluation in the simulator, beside the published figures."""
-    _measure("spotserve", "--part", part, "--seeds", seeds, json_file=json_file)
+    trace = [] if spot_trace is None else ["--spot-trace", spot_trace]
+    _measure("spotserve", "--part", part, "--seeds", seeds, *trace, json_file=json_file)
+
+
+@app.command("spot-cost")
+def spot_cost(
+    json_file: JsonFile = None,
+    spot_trace: Annotated[
+        str | None, typer.Option(help="A named scenario or a file; default: A_S and B_S.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "1",
+    nodes_extra: Annotated[int, typer.Option(help="Spare spot nodes.", min=0)] = 0,
+) -> None:
+    """Simulate what a token costs on spot, beside the smallest on-demand fleet as good."""
+    trace = [] if spot_trace is None else ["--spot-trace", spot_trace]
+    given = ("--seeds", seeds, "--nodes-extra", str(nodes_extra))
+    _measure("spot_cost", *given, *trace, json_file=json_file)
+
+
+@app.command("spot-replay")
+def spot_replay(
+    live: Annotated[Path, typer.Argument(help="What `bench live-spot --json` wrote.")],
+    profile: Annotated[Path, typer.Option(help="What `tideserve profile --out` wrote.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Simulate the runs of a live comparison, and show how far off the prediction is."""
+    _measure("spot_replay", str(live), "--profile", str(profile), json_file=json_file)
 
 
 @app.command()

@@ -89,9 +89,9 @@ class PlannerCore:
         self._wishes = Wishes(options)
         self._planners = EchoLiveness(options.liveness)
         self._leader_dead_id: str | None = None
-        self._demand = DemandView(
-            window_ns=options.rate_window_ns, request_tokens=options.profile.session_tokens
-        )
+        self._demand = _demand_view(options, window_ns=options.rate_window_ns)
+        self._demand_lasting = _demand_view(options, window_ns=options.capacity.rate_window_ns)
+        """What nodes are asked for by: they take longer to come than most waves last."""
         self._commands: list[PlannerCommand] = []
         self._now_ns = 0
         self._unix_offset_ns = 0
@@ -152,9 +152,11 @@ class PlannerCore:
             case WorkerUnreachable():
                 self.fleet.worker_unreachable(event.worker_id)
             case RouterReported():
-                self._demand.router_reported(event.report, now_ns=self._now_ns)
+                for demand in (self._demand, self._demand_lasting):
+                    demand.router_reported(event.report, now_ns=self._now_ns)
             case QueueReported():
-                self._demand.queue_reported(event.report, now_ns=self._now_ns)
+                for demand in (self._demand, self._demand_lasting):
+                    demand.queue_reported(event.report, now_ns=self._now_ns)
             case PlannerReported():
                 self._planner_reported(event)
             case NoticeReceived():
@@ -407,10 +409,11 @@ class PlannerCore:
         placement = self.placement
         if placement is None or not self.leadership.is_leading:
             return
+        lasting = self._demand_lasting.requests_per_s(now_ns=self._now_ns)
         command = self._wishes.next_command(
             self.fleet,
             placement,
-            requests_per_s=max(self.requests_per_s, self._options.requests_per_s_min),
+            requests_per_s=max(lasting, self._options.requests_per_s_min),
             is_changed=is_changed,
             now_ns=self._now_ns,
             cause_id=self._cause_id,
@@ -487,3 +490,7 @@ class PlannerCore:
 
     def _emit(self, command: PlannerCommand) -> None:
         self._commands.append(command)
+
+
+def _demand_view(options: PlannerOptions, *, window_ns: int) -> DemandView:
+    return DemandView(window_ns=window_ns, request_tokens=options.profile.session_tokens)

@@ -25,6 +25,12 @@ class CapacityOptions:
     """Spot nodes beyond the need, for the next preemption."""
     release_after_ns: int = 300 * NS_PER_S
     """The need is the most of so long a time: a lull is no reason to give nodes back."""
+    rate_window_ns: int = 120 * NS_PER_S
+    """Arrivals are averaged over this: a wave that is shorter than a launch is over before the node
+    that was asked for it has come."""
+    latency_slack_percent: int = 33
+    """The need is the fewest nodes whose predicted latency is at most this much above the least
+    that any number of nodes would give."""
     workers_per_node: int = 1
     """Until nodes report how many they have."""
 

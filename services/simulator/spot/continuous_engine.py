@@ -20,10 +20,10 @@ from libs.policy.model_profile import ModelProfile
 from libs.policy.shapes import ReplicaShape
 from libs.sim.world import Action, World
 from services.simulator.spot.engine import EngineOwner, EngineReport
-from services.simulator.spot.step_times import StepTimes
+from services.simulator.spot.options import BLOCK_TOKENS
+from services.simulator.spot.step_times import PREFILL_CHUNKS, StepTimes
 from services.simulator.spot.work import SimRequest, Work
 
-BLOCK_TOKENS = 16
 TOKEN_ID = 1
 """Of every token: what is said does not matter here. A salt keeps requests apart."""
 
@@ -34,19 +34,21 @@ class ContinuousEngine:
     def __init__(
         self, world: World, owner: EngineOwner, *, profile: ModelProfile, shape: ReplicaShape,
         sequences_max: int, step_tokens_max: int, context_tokens_max: int,
+        prefill_chunks: int = PREFILL_CHUNKS, kv_blocks_max: int | None = None,
         is_stepwise: bool = False,
     ) -> None:  # fmt: skip
         self._world = world
         self._owner = owner
-        self._times = StepTimes(profile, shape)
+        self._times = StepTimes(profile, shape, prefill_chunks=prefill_chunks)
         self._is_stepwise = is_stepwise
         blocks_per_sequence = -(-context_tokens_max // BLOCK_TOKENS) + 1
+        blocks = 2 * (sequences_max + 1) * blocks_per_sequence
         self._scheduler = Scheduler(
             SchedulerOptions(
                 step_tokens_max=max(step_tokens_max, sequences_max),
                 sequences_max=sequences_max,
                 block_tokens=BLOCK_TOKENS,
-                blocks_total=2 * (sequences_max + 1) * blocks_per_sequence,
+                blocks_total=blocks if kv_blocks_max is None else min(blocks, kv_blocks_max),
                 context_tokens_max=context_tokens_max + 1,
                 eos_token_ids=frozenset(),
             )

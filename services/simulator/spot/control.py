@@ -1,4 +1,4 @@
-"""The deciding cores, interpreted: planner, migrator, and a watcher on every node.
+"""Planner and migrator, interpreted: the deciding cores of the fleet, command by command.
 
 The planner's and the migrator's recurring timers fire in rounds, together with everybody's report.
 While anything is under way rounds are short; a fleet at rest is looked at in long ones, in which
@@ -12,8 +12,8 @@ from typing import Final, Protocol, TypeAlias, assert_never
 
 from libs.contracts.handover import ToMigrator
 from libs.contracts.handover_record import HandoverRecord
-from libs.contracts.placement import CapacityWanted, Placement
-from libs.contracts.preemption import NoticeKind, PreemptionNotice
+from libs.contracts.placement import Placement
+from libs.contracts.preemption import PreemptionNotice
 from libs.contracts.reports import RouterReport
 from libs.kernel.core import SetTimer, TimerFired
 from libs.kernel.units import NS_PER_MS, NS_PER_S
@@ -29,19 +29,12 @@ from services.planner import events as planner_events
 from services.planner.core import CHECK_TIMER, PlannerCore
 from services.planner.core import REPORT_TIMER as PLANNER_REPORT
 from services.planner.options import PlannerOptions
-from services.preemption_watcher import commands as watching
-from services.preemption_watcher import events as watcher_events
-from services.preemption_watcher.core import WatcherCore
-from services.preemption_watcher.options import SourceOptions, WatcherOptions
-from services.preemption_watcher.readings import Observation, Reading
 from services.simulator.spot.event_log import EventLog
 from services.simulator.spot.worker import SimWorker
 
 STORE_NS: Final = 2 * NS_PER_MS
 """To write to the broker's store, or read from it."""
 MESSAGE_NS: Final = NS_PER_MS
-CLOUD: Final = "cloud"
-"""The source of notices; it answers a poll when it has something new to say."""
 AWAKE_NS: Final = 5 * NS_PER_S
 """For so long after anything happened rounds stay short."""
 MigratorEvent: TypeAlias = migrator_events.MigratorEvent
@@ -71,11 +64,11 @@ class Fleet(Protocol):
     def router_report(self) -> RouterReport | None:
         """What the routers have accepted; None where demand is told, not measured."""
 
-    def capacity_wanted(self, wish: CapacityWanted) -> None:
-        """Pass on what the planner would like to have."""
-
     def placement_reached(self, plan_revision: int) -> None:
         """Take note that the fleet has the committed shape."""
+
+    def capacity_wanted(self, capacity: planning.PublishCapacity) -> None:
+        """Let whoever has the nodes bring those that the planner wants."""
 
 
 class ControlPlane(SimProcess):
@@ -189,8 +182,7 @@ class ControlPlane(SimProcess):
             case planning.TellDecision():
                 self._log.add("planner", command.decision, **dict(command.fields))
             case planning.PublishCapacity():
-                wish = command.wanted
-                self._soon(MESSAGE_NS, lambda: self._fleet.capacity_wanted(wish))
+                self._fleet.capacity_wanted(command)
             case planning.AnswerPin():
                 pass  # nobody pins a shape
             case _:
@@ -305,77 +297,3 @@ class ControlPlane(SimProcess):
         self.set_timer(
             f"{actor}/{command.key}", after_ns=command.after_ns, action=lambda: handle(fired)
         )
-
-
-class NodeWatcher(SimProcess):
-    """The watcher of one node; its cloud tells it of the node's end when that is known."""
-
-    def __init__(
-        self, world: World, *, node_id: str, on_notice: Callable[[PreemptionNotice], None],
-        on_told: Callable[[watching.TellWorkers], None],
-    ) -> None:  # fmt: skip
-        super().__init__(world, name=f"watcher of {node_id}")
-        source = SourceOptions(name=CLOUD, poll_interval_ns=0)
-        self.core = WatcherCore(WatcherOptions(node_id=node_id, sources=(source,)))
-        self._node_id = node_id
-        self._on_notice = on_notice
-        self._on_told = on_told
-        self._readings: tuple[Reading, ...] = ()
-        self._poll_op_id: str | None = None
-        """A poll that the cloud has not answered yet."""
-
-    def begin(self) -> None:
-        """Start to ask."""
-        self._post(watcher_events.WatcherStarted(cause_id=self.name))
-
-    def end_at(self, deadline_at_ns: int) -> None:
-        """The cloud knows now when the node will end."""
-        notice_id = f"{CLOUD}-{self._node_id}"
-        self._readings = (
-            Reading(
-                notice_id=notice_id,
-                kind=NoticeKind.PREEMPTION,
-                deadline_at_unix_ns=deadline_at_ns,
-            ),
-        )
-        op_id, self._poll_op_id = self._poll_op_id, None
-        if op_id is not None:
-            self._answer(op_id)
-
-    def _answer(self, op_id: str) -> None:
-        self._post(
-            watcher_events.SourceObserved(
-                op_id=op_id,
-                source=CLOUD,
-                observation=Observation(readings=self._readings),
-                now_unix_ns=self.world.now_ns,
-                cause_id=op_id,
-            )
-        )
-
-    def _post(self, event: watcher_events.WatcherEvent) -> None:
-        commands = self.core.handle(event, now_ns=self.world.now_ns)
-        self.core.check_invariants()
-        for command in commands:
-            self._perform(command)
-
-    def _perform(self, command: watching.WatcherCommand) -> None:
-        match command:
-            case watching.PollSource():
-                self._poll_op_id = command.op_id
-            case watching.PublishNotice():
-                if isinstance(command.notice, PreemptionNotice):
-                    self._on_notice(command.notice)
-            case watching.TellWorkers():
-                self._on_told(command)
-            case SetTimer():
-                fired = TimerFired(key=command.key, cause_id=command.cause_id)
-                self.set_timer(
-                    command.key, after_ns=command.after_ns, action=lambda: self._post(fired)
-                )
-            case watching.LogOutcome() | watching.StopProcess():
-                pass
-            case watching.ConfirmToSource() | watching.AnswerRequest():
-                pass  # nobody asks for anything
-            case _:
-                assert_never(command)

@@ -21,9 +21,9 @@ from libs.kernel.core import require
 from libs.policy.model_profile import ModelProfile
 from libs.policy.shapes import ReplicaShape
 from libs.sim.world import Action, World
-from services.simulator.spot.continuous_engine import BLOCK_TOKENS
 from services.simulator.spot.engine import EngineOwner, EngineReport
-from services.simulator.spot.step_times import StepTimes
+from services.simulator.spot.options import BLOCK_TOKENS
+from services.simulator.spot.step_times import PREFILL_CHUNKS, StepTimes
 from services.simulator.spot.work import SimRequest, Work
 
 HALTED: Final = EngineReport()
@@ -48,11 +48,11 @@ class CountingEngine:
 
     def __init__(
         self, world: World, owner: EngineOwner, *, profile: ModelProfile, shape: ReplicaShape,
-        sequences_max: int, step_tokens_max: int,
+        sequences_max: int, step_tokens_max: int, prefill_chunks: int = PREFILL_CHUNKS,
     ) -> None:  # fmt: skip
         self._world = world
         self._owner = owner
-        self._times = StepTimes(profile, shape)
+        self._times = StepTimes(profile, shape, prefill_chunks=prefill_chunks)
         self._sequences_max = sequences_max
         self._step_tokens = max(step_tokens_max, sequences_max)
         self._known: dict[str, _Sequence] = {}

@@ -1,32 +1,32 @@
 """The simulated fleet: nodes, workers, replicas, and requests between them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from libs.contracts.handover import LoadWeights, ReplicaRoster, ToMigrator, WeightsFrom
-from libs.contracts.placement import CapacityWanted, Policy
+from libs.contracts.placement import Policy
 from libs.contracts.preemption import PreemptionNotice
-from libs.contracts.reports import ReportedPosition, RouterReport
+from libs.contracts.reports import ReportedPosition, RouterReport, WorkerReport
+from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_S, seconds
 from libs.policy.cost_model import BatchTimes, batch_times, best_parts, weight_bytes_max
-from libs.policy.liveness import LivenessOptions
 from libs.policy.shapes import ReplicaShape
 from libs.sim.world import World
-from services.migrator.options import MigratorOptions
-from services.planner.options import ECHOES_MISSED_MAX, PlannerOptions
-from services.preemption_watcher.commands import TellWorkers
+from services.planner.commands import PublishCapacity
 from services.simulator.spot.batch_engine import BatchEngine
 from services.simulator.spot.continuous_engine import ContinuousEngine
-from services.simulator.spot.control import ControlPlane, NodeWatcher
+from services.simulator.spot.control import ControlPlane
 from services.simulator.spot.copying import KvCopies
+from services.simulator.spot.core_options import migrator_options, planner_options
 from services.simulator.spot.counting_engine import CountingEngine
 from services.simulator.spot.engine import ReplicaEngine
 from services.simulator.spot.event_log import EventLog
 from services.simulator.spot.front_door import FifoDoor, FrontDoor, RoutedDoor
-from services.simulator.spot.options import EngineKind, SpotRunOptions
+from services.simulator.spot.market import NodeMarket, SpotMarket
+from services.simulator.spot.nodes import Nodes
+from services.simulator.spot.options import BLOCK_TOKENS, EngineKind, SpotRunOptions
 from services.simulator.spot.replica import SimReplica
-from services.simulator.spot.trace import NodeSpan
 from services.simulator.spot.transfers import (
     LoadedBytes,
     Placed,
@@ -35,12 +35,10 @@ from services.simulator.spot.transfers import (
     weight_traffic,
 )
 from services.simulator.spot.work import SimRequest, Work
-from services.simulator.spot.worker import ALIAS, SimWorker
+from services.simulator.spot.worker import SimWorker
 
 OnFinished = Callable[[SimRequest], None]
-OnCapacityWanted = Callable[[CapacityWanted], None]
-NEVER_NS = 10**18
-"""No silence is an outage: rounds may be seconds apart, and nothing is lost on the way."""
+MakeMarket = Callable[[World, Nodes, SpotRunOptions], NodeMarket]
 
 
 class SpotFleet:
@@ -51,9 +49,11 @@ class SpotFleet:
         world: World,
         options: SpotRunOptions,
         *,
+        make_market: MakeMarket = SpotMarket,
         on_finished: OnFinished | None = None,
     ) -> None:
-        """`on_finished` takes the requests instead of the list of those that are finished."""
+        """`make_market` is asked where the planner may ask for nodes; `on_finished` takes the
+        requests instead of the list of those that are finished."""
         self.world = world
         self.options = options
         self.hardware = options.hardware
@@ -65,87 +65,58 @@ class SpotFleet:
         self.copies = KvCopies(
             world, self.log, hardware=options.hardware, size=options.profile.size
         )
+        self.nodes = Nodes(world, self.log, self, self.copies, options=options)
+        self.market = None if options.capacity is None else make_market(world, self.nodes, options)
         self.control = ControlPlane(
             world,
             self.log,
             self,
-            planner=_planner_options(options),
-            migrator=_migrator_options(options),
+            planner=planner_options(options),
+            migrator=migrator_options(options),
             pace=options.pace,
         )
         self.door: FrontDoor = (
             FifoDoor(self.serving, batch_max=options.batch_max, batches_ahead=options.batches_ahead)
             if options.engine is EngineKind.PAPER
-            else RoutedDoor(self.serving, lambda r: self._workers[r.lead_id].load_report())
+            else RoutedDoor(self.serving, self._report_of_lead)
         )
         self.finished: list[SimRequest] = []
         self._on_finished = on_finished or self.finished.append
-        self.on_capacity_wanted: OnCapacityWanted | None = None
-        """Who provides nodes; None: they come and go as the trace says."""
         self.accepted = 0
         self.begins_at_ns = 0
         """When the trace began; before, the fleet warms up."""
-        self._context_tokens_max = max(
-            (a.prompt_tokens + a.output_tokens for a in options.arrivals),
-            default=options.profile.session_tokens,
-        )
         self.weight_bytes_from_peers = 0
         self.weight_bytes_from_disk = 0
         self.plan_revision_reached = 0
-        self._workers: dict[str, SimWorker] = {}
-        self._watchers: dict[str, NodeWatcher] = {}
         self._replicas: dict[str, SimReplica] = {}
         self._routes: dict[tuple[str, WeightsFrom], tuple[Traffic, dict[str, LoadedBytes]]] = {}
         self._weight_bytes: dict[tuple[int, int], int] = {}
-        self._workers_started = 0
         self._beat = 0
         self._times: dict[tuple[ReplicaShape, int, int], BatchTimes] = {}
 
     # ------------------------------------------------------------------ nodes
 
-    def add_node(self, span: NodeSpan) -> None:
-        """A node can be used: its workers and its watcher start."""
-        self.log.add(span.node_id, "comes")
-        for index in range(self.hardware.gpus_per_node):
-            self._workers_started += 1
-            worker = SimWorker(
-                self.world, self, self.copies, worker_id=f"{span.node_id}-gpu-{index}",
-                span=span, number=self._workers_started,
-            )  # fmt: skip
-            self._workers[worker.name] = worker
-        watcher = NodeWatcher(
-            self.world, node_id=span.node_id, on_notice=self._noticed, on_told=self._tell_workers
-        )
-        self._watchers[span.node_id] = watcher
-        watcher.begin()
-        self.control.wake()
-
-    def warn_node(self, node_id: str, *, ends_at_ns: int) -> None:
-        """The cloud says that the node will end."""
-        self.log.add(node_id, "has notice")
-        self._watchers[node_id].end_at(ends_at_ns)
-        self.control.wake()
-
-    def end_node(self, node_id: str) -> None:
-        """The node is gone, and whatever was on it."""
-        self.log.add(node_id, "ends")
-        self._watchers.pop(node_id).kill()
-        for worker in [w for w in self._workers.values() if w.node_id == node_id]:
-            worker.kill()
-            del self._workers[worker.name]
-            self._lose_worker(worker.name)
-        self.control.wake()
-
-    def _noticed(self, notice: PreemptionNotice) -> None:
+    def notice_heard(self, notice: PreemptionNotice) -> None:
+        """Carry a watcher's notice to the planner."""
         self.control.noticed(notice)
 
-    def _tell_workers(self, command: TellWorkers) -> None:
-        for notice in command.notices:
-            for worker in self.living_workers():
-                if worker.node_id == notice.node_id:
-                    worker.hear(notice)
+    def nodes_changed(self, lost: Sequence[SimWorker] = ()) -> None:
+        """Nodes came, were told to end, or are gone with these workers."""
+        put_back: list[Work] = []
+        for worker in lost:
+            put_back += self._lose_worker(worker.name)
+        if put_back:  # all that broke is broken by now: nothing goes back to any of it
+            self.door.put_back(put_back)
+        self.control.wake()
 
-    def _lose_worker(self, worker_id: str) -> None:
+    def capacity_wanted(self, capacity: PublishCapacity) -> None:
+        """Let the market, if nodes are had from one, follow the planner's wish."""
+        if self.market is not None:
+            self.market.provide(capacity)
+
+    def _lose_worker(self, worker_id: str) -> list[Work]:
+        """Break what the worker was part of; return what was under way there."""
+        put_back: list[Work] = []
         for replica in list(self._replicas.values()):
             if replica.is_broken or all(p.worker_id != worker_id for p in replica.placed):
                 continue
@@ -156,19 +127,20 @@ class SpotFleet:
                     replica.replica_id, "breaks", worker=worker_id,
                     requests=tuple(r.request_id for work in lost for r in work.requests),
                 )  # fmt: skip
-                self.door.put_back(lost)
+                put_back += lost
             elif worker_id in replica.members_active:
                 replica.is_broken = True
+        return put_back
 
     # ------------------------------------------------------------------ for the control plane
 
     def living_workers(self) -> list[SimWorker]:
         """All that run, by id."""
-        return [self._workers[worker_id] for worker_id in sorted(self._workers)]
+        return self.nodes.workers()
 
     def find_worker(self, worker_id: str) -> SimWorker | None:
         """The worker of this id, if it runs."""
-        return self._workers.get(worker_id)
+        return self.nodes.find_worker(worker_id)
 
     def router_report(self) -> RouterReport | None:
         """What has been accepted, where the planner measures demand."""
@@ -196,11 +168,6 @@ class SpotFleet:
         for (at_ns, rate), (until_ns, _) in pairwise(steps):
             total += rate * seconds(max(0, min(until_ns, now_ns) - at_ns))
         return math.ceil(total)
-
-    def capacity_wanted(self, wish: CapacityWanted) -> None:
-        """Pass on what the planner would like to have."""
-        if self.on_capacity_wanted is not None:
-            self.on_capacity_wanted(wish)
 
     def placement_reached(self, plan_revision: int) -> None:
         """The fleet has the committed shape."""
@@ -300,6 +267,8 @@ class SpotFleet:
         """The fleet is warm: from now on things count."""
         self.begins_at_ns = self.world.now_ns
         self.weight_bytes_from_peers = self.weight_bytes_from_disk = 0
+        if self.market is not None:
+            self.market.begin_trace()
         self.log.add("run", "trace begins", replicas=tuple(r.replica_id for r in self.serving()))
 
     def arrive(self, request: SimRequest) -> None:
@@ -322,6 +291,11 @@ class SpotFleet:
         if missing:
             work.requests[0].tokens_recomputed += missing
 
+    def _report_of_lead(self, replica: SimReplica) -> WorkerReport:
+        lead = self.nodes.find_worker(replica.lead_id)
+        assert lead is not None, "a replica whose lead is gone takes no sessions"
+        return lead.load_report()
+
     # ------------------------------------------------------------------ engines
 
     def _engine(self, owner: "_Owner", shape: ReplicaShape) -> ReplicaEngine:
@@ -331,15 +305,36 @@ class SpotFleet:
                 batch_max=self.options.batch_max,
             )  # fmt: skip
         if self.options.engine is EngineKind.COUNTED:
+            self._check_pool(shape)
             return CountingEngine(
                 self.world, owner, profile=self.options.profile, shape=shape,
                 sequences_max=self.options.batch_max, step_tokens_max=self.options.step_tokens_max,
+                prefill_chunks=self.options.prefill_chunks,
             )  # fmt: skip
         return ContinuousEngine(
             self.world, owner, profile=self.options.profile, shape=shape,
             sequences_max=self.options.batch_max, step_tokens_max=self.options.step_tokens_max,
-            context_tokens_max=self._context_tokens_max,
+            context_tokens_max=self.options.context_tokens_max,
+            prefill_chunks=self.options.prefill_chunks, kv_blocks_max=self._kv_blocks(shape),
         )  # fmt: skip
+
+    def _check_pool(self, shape: ReplicaShape) -> None:
+        """Refuse to count where blocks could run out: then who waits depends on them."""
+        blocks = self._kv_blocks(shape)
+        of_sequence = -(-self.options.context_tokens_max // BLOCK_TOKENS) + 1
+        if blocks is not None and blocks < self.options.batch_max * of_sequence:
+            raise ConfigError(
+                f"engine: {shape.stages}x{shape.shards} has {blocks} blocks of KV, too few to be "
+                "counted; use continuous"
+            )
+
+    def _kv_blocks(self, shape: ReplicaShape) -> int | None:
+        """Return the blocks for which a replica's workers have room; None: any number."""
+        memory = self.options.memory
+        if memory is None:
+            return None
+        memory_bytes = self.hardware.gpu_bytes - self.options.plan.search.workspace_bytes
+        return memory.blocks_that_fit(shape, memory_bytes=memory_bytes)
 
     def _batch_times(self, shape: ReplicaShape, count: int, prompt_tokens: int) -> BatchTimes:
         key = (shape, count, prompt_tokens)
@@ -383,36 +378,3 @@ class _Owner:
         replica = self._fleet.find_replica(self._replica_id)
         if replica is not None and replica.is_serving:
             self._fleet.door.offer(replica)
-
-
-def _planner_options(options: SpotRunOptions) -> PlannerOptions:
-    return PlannerOptions(
-        planner_id="planner-1",
-        alias=ALIAS,
-        profile=options.profile,
-        plan=options.plan,
-        capacity=options.capacity,
-        rate_window_ns=options.rate_window_ns,
-        requests_per_s_min=options.requests_per_s_target,
-        liveness=_liveness(ECHOES_MISSED_MAX),
-    )
-
-
-def _migrator_options(options: SpotRunOptions) -> MigratorOptions:
-    profile = options.profile
-    shape = ReplicaShape(stages=1, shards=min(profile.times_by_shards))
-    prefill_ns = batch_times(profile, shape, batch=1).prefill_ns
-    return MigratorOptions(
-        migrator_id="migrator-1",
-        alias=ALIAS,
-        echo_age_max_ns=NEVER_NS,
-        activation_ns=options.hardware.group_setup_ns,
-        link_bytes_per_s=options.hardware.network_bytes_per_s,
-        prefill_tokens_per_s=max(1, profile.prompt_tokens * NS_PER_S // prefill_ns),
-        model_bytes=profile.size,
-        liveness=_liveness(LivenessOptions().echoes_missed_max),
-    )
-
-
-def _liveness(echoes_missed_max: int) -> LivenessOptions:
-    return LivenessOptions(echoes_missed_max=echoes_missed_max, outage_ns=NEVER_NS)

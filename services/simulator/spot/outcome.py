@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
+from libs.contracts.reports import Market
 from libs.kernel.units import NS_PER_S, seconds
 from services.simulator.spot.run import SpotRun
 
@@ -82,11 +83,15 @@ def outcome_of(run: SpotRun, *, policy: str) -> SpotOutcome:
 
 def cost_usd(run: SpotRun) -> float:
     """Return what the nodes cost from the beginning of the trace to its end."""
-    trace, hardware = run.options.trace, run.options.hardware
-    spot_ns = trace.node_ns - trace.on_demand_node_ns
+    trace, hardware, market = run.options.trace, run.options.hardware, run.fleet.market
+    if market is None:
+        on_demand_ns = trace.on_demand_node_ns
+        spot_ns = trace.node_ns - on_demand_ns
+    else:
+        on_demand_ns = market.paid_ns(Market.ON_DEMAND)
+        spot_ns = market.paid_ns(Market.SPOT)
     return (
-        spot_ns * hardware.spot_usd_per_hour
-        + trace.on_demand_node_ns * hardware.on_demand_usd_per_hour
+        spot_ns * hardware.spot_usd_per_hour + on_demand_ns * hardware.on_demand_usd_per_hour
     ) / HOUR_NS
 
 

@@ -13,6 +13,7 @@ from services.simulator.spot.options import SpotRunOptions
 from services.simulator.spot.work import SimRequest
 
 WARM_UP_NS_MAX = 3_600 * NS_PER_S
+MARKET_WARM_UP_NS = 600 * NS_PER_S
 OnProgress = Callable[[int], None]
 
 
@@ -31,7 +32,7 @@ class SpotRun:
 
 
 def run_spot(options: SpotRunOptions, *, on_progress: OnProgress | None = None) -> SpotRun:
-    """Run to the end. Raises: ConfigError if the model fits no number of nodes of the trace."""
+    """Run to the end. Raises: ConfigError if the model never fits what nodes there are."""
     _check_fits(options)
     world = World(seed=options.seed, actions_max=options.actions_max)
     fleet = SpotFleet(world, options)
@@ -46,7 +47,8 @@ def run_spot(options: SpotRunOptions, *, on_progress: OnProgress | None = None) 
         )
         for number, arrival in enumerate(options.arrivals)
     ]
-    _schedule_nodes(world, fleet, begins_at_ns=begins_at_ns)
+    if fleet.market is None:
+        _schedule_nodes(world, fleet, begins_at_ns=begins_at_ns)
     _schedule_arrivals(world, fleet, requests)
     _pass(world, until_ns=begins_at_ns + options.trace.end_at_ns, on_progress=on_progress)
     world.run(
@@ -69,8 +71,9 @@ def _check_fits(options: SpotRunOptions) -> None:
         profile=options.profile,
         workload=Workload(requests_per_s=options.requests_per_s_target),
         workers=workers,
-        memory_bytes=None,
+        memory_bytes=None if options.model is None else options.hardware.gpu_bytes,
         options=options.plan.search,
+        memory=options.memory,
     )
     chosen = search.choose()
     if isinstance(chosen, NoShapeFits):
@@ -82,9 +85,15 @@ def _check_fits(options: SpotRunOptions) -> None:
 
 def _warm_up(world: World, fleet: SpotFleet) -> None:
     """Start what is there at 0 and let it load until it serves, which is the trace's 0."""
+    if fleet.market is not None:
+        # What is asked for comes at once and costs nothing yet; by the end nothing changes.
+        fleet.control.begin()
+        world.run(until_ns=MARKET_WARM_UP_NS, is_done=lambda: False)
+        fleet.begin_trace()
+        return
     first = [span for span in fleet.options.trace.spans if span.usable_at_ns == 0]
     for span in first:
-        fleet.add_node(span)
+        fleet.nodes.add(span.node_id)
     fleet.control.begin()
     planner = fleet.control.planner
     world.run(
@@ -99,14 +108,14 @@ def _schedule_nodes(world: World, fleet: SpotFleet, *, begins_at_ns: int) -> Non
     for span in fleet.options.trace.spans:
         usable_at_ns = begins_at_ns + span.usable_at_ns
         if span.usable_at_ns > 0:
-            world.after(usable_at_ns - world.now_ns, partial(fleet.add_node, span))
+            world.after(usable_at_ns - world.now_ns, partial(fleet.nodes.add, span.node_id))
         if span.gone_at_ns is None:
             continue
         gone_at_ns = begins_at_ns + span.gone_at_ns
         warned_at_ns = max(usable_at_ns, gone_at_ns - grace_ns, world.now_ns)
-        warn = partial(fleet.warn_node, span.node_id, ends_at_ns=gone_at_ns)
+        warn = partial(fleet.nodes.warn, span.node_id, ends_at_ns=gone_at_ns)
         world.after(warned_at_ns - world.now_ns, warn)
-        world.after(gone_at_ns - world.now_ns, partial(fleet.end_node, span.node_id))
+        world.after(gone_at_ns - world.now_ns, partial(fleet.nodes.end, span.node_id))
 
 
 def _schedule_arrivals(world: World, fleet: SpotFleet, requests: list[SimRequest]) -> None:

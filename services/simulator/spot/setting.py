@@ -32,8 +32,10 @@ from loadgen.arrivals import RateSegment, arrivals_over, exponential_gaps, gamma
 from loadgen.traces.availability import AvailabilityTrace
 from loadgen.traces.detect import read_availability, read_requests
 from loadgen.traces.scenarios import FLUCTUATING_RATES_PER_S, SCENARIOS
+from services.planner.options import CapacityOptions
 from services.simulator.spot.hardware import Hardware, hardware_of
 from services.simulator.spot.options import Arrival, EngineKind, SpotRunOptions
+from services.simulator.spot.paper_models import PAPER_MODELS, WORKSPACE_BYTES
 from services.simulator.spot.trace import NodeSpan, NodeTrace
 
 BATCH_MAX: Final = 4
@@ -104,6 +106,10 @@ class Setting:
     """Added to every addition after 0 of a file that says when nodes were asked for."""
     batches_ahead: int | None = None
     """Of the paper's engine; None: as its scripts have it. 0 is its new batching."""
+    capacity: CapacityOptions | None = None
+    """Nodes are bought as `tideserve` wants them; None: all that the trace has are there."""
+    on_demand_nodes: int | None = None
+    """A fleet of so many nodes on demand, all there from the beginning, in place of the trace's."""
     is_shape_fixed: bool = False
     """Ablation: the shape that rerouting would have, whatever the policy."""
 
@@ -131,20 +137,26 @@ def run_options(setting: Setting) -> SpotRunOptions:
         seed=setting.seed,
         profile=profile,
         hardware=hardware,
+        model=PAPER_MODELS[profile.name],
         trace=_trace(availability),
         arrivals=tuple(_arrivals(setting, profile, load, end_at_ns=availability.end_at_ns)),
-        plan=PlanOptions(policy=setting.policy.policy, search=search),
+        plan=PlanOptions(
+            policy=setting.policy.policy, search=replace(search, workspace_bytes=WORKSPACE_BYTES)
+        ),
         engine=engine,
         requests_per_s_target=target,
         is_demand_measured=not is_paper,
         demand_steps=demand_steps if is_paper else (),
         batch_max=batch_max,
+        capacity=setting.capacity,
         batches_ahead=_batches_ahead(setting, only_reacts=only_reacts),
     )
     if only_reacts:
         options = replace(options, grace_ns=LOSS_NOTICE_NS)
-    if setting.policy is PolicyName.ON_DEMAND:
+    nodes = setting.on_demand_nodes
+    if setting.policy is PolicyName.ON_DEMAND and nodes is None:
         nodes = _nodes_that_keep_up(profile, target, hardware)
+    if nodes is not None:
         options = replace(options, trace=_constant(nodes, end_at_ns=availability.end_at_ns))
     return options
 

@@ -18,11 +18,17 @@ PREFILL_CHUNKS: Final = 4
 class StepTimes:
     """Of one shape; what was worked out once is remembered."""
 
-    def __init__(self, profile: ModelProfile, shape: ReplicaShape) -> None:
+    def __init__(
+        self,
+        profile: ModelProfile,
+        shape: ReplicaShape,
+        *,
+        prefill_chunks: int = PREFILL_CHUNKS,
+    ) -> None:
         self._profile = profile
         self._shape = shape
         self._decoding_ns = {0: 0}
-        self.prompt_token_ns = self._prompt_token_ns()
+        self.prompt_token_ns = self._prompt_token_ns(prefill_chunks)
 
     def decoding_ns(self, sequences: int) -> int:
         """One token of each of so many sequences."""
@@ -35,9 +41,9 @@ class StepTimes:
         """A step of both; nobody decodes while a prompt is computed."""
         return self.decoding_ns(decodes) + prompt_tokens * self.prompt_token_ns
 
-    def _prompt_token_ns(self) -> int:
+    def _prompt_token_ns(self, chunks: int) -> int:
         whole = batch_times(self._profile, self._shape, batch=1)
         stages = self._shape.stages
-        overlap = (stages + PREFILL_CHUNKS - 1) / (stages * PREFILL_CHUNKS)
+        overlap = (stages + chunks - 1) / (stages * chunks)
         prefill_ns = whole.prefill_ns * overlap + whole.embedding_ns
         return round(prefill_ns / self._profile.prompt_tokens)

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from libs.contracts.reports import Market
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSpan:
@@ -12,9 +10,6 @@ class NodeSpan:
     node_id: str
     usable_at_ns: int
     gone_at_ns: int | None = None
-    zone: str | None = None
-    market: Market = Market.SPOT
-    """As its workers report it; what a trace's nodes cost is the trace's matter."""
 
     def present_ns(self, *, end_at_ns: int) -> int:
         """How long it is there until the end of the trace."""

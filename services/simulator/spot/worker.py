@@ -34,12 +34,10 @@ from services.simulator.spot.copying import KvCopies
 from services.simulator.spot.engine import EngineReport
 from services.simulator.spot.hardware import Hardware
 from services.simulator.spot.replica import SimReplica
-from services.simulator.spot.trace import NodeSpan
 from services.simulator.spot.transfers import LoadedBytes, Traffic
 
-KV_BLOCK_TOKENS = 16
 KV_BLOCKS = 1_000_000
-"""Said when a position is staged; the engines bound their sequences by number, not by memory."""
+"""Said when a position is staged; how many an engine has it works out by the same rule."""
 ALIAS = "simulated"
 
 
@@ -79,15 +77,15 @@ class SimWorker(SimProcess):
     """One GPU; see the head of this file."""
 
     def __init__(
-        self, world: World, fleet: Fleet, copies: KvCopies, *, worker_id: str, span: NodeSpan,
-        number: int,
-    ) -> None:  # fmt: skip
-        super().__init__(world, name=worker_id)
-        self.node_id = span.node_id
+        self, world: World, fleet: Fleet, copies: KvCopies, *, blank: WorkerReport, node_id: str
+    ) -> None:
+        """`blank`: its report, as far as that never changes."""
+        super().__init__(world, name=blank.worker_id)
+        self.node_id = node_id
         self._fleet = fleet
         self._copies = copies
         self._beat = 0
-        self._blank = _blank_report(worker_id=worker_id, span=span, number=number)
+        self._blank = blank
         self._life = NodeLife()
         self._load_told: tuple[tuple[int, int, int], WorkerReport] | None = None
         self._answers: dict[str, ToMigrator | None] = {}
@@ -307,29 +305,3 @@ class SimWorker(SimProcess):
             return
         self._answers[answer.op_id] = answer
         self._fleet.answered(answer)
-
-
-def _blank_report(*, worker_id: str, span: NodeSpan, number: int) -> WorkerReport:
-    """Return what does not change in a worker's reports; a million of them may be made in a run."""
-    return WorkerReport(
-        worker_id=worker_id,
-        beat=0,
-        alias=ALIAS,
-        process_id=number,
-        context_tokens_max=1 << 20,
-        vocabulary_size=1,
-        block_tokens=KV_BLOCK_TOKENS,
-        blocks_total=KV_BLOCKS,
-        blocks_free=KV_BLOCKS,
-        sessions_running=0,
-        sessions_waiting=0,
-        tokens_waiting=0,
-        tokens_generated=0,
-        steps=0,
-        step_ms_recent=0.0,
-        node_id=span.node_id,
-        zone=span.zone,
-        market=span.market,
-        is_planned=True,
-        is_serving=False,
-    )

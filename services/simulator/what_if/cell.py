@@ -1,7 +1,7 @@
 """One cell of the fleet: the live cores under a cloud of its own, for as long as asked."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -15,8 +15,10 @@ from libs.sim.world import World
 from services.planner.options import CapacityOptions
 from services.simulator.spot.control import PaceOptions
 from services.simulator.spot.fleet import SpotFleet
+from services.simulator.spot.nodes import Nodes
 from services.simulator.spot.options import EngineKind, SpotRunOptions
-from services.simulator.spot.setting import CONTINUOUS_BATCH_MAX
+from services.simulator.spot.paper_models import PAPER_MODELS
+from services.simulator.spot.setting import CONTINUOUS_BATCH_MAX, WORKSPACE_BYTES
 from services.simulator.spot.trace import NodeTrace
 from services.simulator.spot.work import SimRequest
 from services.simulator.what_if.cloud import Bill, CellCloud
@@ -83,29 +85,33 @@ class Cell:
         self._outcome = CellOutcome()
         self._slo_ns = slo_ns(scenario)
         self._world = World(seed=scenario.seed, actions_max=10**12)
-        self._fleet = SpotFleet(
-            self._world, cell_options(scenario, engine=engine), on_finished=self._finished
-        )
-        zones = zones_of(scenario, region=number % scenario.regions)
-        nodes_per_zone = round(HEADROOM * scenario.nodes_per_cell / len(zones))
-        self._cloud = CellCloud(
-            self._world,
-            self._fleet,
-            zones=zones,
-            nodes_per_zone=nodes_per_zone if buying is Buying.SPOT else 0,
-            nodes_max=scenario.nodes_per_cell,
-            launch_ns=scenario.node.launch_ns,
-            rng=Rng(scenario.seed).child(f"victims in cell {number}"),
-        )
-        self._fleet.on_capacity_wanted = self._cloud.wanted
         self._open = 0
+
+        def make_market(world: World, nodes: Nodes, options: SpotRunOptions) -> CellCloud:
+            zones = zones_of(scenario, region=number % scenario.regions)
+            nodes_per_zone = round(HEADROOM * scenario.nodes_per_cell / len(zones))
+            return CellCloud(
+                world,
+                nodes,
+                zones=zones,
+                nodes_per_zone=nodes_per_zone if buying is Buying.SPOT else 0,
+                nodes_max=scenario.nodes_per_cell,
+                launch_ns=options.hardware.launch_ns,
+                rng=Rng(scenario.seed).child(f"victims in cell {number}"),
+            )
+
+        self._fleet = SpotFleet(
+            self._world, cell_options(scenario, engine=engine),
+            make_market=make_market, on_finished=self._finished,
+        )  # fmt: skip
+        assert isinstance(self._fleet.market, CellCloud)
+        self._cloud = self._fleet.market
 
     def run(self) -> CellOutcome:
         """Warm up, let the time pass and the requests come, drain."""
         self._warm_up()
         begins_at_ns = self._world.now_ns
         end_at_ns = begins_at_ns + self._scenario.end_at_ns
-        self._cloud.begin_trace()
         self._next_arrival(arrivals_of(self._scenario, cell=self._number), since_ns=begins_at_ns)
         self._world.run(until_ns=end_at_ns, is_done=lambda: False)
         self._world.run(until_ns=end_at_ns + DRAIN_NS_MAX, is_done=lambda: not self._open)
@@ -179,8 +185,9 @@ def _chosen(scenario: Scenario, *, requests_per_s: float) -> Candidate:
         profile=options.profile,
         workload=Workload(requests_per_s=requests_per_s),
         workers=scenario.nodes_per_cell * scenario.node.gpus_per_node,
-        memory_bytes=None,
-        options=SearchOptions(batches=options.plan.search.batches, uses_all_workers=False),
+        memory_bytes=options.hardware.gpu_bytes,
+        options=replace(options.plan.search, uses_all_workers=False),
+        memory=options.memory,
     )
     chosen = search.choose()
     assert isinstance(chosen, Candidate), "the scenario has checked that the model fits"
@@ -189,14 +196,15 @@ def _chosen(scenario: Scenario, *, requests_per_s: float) -> Candidate:
 
 def cell_options(scenario: Scenario, *, engine: EngineKind) -> SpotRunOptions:
     """Return the options of a cell's fleet: the product's own policy, demand measured."""
-    batches = (1, 2, 4, CONTINUOUS_BATCH_MAX)
+    search = SearchOptions(batches=(1, 2, 4, CONTINUOUS_BATCH_MAX), workspace_bytes=WORKSPACE_BYTES)
     return SpotRunOptions(
         seed=scenario.seed,
         profile=scenario.profile,
         hardware=scenario.node,
+        model=PAPER_MODELS[scenario.model],
         trace=NodeTrace(name="what-if", spans=(), end_at_ns=scenario.end_at_ns),
         arrivals=(),
-        plan=PlanOptions(policy=Policy.TIDESERVE, search=SearchOptions(batches=batches)),
+        plan=PlanOptions(policy=Policy.TIDESERVE, search=search),
         engine=engine,
         requests_per_s_target=requests_per_s_at(scenario, 0),
         is_demand_measured=True,
@@ -205,9 +213,9 @@ def cell_options(scenario: Scenario, *, engine: EngineKind) -> SpotRunOptions:
             nodes_max=scenario.nodes_per_cell,
             nodes_min=-(-scenario.profile.replica_workers_min // scenario.node.gpus_per_node),
             release_after_ns=RELEASE_AFTER_NS,
+            rate_window_ns=RATE_WINDOW_NS,
             workers_per_node=scenario.node.gpus_per_node,
         ),
-        rate_window_ns=RATE_WINDOW_NS,
         pace=PACE,
         actions_max=10**12,
     )

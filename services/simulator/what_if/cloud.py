@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from libs.contracts.placement import CapacityWanted
 from libs.contracts.reports import Market
 from libs.kernel.rng import Rng
 from libs.kernel.units import NS_PER_S
 from libs.sim.world import World
-from services.simulator.spot.fleet import SpotFleet
-from services.simulator.spot.trace import NodeSpan
+from services.planner.commands import PublishCapacity
+from services.simulator.spot.market import RELEASE_GRACE_NS, Nodes
 from services.simulator.what_if.zones import ZoneCapacity
 
 GRACE_NS: Final = 30 * NS_PER_S
-"""From a notice to the end."""
+"""From the notice of a preemption to the end."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,12 +59,12 @@ class CellCloud:
     """See the head of this file."""
 
     def __init__(
-        self, world: World, fleet: SpotFleet, *, zones: Sequence[ZoneCapacity],
+        self, world: World, nodes: Nodes, *, zones: Sequence[ZoneCapacity],
         nodes_per_zone: int, nodes_max: int, launch_ns: int, rng: Rng,
     ) -> None:  # fmt: skip
         self.bill = Bill()
         self._world = world
-        self._fleet = fleet
+        self._cluster = nodes
         self._zones = {zone.name: zone for zone in zones}
         self._nodes_per_zone = nodes_per_zone
         self._share = {zone.name: zone.steps[0][1] for zone in zones}
@@ -91,13 +90,14 @@ class CellCloud:
             for at_ns, share in zone.steps[1:]:
                 self._world.after(at_ns, partial(self._zone_changed, zone.name, share=share))
 
-    def wanted(self, wish: CapacityWanted) -> None:
-        """Meet a wish of the planner."""
+    def provide(self, capacity: PublishCapacity) -> None:
+        """See NodeMarket."""
+        wish = capacity.wanted
         for node_id in wish.nodes_to_release:
             node = self._nodes.get(node_id)
             if node is not None and node.is_up and not node.is_leaving:
                 self.bill.nodes_returned += 1
-                self._give_notice(node)
+                self._give_notice(node, grace_ns=RELEASE_GRACE_NS)
         for _ in range(self._missing(Market.SPOT, wanted=wish.spot_nodes)):
             zone = self._zone_with_room(wish.zones_preferred or tuple(self._zones))
             if zone is None:
@@ -127,7 +127,7 @@ class CellCloud:
         victims = [node for node in in_zone if node.is_up]
         for node in self._rng.sample(victims, surplus - len(launching)):
             self.bill.nodes_preempted += 1
-            self._give_notice(node)
+            self._give_notice(node, grace_ns=GRACE_NS)
 
     def _zone_with_room(self, preferred: Sequence[str]) -> str | None:
         """Return the first of these zones, then of all, that has capacity left."""
@@ -170,25 +170,19 @@ class CellCloud:
         if node.node_id not in self._nodes:
             return  # the zone ran short before it was up
         node.is_up = True
-        span = NodeSpan(
-            node_id=node.node_id,
-            usable_at_ns=self._world.now_ns,
-            zone=node.zone,
-            market=node.market,
-        )
-        self._fleet.add_node(span)
+        self._cluster.add(node.node_id, market=node.market, zone=node.zone)
 
-    def _give_notice(self, node: _Node) -> None:
+    def _give_notice(self, node: _Node, *, grace_ns: int) -> None:
         node.is_leaving = True
-        self._fleet.warn_node(node.node_id, ends_at_ns=self._world.now_ns + GRACE_NS)
-        self._world.after(GRACE_NS, partial(self._end, node))
+        self._cluster.warn(node.node_id, ends_at_ns=self._world.now_ns + grace_ns)
+        self._world.after(grace_ns, partial(self._end, node))
 
     def _end(self, node: _Node) -> None:
         if self._nodes.pop(node.node_id, None) is None:
             return
         self._charge(node, until_ns=self._world.now_ns)
         if node.is_up:
-            self._fleet.end_node(node.node_id)
+            self._cluster.end(node.node_id)
 
     def _charge(self, node: _Node, *, until_ns: int) -> None:
         rented_ns = max(0, until_ns - node.granted_at_ns)

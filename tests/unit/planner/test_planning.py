@@ -334,21 +334,35 @@ def test_arrivals_that_the_shape_can_serve_change_nothing(policy: Policy) -> Non
 
 def test_spot_capacity_is_asked_for_with_one_to_spare_and_on_demand_fills_in() -> None:
     capacity = CapacityOptions(nodes_max=8, nodes_min=2, nodes_extra=1)
-    world = a_world_with("a", "b", shape=ReplicaShape(stages=2, shards=1), capacity=capacity)
+    world = a_world_with("a", shape=ReplicaShape(stages=1, shards=1), capacity=capacity)
     wanted = world.capacity[-1].wanted
     assert (wanted.spot_nodes, wanted.on_demand_nodes) == (3, 1)
-    world.add_worker("c")
+    world.add_worker("b")
     world.run(seconds=1)
-    assert world.capacity[-1].wanted.on_demand_nodes == 0
+    wanted = world.capacity[-1].wanted
+    assert (wanted.spot_nodes, wanted.on_demand_nodes) == (3, 0), "on demand for a spare node"
 
 
 def test_a_node_at_risk_is_replaced_before_it_goes() -> None:
     capacity = CapacityOptions(nodes_max=8, nodes_min=2, nodes_extra=1)
-    world = a_world_with("a", "b", "c", capacity=capacity)
+    world = a_world_with("a", "b", capacity=capacity)
     assert world.capacity[-1].wanted.on_demand_nodes == 0
     world.notice("node-a", kind=NoticeKind.REBALANCE)
     world.run(seconds=1)
     assert world.capacity[-1].wanted.on_demand_nodes == 1
+
+
+def test_a_wave_shorter_than_a_launch_asks_for_no_nodes() -> None:
+    def most_wanted(*, busy_s: int) -> int:
+        capacity = CapacityOptions(nodes_max=8, nodes_extra=0)
+        world = a_world_with("a", "b", shape=None, model=FAST_PAIRS, capacity=capacity)
+        world.run(seconds=150)
+        for second in range(200):
+            world.sessions_accepted += 200 if second < busy_s else 0
+            world.run(seconds=1)
+        return max(said.wanted.spot_nodes for said in world.capacity)
+
+    assert most_wanted(busy_s=10) < most_wanted(busy_s=150)
 
 
 def test_a_zone_that_preempts_is_no_longer_preferred() -> None:
@@ -373,7 +387,7 @@ def test_a_lull_gives_no_nodes_back_and_a_long_quiet_time_does() -> None:
     assert busy.spot_nodes > 2
     world.run(seconds=240)
     assert world.capacity[-1].wanted.spot_nodes >= busy.spot_nodes
-    world.run(seconds=120)
+    world.run(seconds=210)
     assert world.capacity[-1].wanted.spot_nodes == 2
     assert len(world.capacity[-1].wanted.nodes_to_release) == 2
 

@@ -66,7 +66,8 @@ def test_on_demand_fills_in_exactly_what_spot_does_not_bring() -> None:
     assert mix(nodes_needed=4, nodes_extra=1, spot_ready=5) == CapacityMix(
         spot_nodes=5, on_demand_nodes=0
     )
-    assert mix(nodes_needed=4, nodes_extra=1, spot_ready=3).on_demand_nodes == 2
+    assert mix(nodes_needed=4, nodes_extra=1, spot_ready=4).on_demand_nodes == 0
+    assert mix(nodes_needed=4, nodes_extra=1, spot_ready=3).on_demand_nodes == 1
     assert mix(nodes_needed=4, nodes_extra=2, spot_ready=0).on_demand_nodes == 4
 
 

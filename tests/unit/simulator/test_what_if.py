@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import pytest
 
@@ -12,8 +11,7 @@ from libs.kernel.errors import ConfigError
 from libs.kernel.rng import Rng
 from libs.kernel.units import NS_PER_S
 from libs.sim.world import World
-from services.simulator.spot.fleet import SpotFleet
-from services.simulator.spot.trace import NodeSpan
+from services.planner.commands import PublishCapacity
 from services.simulator.what_if.cloud import GRACE_NS, CellCloud
 from services.simulator.what_if.demand import arrivals_of, requests_per_s_at
 from services.simulator.what_if.histogram import Histogram
@@ -139,22 +137,22 @@ class FleetOfNames:
     """Remembers what a cloud does with nodes."""
 
     world: World
-    present: dict[str, NodeSpan] = field(default_factory=dict)
+    present: dict[str, tuple[Market, str | None]] = field(default_factory=dict)
     warned: dict[str, int] = field(default_factory=dict)
 
-    def add_node(self, span: NodeSpan) -> None:
-        self.present[span.node_id] = span
+    def add(self, node_id: str, *, market: Market, zone: str | None = None) -> None:
+        self.present[node_id] = (market, zone)
 
-    def warn_node(self, node_id: str, *, ends_at_ns: int) -> None:
+    def warn(self, node_id: str, *, ends_at_ns: int) -> None:
         assert node_id in self.present
         self.warned[node_id] = ends_at_ns
 
-    def end_node(self, node_id: str) -> None:
+    def end(self, node_id: str) -> None:
         assert self.warned[node_id] == self.world.now_ns
         del self.present[node_id]
 
     def of(self, market: Market) -> list[str]:
-        return [node_id for node_id, span in self.present.items() if span.market is market]
+        return [node_id for node_id, (of, _) in self.present.items() if of is market]
 
 
 def a_cloud(*steps: Sequence[tuple[int, float]], nodes_per_zone: int = 4) -> tuple[
@@ -164,17 +162,18 @@ def a_cloud(*steps: Sequence[tuple[int, float]], nodes_per_zone: int = 4) -> tup
     fleet = FleetOfNames(world)
     zones = [ZoneCapacity(name=f"zone-{n}", steps=tuple(each)) for n, each in enumerate(steps)]
     cloud = CellCloud(
-        world, cast(SpotFleet, fleet), zones=zones, nodes_per_zone=nodes_per_zone,
+        world, fleet, zones=zones, nodes_per_zone=nodes_per_zone,
         nodes_max=10, launch_ns=LAUNCH_NS, rng=Rng(1),
     )  # fmt: skip
     return world, fleet, cloud
 
 
-def wish(*, spot: int = 0, on_demand: int = 0, release: tuple[str, ...] = ()) -> CapacityWanted:
-    return CapacityWanted(
+def wish(*, spot: int = 0, on_demand: int = 0, release: tuple[str, ...] = ()) -> PublishCapacity:
+    wanted = CapacityWanted(
         alias="m", plan_revision=1, spot_nodes=spot, on_demand_nodes=on_demand,
         zones_preferred=("zone-1",), nodes_to_release=release,
     )  # fmt: skip
+    return PublishCapacity(wanted=wanted, spot_node_ids=(), on_demand_node_ids=(), cause_id="test")
 
 
 def pass_until(world: World, at_ns: int) -> None:
@@ -186,18 +185,18 @@ def test_a_wish_is_met_once_however_often_it_is_said() -> None:
     world, fleet, cloud = a_cloud([(0, 1.0)], [(0, 1.0)])
     cloud.begin_trace()
     for _ in range(3):
-        cloud.wanted(wish(spot=6, on_demand=1))
+        cloud.provide(wish(spot=6, on_demand=1))
     pass_until(world, LAUNCH_NS)
     assert len(fleet.of(Market.SPOT)) == 6
     assert len(fleet.of(Market.ON_DEMAND)) == 1
-    zones = [span.zone for span in fleet.present.values() if span.market is Market.SPOT]
+    zones = [zone for market, zone in fleet.present.values() if market is Market.SPOT]
     assert sorted(map(str, zones)) == ["zone-0"] * 2 + ["zone-1"] * 4  # the preferred one first
 
 
 def test_spot_goes_as_far_as_capacity_and_on_demand_is_never_short() -> None:
     world, fleet, cloud = a_cloud([(0, 0.5)], [(0, 0.25)])
     cloud.begin_trace()
-    cloud.wanted(wish(spot=9, on_demand=7))
+    cloud.provide(wish(spot=9, on_demand=7))
     pass_until(world, LAUNCH_NS)
     assert len(fleet.of(Market.SPOT)) == 2 + 1
     assert len(fleet.of(Market.ON_DEMAND)) == 7
@@ -206,7 +205,7 @@ def test_spot_goes_as_far_as_capacity_and_on_demand_is_never_short() -> None:
 def test_no_more_nodes_are_rented_at_a_time_than_asked_for() -> None:
     world, fleet, cloud = a_cloud([(0, 1.0)], [(0, 1.0)])
     cloud.begin_trace()
-    cloud.wanted(wish(spot=8, on_demand=8))
+    cloud.provide(wish(spot=8, on_demand=8))
     pass_until(world, LAUNCH_NS)
     assert len(fleet.of(Market.SPOT)) == 8
     assert len(fleet.of(Market.ON_DEMAND)) == 2
@@ -217,7 +216,7 @@ def test_a_shortage_cancels_launches_before_it_takes_nodes() -> None:
     cloud.start_with(6)
     cloud.begin_trace()
     pass_until(world, 590 * NS_PER_S)
-    cloud.wanted(wish(spot=7))
+    cloud.provide(wish(spot=7))
     pass_until(world, 601 * NS_PER_S)
     assert len(fleet.warned) == 2
     pass_until(world, 600 * NS_PER_S + GRACE_NS + LAUNCH_NS)
@@ -231,7 +230,7 @@ def test_what_is_given_back_gets_notice_and_costs_until_its_end() -> None:
     cloud.begin_trace()
     pass_until(world, 100 * NS_PER_S)
     gone = next(iter(fleet.present))
-    cloud.wanted(wish(spot=1, release=(gone,)))
+    cloud.provide(wish(spot=1, release=(gone,)))
     pass_until(world, 200 * NS_PER_S)
     assert gone not in fleet.present
     bill = cloud.close(end_at_ns=200 * NS_PER_S)

@@ -64,6 +64,9 @@ class NodeMarket(Protocol):
     def provide(self, capacity: PublishCapacity) -> None:
         """Meet a wish, which is whole each time."""
 
+    def paid_ns(self, market: Market) -> int:
+        """Return what was paid for from the beginning of the trace, at most to its end."""
+
 
 class SpotMarket:
     """Sells, launches, warns and takes away."""

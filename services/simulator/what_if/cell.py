@@ -17,8 +17,8 @@ from services.simulator.spot.control import PaceOptions
 from services.simulator.spot.fleet import SpotFleet
 from services.simulator.spot.nodes import Nodes
 from services.simulator.spot.options import EngineKind, SpotRunOptions
-from services.simulator.spot.paper_models import PAPER_MODELS
-from services.simulator.spot.setting import CONTINUOUS_BATCH_MAX, WORKSPACE_BYTES
+from services.simulator.spot.paper_models import PAPER_MODELS, WORKSPACE_BYTES
+from services.simulator.spot.setting import CONTINUOUS_BATCH_MAX
 from services.simulator.spot.trace import NodeTrace
 from services.simulator.spot.work import SimRequest
 from services.simulator.what_if.cloud import Bill, CellCloud
@@ -37,6 +37,8 @@ HEADROOM: Final = 1.25
 """Nominal spot capacity of a cell's zones together, over the nodes that it may rent."""
 WARM_UP_NS_MAX: Final = HOUR_NS
 DRAIN_NS_MAX: Final = 2 * HOUR_NS
+ACTIONS_MAX: Final = 10**12
+"""Of one cell; a day of 10^5 requests takes 10^6."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,27 +84,14 @@ class Cell:
         self._scenario = scenario
         self._profile = scenario.profile
         self._number = number
+        self._buying = buying
         self._outcome = CellOutcome()
         self._slo_ns = slo_ns(scenario)
-        self._world = World(seed=scenario.seed, actions_max=10**12)
+        self._world = World(seed=scenario.seed, actions_max=ACTIONS_MAX)
         self._open = 0
-
-        def make_market(world: World, nodes: Nodes, options: SpotRunOptions) -> CellCloud:
-            zones = zones_of(scenario, region=number % scenario.regions)
-            nodes_per_zone = round(HEADROOM * scenario.nodes_per_cell / len(zones))
-            return CellCloud(
-                world,
-                nodes,
-                zones=zones,
-                nodes_per_zone=nodes_per_zone if buying is Buying.SPOT else 0,
-                nodes_max=scenario.nodes_per_cell,
-                launch_ns=options.hardware.launch_ns,
-                rng=Rng(scenario.seed).child(f"victims in cell {number}"),
-            )
-
         self._fleet = SpotFleet(
             self._world, cell_options(scenario, engine=engine),
-            make_market=make_market, on_finished=self._finished,
+            make_market=self._make_market, on_finished=self._finished,
         )  # fmt: skip
         assert isinstance(self._fleet.market, CellCloud)
         self._cloud = self._fleet.market
@@ -122,6 +111,20 @@ class Cell:
         outcome.actions = self._world.actions_run
         outcome.digests.append(self._world.digest)
         return outcome
+
+    def _make_market(self, world: World, nodes: Nodes, options: SpotRunOptions) -> CellCloud:
+        scenario = self._scenario
+        zones = zones_of(scenario, region=self._number % scenario.regions)
+        nodes_per_zone = round(HEADROOM * scenario.nodes_per_cell / len(zones))
+        return CellCloud(
+            world,
+            nodes,
+            zones=zones,
+            nodes_per_zone=nodes_per_zone if self._buying is Buying.SPOT else 0,
+            nodes_max=scenario.nodes_per_cell,
+            launch_ns=options.hardware.launch_ns,
+            rng=Rng(scenario.seed).child(f"victims in cell {self._number}"),
+        )
 
     def _warm_up(self) -> None:
         nodes = nodes_needed(self._scenario, requests_per_s_at(self._scenario, 0))
@@ -217,5 +220,5 @@ def cell_options(scenario: Scenario, *, engine: EngineKind) -> SpotRunOptions:
             workers_per_node=scenario.node.gpus_per_node,
         ),
         pace=PACE,
-        actions_max=10**12,
+        actions_max=ACTIONS_MAX,
     )

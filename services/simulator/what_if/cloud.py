@@ -45,6 +45,10 @@ class Bill:
     nodes_returned: int = 0
     nodes_max: int = 0
 
+    def node_ns(self, market: Market) -> int:
+        """Of one market."""
+        return self.spot_node_ns if market is Market.SPOT else self.on_demand_node_ns
+
     def merge(self, other: "Bill") -> None:
         """Add what another cell rented; the most at a time need not have been at the same time."""
         self.spot_node_ns += other.spot_node_ns
@@ -105,6 +109,12 @@ class CellCloud:
             self._launch(self._grant(zone, Market.SPOT))
         for _ in range(self._missing(Market.ON_DEMAND, wanted=wish.on_demand_nodes)):
             self._launch(self._grant(self._emptiest_zone(), Market.ON_DEMAND))
+
+    def paid_ns(self, market: Market) -> int:
+        """See NodeMarket; up to now."""
+        there = [node for node in self._nodes.values() if node.market is market]
+        ended_ns = self.bill.node_ns(market)
+        return ended_ns + sum(self._world.now_ns - node.granted_at_ns for node in there)
 
     def close(self, *, end_at_ns: int) -> Bill:
         """Charge what is still there up to this instant, and return the whole bill."""

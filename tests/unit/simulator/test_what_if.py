@@ -233,7 +233,9 @@ def test_what_is_given_back_gets_notice_and_costs_until_its_end() -> None:
     cloud.provide(wish(spot=1, release=(gone,)))
     pass_until(world, 200 * NS_PER_S)
     assert gone not in fleet.present
+    paid_ns = cloud.paid_ns(Market.SPOT)
     bill = cloud.close(end_at_ns=200 * NS_PER_S)
+    assert paid_ns == bill.spot_node_ns
     assert bill.spot_node_ns == (100 * NS_PER_S + GRACE_NS) + 200 * NS_PER_S
     assert bill.on_demand_node_ns == 0
     assert bill.nodes_returned == 1

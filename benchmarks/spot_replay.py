@@ -27,7 +27,7 @@ from libs.contracts.placement import Policy
 from libs.contracts.wire import describe
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import MIB, NS_PER_MS, NS_PER_S, seconds
-from libs.policy.measured_profile import planning_profile_of_json
+from libs.policy.measured_profile import measured_profile_of_json, planning_profile
 from libs.policy.model_profile import ModelProfile
 from libs.policy.parallel_config import SearchOptions
 from libs.policy.placement_plan import PlanOptions
@@ -242,17 +242,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read_profile(path: Path, options: LiveOptions) -> ModelProfile:
-    """Return the profile for the requests of the live runs."""
+    """Return the profile for the requests of the live runs. Raises: ConfigError naming the file."""
     try:
-        profile = planning_profile_of_json(path.read_text(encoding="utf-8"))
+        measured = measured_profile_of_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    if profile.prompt_tokens != options.prompt_tokens:
-        raise ConfigError(
-            f"{path}: is of prompts of {profile.prompt_tokens} tokens, the live runs had "
-            f"{options.prompt_tokens}"
-        )
-    return replace(profile, output_tokens=options.output_tokens)
+    return planning_profile(
+        measured, prompt_tokens=options.prompt_tokens, output_tokens=options.output_tokens
+    )
 
 
 def _json(row: Comparison) -> dict[str, object]:

@@ -62,9 +62,9 @@ def published_of(setting: Setting) -> PublishedRow:
     if setting.on_demand_nodes is not None:
         if not is_spotserve_20b or setting.on_demand_nodes not in ON_DEMAND_SECONDS:
             return PublishedRow()
-        avg_s, p99_s = ON_DEMAND_SECONDS[setting.on_demand_nodes]
+        measured = ON_DEMAND_SECONDS[setting.on_demand_nodes]
         usd = ON_DEMAND_USD_PER_1K_TOKENS[setting.on_demand_nodes]
-        return PublishedRow(avg_s=avg_s, p99_s=p99_s, usd_per_1k_tokens=usd)
+        return PublishedRow(avg_s=measured[0], p99_s=measured[1], usd_per_1k_tokens=usd)
     cell = PUBLISHED.get((setting.model, trace))
     if cell is None:
         return PublishedRow()

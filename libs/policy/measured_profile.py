@@ -110,15 +110,20 @@ def planning_profile_of_json(text: str) -> ModelProfile:
     return profile_of_json(text)
 
 
-def planning_profile(measured: MeasuredProfile) -> ModelProfile:
-    """Return what the search over shapes needs. Raises: ConfigError for a model that cannot be
-    cut."""
+def planning_profile(
+    measured: MeasuredProfile,
+    *,
+    prompt_tokens: int = PROMPT_TOKENS,
+    output_tokens: int = OUTPUT_TOKENS,
+) -> ModelProfile:
+    """Return what the search over shapes needs, for requests of this length where the context
+    allows it. Raises: ConfigError for a model that cannot be cut."""
     size = measured.size
     if size is None:
         raise ConfigError(f"profile: {measured.model} cannot be cut, so nothing is to be planned")
     roofline = CPU if measured.hardware.device == "cpu" else GPU
-    prompt_tokens = min(PROMPT_TOKENS, max(1, measured.context_tokens_max // 2))
-    output_tokens = min(OUTPUT_TOKENS, max(1, measured.context_tokens_max // 2))
+    prompt_tokens = min(prompt_tokens, max(1, measured.context_tokens_max // 2))
+    output_tokens = min(output_tokens, max(1, measured.context_tokens_max // 2))
     request = _TypicalRequest(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,

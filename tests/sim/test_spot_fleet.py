@@ -15,9 +15,10 @@ from libs.kernel.errors import EXIT_CONFIG_ERROR
 from libs.kernel.rng import Rng
 from libs.kernel.units import NS_PER_S
 from services.launcher.main import run as run_command
+from services.planner.options import CapacityOptions
 from services.simulator.spot.control import PaceOptions
 from services.simulator.spot.options import SpotRunOptions
-from services.simulator.spot.outcome import SpotOutcome, outcome_of
+from services.simulator.spot.outcome import SpotOutcome, cost_usd, outcome_of
 from services.simulator.spot.run import SpotRun, run_spot
 from services.simulator.spot.setting import PolicyName, Setting, run_options
 from services.simulator.spot.trace import NodeSpan, NodeTrace
@@ -90,6 +91,20 @@ def test_no_request_is_lost_while_nodes_come_and_go_as_they_please(
     run = run_spot(churning(policy, seed=seed))
     assert_all_were_answered_once(run)
     assert max(r.latency_ns or 0 for r in run.requests) < 240 * NS_PER_S
+
+
+def test_a_fleet_that_buys_its_nodes_answers_all_and_pays_for_what_it_needs() -> None:
+    offered = short(PolicyName.TIDESERVE)
+    more = tuple(NodeSpan(node_id=f"more-{number}", usable_at_ns=0) for number in range(7))
+    trace = replace(offered.trace, spans=(*offered.trace.spans, *more))
+    capacity = CapacityOptions(nodes_max=12, nodes_extra=0, workers_per_node=4)
+    held = run_spot(replace(offered, trace=trace))
+    bought = run_spot(replace(offered, trace=trace, capacity=capacity))
+    assert_all_were_answered_once(bought)
+    # Two replicas of three nodes, while twelve are offered.
+    node_usd = 1.9046 * 240 / 3_600
+    assert cost_usd(bought) == pytest.approx(6 * node_usd)
+    assert cost_usd(held) > 11 * node_usd
 
 
 def test_ten_thousand_requests_end_alike_in_stretches_and_in_single_steps() -> None:

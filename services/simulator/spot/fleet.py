@@ -85,6 +85,8 @@ class SpotFleet:
         self.accepted = 0
         self.begins_at_ns = 0
         """When the trace began; before, the fleet warms up."""
+        self._memory = options.memory
+        self._context_tokens_max = options.context_tokens_max
         self.weight_bytes_from_peers = 0
         self.weight_bytes_from_disk = 0
         self.plan_revision_reached = 0
@@ -314,7 +316,7 @@ class SpotFleet:
         return ContinuousEngine(
             self.world, owner, profile=self.options.profile, shape=shape,
             sequences_max=self.options.batch_max, step_tokens_max=self.options.step_tokens_max,
-            context_tokens_max=self.options.context_tokens_max,
+            context_tokens_max=self._context_tokens_max,
             prefill_chunks=self.options.prefill_chunks, kv_blocks_max=self._kv_blocks(shape),
         )  # fmt: skip
 
@@ -330,11 +332,10 @@ class SpotFleet:
 
     def _kv_blocks(self, shape: ReplicaShape) -> int | None:
         """Return the blocks for which a replica's workers have room; None: any number."""
-        memory = self.options.memory
-        if memory is None:
+        if self._memory is None:
             return None
         memory_bytes = self.hardware.gpu_bytes - self.options.plan.search.workspace_bytes
-        return memory.blocks_that_fit(shape, memory_bytes=memory_bytes)
+        return self._memory.blocks_that_fit(shape, memory_bytes=memory_bytes)
 
     def _batch_times(self, shape: ReplicaShape, count: int, prompt_tokens: int) -> BatchTimes:
         key = (shape, count, prompt_tokens)

@@ -33,7 +33,7 @@ class Nodes:
         options: SpotRunOptions,
     ) -> None:  # fmt: skip
         self._world = world
-        self._options = options
+        self._blank = _blank_report(options)
         self._log = log
         self._owner = owner
         self._copies = copies
@@ -56,8 +56,14 @@ class Nodes:
             self._workers_started += 1
             worker = SimWorker(
                 self._world, self._owner, self._copies, node_id=node_id,
-                blank=self._blank(
-                    f"{node_id}-gpu-{index}", node_id=node_id, market=market, zone=zone
+                blank=self._blank.model_copy(
+                    update={
+                        "worker_id": f"{node_id}-gpu-{index}",
+                        "process_id": self._workers_started,
+                        "node_id": node_id,
+                        "zone": zone,
+                        "market": market,
+                    }
                 ),
             )  # fmt: skip
             self._workers[worker.name] = worker
@@ -90,33 +96,28 @@ class Nodes:
                 if worker.node_id == notice.node_id:
                     worker.hear(notice)
 
-    def _blank(
-        self, worker_id: str, *, node_id: str, market: Market, zone: str | None
-    ) -> WorkerReport:
-        """Return what does not change in a worker's reports; of those a run makes a million."""
-        options = self._options
-        is_limited = options.memory is not None
-        return WorkerReport(
-            worker_id=worker_id,
-            beat=0,
-            alias=ALIAS,
-            process_id=self._workers_started,
-            context_tokens_max=options.context_tokens_max,
-            vocabulary_size=1,
-            block_tokens=BLOCK_TOKENS,
-            blocks_total=KV_BLOCKS,
-            blocks_free=KV_BLOCKS,
-            sessions_running=0,
-            sessions_waiting=0,
-            tokens_waiting=0,
-            tokens_generated=0,
-            steps=0,
-            step_ms_recent=0.0,
-            node_id=node_id,
-            market=market,
-            zone=zone,
-            is_planned=True,
-            is_serving=False,
-            memory_bytes=options.hardware.gpu_bytes if is_limited else 0,
-            memory_rule=FP32 if is_limited else None,
-        )
+
+def _blank_report(options: SpotRunOptions) -> WorkerReport:
+    """Return what is the same in all reports; of those a run makes a million."""
+    is_limited = options.model is not None
+    return WorkerReport(
+        worker_id=ALIAS,
+        beat=0,
+        alias=ALIAS,
+        process_id=0,
+        context_tokens_max=options.context_tokens_max,
+        vocabulary_size=1,
+        block_tokens=BLOCK_TOKENS,
+        blocks_total=KV_BLOCKS,
+        blocks_free=KV_BLOCKS,
+        sessions_running=0,
+        sessions_waiting=0,
+        tokens_waiting=0,
+        tokens_generated=0,
+        steps=0,
+        step_ms_recent=0.0,
+        is_planned=True,
+        is_serving=False,
+        memory_bytes=options.hardware.gpu_bytes if is_limited else 0,
+        memory_rule=FP32 if is_limited else None,
+    )

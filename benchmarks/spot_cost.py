@@ -126,7 +126,7 @@ def slo_of(model: str) -> int:
 
 def figures_of(run: SpotRun, *, slo_ns: int) -> FleetFigures:
     """Sum a run up."""
-    trace, market = run.options.trace, run.market
+    trace, market = run.options.trace, run.fleet.market
     done = [request for request in run.requests if request.latency_ns is not None]
     met = sum(request.latency_ns is not None and request.latency_ns <= slo_ns for request in done)
     tokens = sum(request.prompt_tokens + request.output_tokens for request in done)

@@ -88,10 +88,7 @@ def simulate(
     else:
         RESULTS.print(_table(outcomes))
     if story:
-        for name, run in runs:
-            show(f"{name}: {story}")
-            for happening in run.fleet.log.story(story):
-                show(happening.text_line())
+        _show_story(runs, entity=story)
     if any(outcome.failed for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -101,6 +98,13 @@ def _run(setting: Setting) -> SpotRun:
     with Progress(console=PROGRESS, transient=True) as progress:
         task = progress.add_task(setting.policy.value, total=100)
         return run_spot(options, on_progress=lambda part: progress.update(task, completed=part))
+
+
+def _show_story(runs: Sequence[tuple[str, SpotRun]], *, entity: str) -> None:
+    for name, run in runs:
+        show(f"{name}: {entity}")
+        for happening in run.fleet.log.story(entity):
+            show(happening.text_line())
 
 
 def _table(outcomes: Sequence[SpotOutcome]) -> Table:

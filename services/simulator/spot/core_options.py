@@ -25,7 +25,6 @@ def planner_options(options: SpotRunOptions) -> PlannerOptions:
         model=options.model,
         requests_per_s_min=options.requests_per_s_target,
         capacity=options.capacity or CapacityOptions(),
-        rate_window_ns=options.rate_window_ns,
         liveness=_liveness(ECHOES_MISSED_MAX),
     )
 

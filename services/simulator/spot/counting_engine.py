@@ -23,7 +23,7 @@ from libs.policy.shapes import ReplicaShape
 from libs.sim.world import Action, World
 from services.simulator.spot.engine import EngineOwner, EngineReport
 from services.simulator.spot.options import BLOCK_TOKENS
-from services.simulator.spot.step_times import StepTimes
+from services.simulator.spot.step_times import PREFILL_CHUNKS, StepTimes
 from services.simulator.spot.work import SimRequest, Work
 
 HALTED: Final = EngineReport()
@@ -48,7 +48,7 @@ class CountingEngine:
 
     def __init__(
         self, world: World, owner: EngineOwner, *, profile: ModelProfile, shape: ReplicaShape,
-        sequences_max: int, step_tokens_max: int, prefill_chunks: int = 4,
+        sequences_max: int, step_tokens_max: int, prefill_chunks: int = PREFILL_CHUNKS,
     ) -> None:  # fmt: skip
         self._world = world
         self._owner = owner

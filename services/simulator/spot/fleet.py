@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Protocol
 
 from libs.contracts.handover import LoadWeights, ReplicaRoster, ToMigrator, WeightsFrom
 from libs.contracts.placement import Policy
 from libs.contracts.preemption import PreemptionNotice
 from libs.contracts.reports import ReportedPosition, RouterReport, WorkerReport
+from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_S, seconds
 from libs.policy.cost_model import BatchTimes, batch_times, best_parts, weight_bytes_max
 from libs.policy.shapes import ReplicaShape
@@ -23,8 +23,9 @@ from services.simulator.spot.counting_engine import CountingEngine
 from services.simulator.spot.engine import ReplicaEngine
 from services.simulator.spot.event_log import EventLog
 from services.simulator.spot.front_door import FifoDoor, FrontDoor, RoutedDoor
+from services.simulator.spot.market import NodeMarket, SpotMarket
 from services.simulator.spot.nodes import Nodes
-from services.simulator.spot.options import EngineKind, SpotRunOptions
+from services.simulator.spot.options import BLOCK_TOKENS, EngineKind, SpotRunOptions
 from services.simulator.spot.replica import SimReplica
 from services.simulator.spot.transfers import (
     LoadedBytes,
@@ -37,16 +38,7 @@ from services.simulator.spot.work import SimRequest, Work
 from services.simulator.spot.worker import SimWorker
 
 OnFinished = Callable[[SimRequest], None]
-
-
-class NodeProvider(Protocol):
-    """Whoever has nodes to give."""
-
-    def begin_trace(self) -> None:
-        """The fleet is warm: from now on nodes cost, and may be taken."""
-
-    def provide(self, capacity: PublishCapacity) -> None:
-        """Follow what the planner wants."""
+MakeMarket = Callable[[World, Nodes, SpotRunOptions], NodeMarket]
 
 
 class SpotFleet:
@@ -57,9 +49,11 @@ class SpotFleet:
         world: World,
         options: SpotRunOptions,
         *,
+        make_market: MakeMarket = SpotMarket,
         on_finished: OnFinished | None = None,
     ) -> None:
-        """`on_finished` takes the requests instead of the list of those that are finished."""
+        """`make_market` is asked where the planner may ask for nodes; `on_finished` takes the
+        requests instead of the list of those that are finished."""
         self.world = world
         self.options = options
         self.hardware = options.hardware
@@ -72,8 +66,7 @@ class SpotFleet:
             world, self.log, hardware=options.hardware, size=options.profile.size
         )
         self.nodes = Nodes(world, self.log, self, self.copies, options=options)
-        self.provider: NodeProvider | None = None
-        """None: nodes come and go as the trace says."""
+        self.market = None if options.capacity is None else make_market(world, self.nodes, options)
         self.control = ControlPlane(
             world,
             self.log,
@@ -119,9 +112,9 @@ class SpotFleet:
         self.control.wake()
 
     def capacity_wanted(self, capacity: PublishCapacity) -> None:
-        """Let whoever has nodes to give hear the planner's wish."""
-        if self.provider is not None:
-            self.provider.provide(capacity)
+        """Let the market, if nodes are had from one, follow the planner's wish."""
+        if self.market is not None:
+            self.market.provide(capacity)
 
     def _lose_worker(self, worker_id: str) -> list[Work]:
         """Break what the worker was part of; return what was under way there."""
@@ -276,8 +269,8 @@ class SpotFleet:
         """The fleet is warm: from now on things count."""
         self.begins_at_ns = self.world.now_ns
         self.weight_bytes_from_peers = self.weight_bytes_from_disk = 0
-        if self.provider is not None:
-            self.provider.begin_trace()
+        if self.market is not None:
+            self.market.begin_trace()
         self.log.add("run", "trace begins", replicas=tuple(r.replica_id for r in self.serving()))
 
     def arrive(self, request: SimRequest) -> None:
@@ -314,6 +307,7 @@ class SpotFleet:
                 batch_max=self.options.batch_max,
             )  # fmt: skip
         if self.options.engine is EngineKind.COUNTED:
+            self._check_pool(shape)
             return CountingEngine(
                 self.world, owner, profile=self.options.profile, shape=shape,
                 sequences_max=self.options.batch_max, step_tokens_max=self.options.step_tokens_max,
@@ -325,6 +319,16 @@ class SpotFleet:
             context_tokens_max=self._context_tokens_max,
             prefill_chunks=self.options.prefill_chunks, kv_blocks_max=self._kv_blocks(shape),
         )  # fmt: skip
+
+    def _check_pool(self, shape: ReplicaShape) -> None:
+        """Refuse to count where blocks could run out: then who waits depends on them."""
+        blocks = self._kv_blocks(shape)
+        of_sequence = -(-self.options.context_tokens_max // BLOCK_TOKENS) + 1
+        if blocks is not None and blocks < self.options.batch_max * of_sequence:
+            raise ConfigError(
+                f"engine: {shape.stages}x{shape.shards} has {blocks} blocks of KV, too few to be "
+                "counted; use continuous"
+            )
 
     def _kv_blocks(self, shape: ReplicaShape) -> int | None:
         """Return the blocks for which a replica's workers have room; None: any number."""

@@ -23,7 +23,7 @@ RELEASE_GRACE_NS: Final = 30 * NS_PER_S
 
 
 class Nodes(Protocol):
-    """What a cloud does to nodes."""
+    """What the market does to nodes."""
 
     def add(self, node_id: str, *, market: Market, zone: str | None = None) -> None:
         """Start a node."""
@@ -53,6 +53,19 @@ class Purchase:
         """How long it was paid for within these bounds."""
         gone_at_ns = until_ns if self.gone_at_ns is None else min(until_ns, self.gone_at_ns)
         return max(0, gone_at_ns - max(from_ns, self.asked_at_ns))
+
+
+class NodeMarket(Protocol):
+    """Where the planner's wish for nodes is met."""
+
+    def begin_trace(self) -> None:
+        """From now on time counts."""
+
+    def provide(self, capacity: PublishCapacity) -> None:
+        """Meet a wish, which is whole each time."""
+
+    def paid_ns(self, market: Market) -> int:
+        """Return what was paid for from the beginning of the trace, at most to its end."""
 
 
 class SpotMarket:

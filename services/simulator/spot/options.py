@@ -14,6 +14,7 @@ from services.planner.options import CapacityOptions
 from services.simulator.spot.control import PaceOptions
 from services.simulator.spot.hardware import Hardware
 from services.simulator.spot.paper_models import FP32
+from services.simulator.spot.step_times import PREFILL_CHUNKS
 from services.simulator.spot.trace import NodeTrace
 
 BLOCK_TOKENS: Final = 16
@@ -66,7 +67,7 @@ class SpotRunOptions:
     """Of the paper's engine: batches that the door sends to a replica before it is idle."""
     step_tokens_max: int = 512
     """Of the continuous engine: prompt and answer tokens in one step."""
-    prefill_chunks: int = 4
+    prefill_chunks: int = PREFILL_CHUNKS
     """Parts that a prompt is cut into on its way through the stages of that engine."""
     grace_ns: int = 30 * NS_PER_S
     """From the notice to the end of a node; of a policy that only reacts, next to nothing."""
@@ -75,14 +76,12 @@ class SpotRunOptions:
     all that the trace has, from when it says to when it says."""
     drain_ns_max: int = 7_200 * NS_PER_S
     """For what still runs when the trace ends; what is not done by then has failed."""
-    rate_window_ns: int = 30 * NS_PER_S
-    """Over which the planner averages what arrives, where it measures that."""
     pace: PaceOptions = field(default_factory=PaceOptions)
     actions_max: int = 200_000_000
 
     @property
     def context_tokens_max(self) -> int:
-        """Of the longest request that comes; of a typical one where that is not known."""
+        """Of the longest request that comes; of a typical one where none is known before."""
         return max(
             (a.prompt_tokens + a.output_tokens for a in self.arrivals),
             default=self.profile.session_tokens,

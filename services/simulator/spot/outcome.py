@@ -83,7 +83,7 @@ def outcome_of(run: SpotRun, *, policy: str) -> SpotOutcome:
 
 def cost_usd(run: SpotRun) -> float:
     """Return what the nodes cost from the beginning of the trace to its end."""
-    trace, hardware, market = run.options.trace, run.options.hardware, run.market
+    trace, hardware, market = run.options.trace, run.options.hardware, run.fleet.market
     if market is None:
         on_demand_ns = trace.on_demand_node_ns
         spot_ns = trace.node_ns - on_demand_ns

@@ -9,7 +9,6 @@ from libs.kernel.units import NS_PER_S
 from libs.policy.parallel_config import ConfigSearch, NoShapeFits, Workload
 from libs.sim.world import World
 from services.simulator.spot.fleet import SpotFleet
-from services.simulator.spot.market import SpotMarket
 from services.simulator.spot.options import SpotRunOptions
 from services.simulator.spot.work import SimRequest
 
@@ -24,8 +23,6 @@ class SpotRun:
 
     options: SpotRunOptions
     fleet: SpotFleet
-    market: SpotMarket | None
-    """None: nodes came and went as the trace says."""
     requests: tuple[SimRequest, ...]
     """All that arrived, in order of arrival; times are those of the world."""
     begins_at_ns: int
@@ -39,8 +36,6 @@ def run_spot(options: SpotRunOptions, *, on_progress: OnProgress | None = None) 
     _check_fits(options)
     world = World(seed=options.seed, actions_max=options.actions_max)
     fleet = SpotFleet(world, options)
-    market = None if options.capacity is None else SpotMarket(world, fleet.nodes, options)
-    fleet.provider = market
     _warm_up(world, fleet)
     begins_at_ns = fleet.begins_at_ns
     requests = [
@@ -52,7 +47,7 @@ def run_spot(options: SpotRunOptions, *, on_progress: OnProgress | None = None) 
         )
         for number, arrival in enumerate(options.arrivals)
     ]
-    if market is None:
+    if fleet.market is None:
         _schedule_nodes(world, fleet, begins_at_ns=begins_at_ns)
     _schedule_arrivals(world, fleet, requests)
     _pass(world, until_ns=begins_at_ns + options.trace.end_at_ns, on_progress=on_progress)
@@ -63,7 +58,6 @@ def run_spot(options: SpotRunOptions, *, on_progress: OnProgress | None = None) 
     return SpotRun(
         options=options,
         fleet=fleet,
-        market=market,
         requests=tuple(requests),
         begins_at_ns=begins_at_ns,
         digest=world.digest,
@@ -91,7 +85,7 @@ def _check_fits(options: SpotRunOptions) -> None:
 
 def _warm_up(world: World, fleet: SpotFleet) -> None:
     """Start what is there at 0 and let it load until it serves, which is the trace's 0."""
-    if fleet.provider is not None:
+    if fleet.market is not None:
         # What is asked for comes at once and costs nothing yet; by the end nothing changes.
         fleet.control.begin()
         world.run(until_ns=MARKET_WARM_UP_NS, is_done=lambda: False)

@@ -1,7 +1,7 @@
 """One cell of the fleet: the live cores under a cloud of its own, for as long as asked."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -15,7 +15,9 @@ from libs.sim.world import World
 from services.planner.options import CapacityOptions
 from services.simulator.spot.control import PaceOptions
 from services.simulator.spot.fleet import SpotFleet
+from services.simulator.spot.nodes import Nodes
 from services.simulator.spot.options import EngineKind, SpotRunOptions
+from services.simulator.spot.paper_models import PAPER_MODELS, WORKSPACE_BYTES
 from services.simulator.spot.setting import CONTINUOUS_BATCH_MAX
 from services.simulator.spot.trace import NodeTrace
 from services.simulator.spot.work import SimRequest
@@ -35,6 +37,8 @@ HEADROOM: Final = 1.25
 """Nominal spot capacity of a cell's zones together, over the nodes that it may rent."""
 WARM_UP_NS_MAX: Final = HOUR_NS
 DRAIN_NS_MAX: Final = 2 * HOUR_NS
+ACTIONS_MAX: Final = 10**12
+"""Of one cell; a day of 10^5 requests takes 10^6."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,25 +84,17 @@ class Cell:
         self._scenario = scenario
         self._profile = scenario.profile
         self._number = number
+        self._buying = buying
         self._outcome = CellOutcome()
         self._slo_ns = slo_ns(scenario)
-        self._world = World(seed=scenario.seed, actions_max=10**12)
-        self._fleet = SpotFleet(
-            self._world, cell_options(scenario, engine=engine), on_finished=self._finished
-        )
-        zones = zones_of(scenario, region=number % scenario.regions)
-        nodes_per_zone = round(HEADROOM * scenario.nodes_per_cell / len(zones))
-        self._cloud = CellCloud(
-            self._world,
-            self._fleet.nodes,
-            zones=zones,
-            nodes_per_zone=nodes_per_zone if buying is Buying.SPOT else 0,
-            nodes_max=scenario.nodes_per_cell,
-            launch_ns=scenario.node.launch_ns,
-            rng=Rng(scenario.seed).child(f"victims in cell {number}"),
-        )
-        self._fleet.provider = self._cloud
+        self._world = World(seed=scenario.seed, actions_max=ACTIONS_MAX)
         self._open = 0
+        self._fleet = SpotFleet(
+            self._world, cell_options(scenario, engine=engine),
+            make_market=self._make_market, on_finished=self._finished,
+        )  # fmt: skip
+        assert isinstance(self._fleet.market, CellCloud)
+        self._cloud = self._fleet.market
 
     def run(self) -> CellOutcome:
         """Warm up, let the time pass and the requests come, drain."""
@@ -115,6 +111,20 @@ class Cell:
         outcome.actions = self._world.actions_run
         outcome.digests.append(self._world.digest)
         return outcome
+
+    def _make_market(self, world: World, nodes: Nodes, options: SpotRunOptions) -> CellCloud:
+        scenario = self._scenario
+        zones = zones_of(scenario, region=self._number % scenario.regions)
+        nodes_per_zone = round(HEADROOM * scenario.nodes_per_cell / len(zones))
+        return CellCloud(
+            world,
+            nodes,
+            zones=zones,
+            nodes_per_zone=nodes_per_zone if self._buying is Buying.SPOT else 0,
+            nodes_max=scenario.nodes_per_cell,
+            launch_ns=options.hardware.launch_ns,
+            rng=Rng(scenario.seed).child(f"victims in cell {self._number}"),
+        )
 
     def _warm_up(self) -> None:
         nodes = nodes_needed(self._scenario, requests_per_s_at(self._scenario, 0))
@@ -178,8 +188,9 @@ def _chosen(scenario: Scenario, *, requests_per_s: float) -> Candidate:
         profile=options.profile,
         workload=Workload(requests_per_s=requests_per_s),
         workers=scenario.nodes_per_cell * scenario.node.gpus_per_node,
-        memory_bytes=None,
-        options=SearchOptions(batches=options.plan.search.batches, uses_all_workers=False),
+        memory_bytes=options.hardware.gpu_bytes,
+        options=replace(options.plan.search, uses_all_workers=False),
+        memory=options.memory,
     )
     chosen = search.choose()
     assert isinstance(chosen, Candidate), "the scenario has checked that the model fits"
@@ -188,14 +199,15 @@ def _chosen(scenario: Scenario, *, requests_per_s: float) -> Candidate:
 
 def cell_options(scenario: Scenario, *, engine: EngineKind) -> SpotRunOptions:
     """Return the options of a cell's fleet: the product's own policy, demand measured."""
-    batches = (1, 2, 4, CONTINUOUS_BATCH_MAX)
+    search = SearchOptions(batches=(1, 2, 4, CONTINUOUS_BATCH_MAX), workspace_bytes=WORKSPACE_BYTES)
     return SpotRunOptions(
         seed=scenario.seed,
         profile=scenario.profile,
         hardware=scenario.node,
+        model=PAPER_MODELS[scenario.model],
         trace=NodeTrace(name="what-if", spans=(), end_at_ns=scenario.end_at_ns),
         arrivals=(),
-        plan=PlanOptions(policy=Policy.TIDESERVE, search=SearchOptions(batches=batches)),
+        plan=PlanOptions(policy=Policy.TIDESERVE, search=search),
         engine=engine,
         requests_per_s_target=requests_per_s_at(scenario, 0),
         is_demand_measured=True,
@@ -204,10 +216,9 @@ def cell_options(scenario: Scenario, *, engine: EngineKind) -> SpotRunOptions:
             nodes_max=scenario.nodes_per_cell,
             nodes_min=-(-scenario.profile.replica_workers_min // scenario.node.gpus_per_node),
             release_after_ns=RELEASE_AFTER_NS,
-            workers_per_node=scenario.node.gpus_per_node,
             rate_window_ns=RATE_WINDOW_NS,
+            workers_per_node=scenario.node.gpus_per_node,
         ),
-        rate_window_ns=RATE_WINDOW_NS,
         pace=PACE,
-        actions_max=10**12,
+        actions_max=ACTIONS_MAX,
     )

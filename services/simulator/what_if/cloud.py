@@ -17,11 +17,11 @@ from libs.kernel.rng import Rng
 from libs.kernel.units import NS_PER_S
 from libs.sim.world import World
 from services.planner.commands import PublishCapacity
-from services.simulator.spot.market import Nodes
+from services.simulator.spot.market import RELEASE_GRACE_NS, Nodes
 from services.simulator.what_if.zones import ZoneCapacity
 
 GRACE_NS: Final = 30 * NS_PER_S
-"""From a notice to the end."""
+"""From the notice of a preemption to the end."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +45,10 @@ class Bill:
     nodes_returned: int = 0
     nodes_max: int = 0
 
+    def node_ns(self, market: Market) -> int:
+        """Of one market."""
+        return self.spot_node_ns if market is Market.SPOT else self.on_demand_node_ns
+
     def merge(self, other: "Bill") -> None:
         """Add what another cell rented; the most at a time need not have been at the same time."""
         self.spot_node_ns += other.spot_node_ns
@@ -64,7 +68,7 @@ class CellCloud:
     ) -> None:  # fmt: skip
         self.bill = Bill()
         self._world = world
-        self._live = nodes
+        self._cluster = nodes
         self._zones = {zone.name: zone for zone in zones}
         self._nodes_per_zone = nodes_per_zone
         self._share = {zone.name: zone.steps[0][1] for zone in zones}
@@ -91,13 +95,13 @@ class CellCloud:
                 self._world.after(at_ns, partial(self._zone_changed, zone.name, share=share))
 
     def provide(self, capacity: PublishCapacity) -> None:
-        """Meet a wish of the planner."""
+        """See NodeMarket."""
         wish = capacity.wanted
         for node_id in wish.nodes_to_release:
             node = self._nodes.get(node_id)
             if node is not None and node.is_up and not node.is_leaving:
                 self.bill.nodes_returned += 1
-                self._give_notice(node)
+                self._give_notice(node, grace_ns=RELEASE_GRACE_NS)
         for _ in range(self._missing(Market.SPOT, wanted=wish.spot_nodes)):
             zone = self._zone_with_room(wish.zones_preferred or tuple(self._zones))
             if zone is None:
@@ -105,6 +109,12 @@ class CellCloud:
             self._launch(self._grant(zone, Market.SPOT))
         for _ in range(self._missing(Market.ON_DEMAND, wanted=wish.on_demand_nodes)):
             self._launch(self._grant(self._emptiest_zone(), Market.ON_DEMAND))
+
+    def paid_ns(self, market: Market) -> int:
+        """See NodeMarket; up to now."""
+        there = [node for node in self._nodes.values() if node.market is market]
+        ended_ns = self.bill.node_ns(market)
+        return ended_ns + sum(self._world.now_ns - node.granted_at_ns for node in there)
 
     def close(self, *, end_at_ns: int) -> Bill:
         """Charge what is still there up to this instant, and return the whole bill."""
@@ -127,7 +137,7 @@ class CellCloud:
         victims = [node for node in in_zone if node.is_up]
         for node in self._rng.sample(victims, surplus - len(launching)):
             self.bill.nodes_preempted += 1
-            self._give_notice(node)
+            self._give_notice(node, grace_ns=GRACE_NS)
 
     def _zone_with_room(self, preferred: Sequence[str]) -> str | None:
         """Return the first of these zones, then of all, that has capacity left."""
@@ -170,19 +180,19 @@ class CellCloud:
         if node.node_id not in self._nodes:
             return  # the zone ran short before it was up
         node.is_up = True
-        self._live.add(node.node_id, market=node.market, zone=node.zone)
+        self._cluster.add(node.node_id, market=node.market, zone=node.zone)
 
-    def _give_notice(self, node: _Node) -> None:
+    def _give_notice(self, node: _Node, *, grace_ns: int) -> None:
         node.is_leaving = True
-        self._live.warn(node.node_id, ends_at_ns=self._world.now_ns + GRACE_NS)
-        self._world.after(GRACE_NS, partial(self._end, node))
+        self._cluster.warn(node.node_id, ends_at_ns=self._world.now_ns + grace_ns)
+        self._world.after(grace_ns, partial(self._end, node))
 
     def _end(self, node: _Node) -> None:
         if self._nodes.pop(node.node_id, None) is None:
             return
         self._charge(node, until_ns=self._world.now_ns)
         if node.is_up:
-            self._live.end(node.node_id)
+            self._cluster.end(node.node_id)
 
     def _charge(self, node: _Node, *, until_ns: int) -> None:
         rented_ns = max(0, until_ns - node.granted_at_ns)

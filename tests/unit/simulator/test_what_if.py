@@ -133,7 +133,7 @@ def test_nothing_has_a_percentile_of_nothing() -> None:
 
 
 @dataclass
-class NamedNodes:
+class FleetOfNames:
     """Remembers what a cloud does with nodes."""
 
     world: World
@@ -156,16 +156,16 @@ class NamedNodes:
 
 
 def a_cloud(*steps: Sequence[tuple[int, float]], nodes_per_zone: int = 4) -> tuple[
-    World, NamedNodes, CellCloud
+    World, FleetOfNames, CellCloud
 ]:  # fmt: skip
     world = World(seed=1, actions_max=10_000)
-    nodes = NamedNodes(world)
+    fleet = FleetOfNames(world)
     zones = [ZoneCapacity(name=f"zone-{n}", steps=tuple(each)) for n, each in enumerate(steps)]
     cloud = CellCloud(
-        world, nodes, zones=zones, nodes_per_zone=nodes_per_zone,
+        world, fleet, zones=zones, nodes_per_zone=nodes_per_zone,
         nodes_max=10, launch_ns=LAUNCH_NS, rng=Rng(1),
     )  # fmt: skip
-    return world, nodes, cloud
+    return world, fleet, cloud
 
 
 def wish(*, spot: int = 0, on_demand: int = 0, release: tuple[str, ...] = ()) -> PublishCapacity:
@@ -182,64 +182,66 @@ def pass_until(world: World, at_ns: int) -> None:
 
 
 def test_a_wish_is_met_once_however_often_it_is_said() -> None:
-    world, nodes, cloud = a_cloud([(0, 1.0)], [(0, 1.0)])
+    world, fleet, cloud = a_cloud([(0, 1.0)], [(0, 1.0)])
     cloud.begin_trace()
     for _ in range(3):
         cloud.provide(wish(spot=6, on_demand=1))
     pass_until(world, LAUNCH_NS)
-    assert len(nodes.of(Market.SPOT)) == 6
-    assert len(nodes.of(Market.ON_DEMAND)) == 1
-    zones = [zone for market, zone in nodes.present.values() if market is Market.SPOT]
+    assert len(fleet.of(Market.SPOT)) == 6
+    assert len(fleet.of(Market.ON_DEMAND)) == 1
+    zones = [zone for market, zone in fleet.present.values() if market is Market.SPOT]
     assert sorted(map(str, zones)) == ["zone-0"] * 2 + ["zone-1"] * 4  # the preferred one first
 
 
 def test_spot_goes_as_far_as_capacity_and_on_demand_is_never_short() -> None:
-    world, nodes, cloud = a_cloud([(0, 0.5)], [(0, 0.25)])
+    world, fleet, cloud = a_cloud([(0, 0.5)], [(0, 0.25)])
     cloud.begin_trace()
     cloud.provide(wish(spot=9, on_demand=7))
     pass_until(world, LAUNCH_NS)
-    assert len(nodes.of(Market.SPOT)) == 2 + 1
-    assert len(nodes.of(Market.ON_DEMAND)) == 7
+    assert len(fleet.of(Market.SPOT)) == 2 + 1
+    assert len(fleet.of(Market.ON_DEMAND)) == 7
 
 
 def test_no_more_nodes_are_rented_at_a_time_than_asked_for() -> None:
-    world, nodes, cloud = a_cloud([(0, 1.0)], [(0, 1.0)])
+    world, fleet, cloud = a_cloud([(0, 1.0)], [(0, 1.0)])
     cloud.begin_trace()
     cloud.provide(wish(spot=8, on_demand=8))
     pass_until(world, LAUNCH_NS)
-    assert len(nodes.of(Market.SPOT)) == 8
-    assert len(nodes.of(Market.ON_DEMAND)) == 2
+    assert len(fleet.of(Market.SPOT)) == 8
+    assert len(fleet.of(Market.ON_DEMAND)) == 2
 
 
 def test_a_shortage_cancels_launches_before_it_takes_nodes() -> None:
-    world, nodes, cloud = a_cloud([(0, 1.0), (600 * NS_PER_S, 0.5)], nodes_per_zone=8)
+    world, fleet, cloud = a_cloud([(0, 1.0), (600 * NS_PER_S, 0.5)], nodes_per_zone=8)
     cloud.start_with(6)
     cloud.begin_trace()
     pass_until(world, 590 * NS_PER_S)
     cloud.provide(wish(spot=7))
     pass_until(world, 601 * NS_PER_S)
-    assert len(nodes.warned) == 2
+    assert len(fleet.warned) == 2
     pass_until(world, 600 * NS_PER_S + GRACE_NS + LAUNCH_NS)
-    assert len(nodes.present) == 4
+    assert len(fleet.present) == 4
     assert cloud.bill.nodes_preempted == 2
 
 
 def test_what_is_given_back_gets_notice_and_costs_until_its_end() -> None:
-    world, nodes, cloud = a_cloud([(0, 1.0)])
+    world, fleet, cloud = a_cloud([(0, 1.0)])
     cloud.start_with(2)
     cloud.begin_trace()
     pass_until(world, 100 * NS_PER_S)
-    gone = next(iter(nodes.present))
+    gone = next(iter(fleet.present))
     cloud.provide(wish(spot=1, release=(gone,)))
     pass_until(world, 200 * NS_PER_S)
-    assert gone not in nodes.present
+    assert gone not in fleet.present
+    paid_ns = cloud.paid_ns(Market.SPOT)
     bill = cloud.close(end_at_ns=200 * NS_PER_S)
+    assert paid_ns == bill.spot_node_ns
     assert bill.spot_node_ns == (100 * NS_PER_S + GRACE_NS) + 200 * NS_PER_S
     assert bill.on_demand_node_ns == 0
     assert bill.nodes_returned == 1
 
 
 def test_a_fleet_that_spot_cannot_hold_begins_on_demand() -> None:
-    _, nodes, cloud = a_cloud([(0, 1.0)], nodes_per_zone=0)
+    _, fleet, cloud = a_cloud([(0, 1.0)], nodes_per_zone=0)
     cloud.start_with(3)
-    assert len(nodes.of(Market.ON_DEMAND)) == 3
+    assert len(fleet.of(Market.ON_DEMAND)) == 3

@@ -105,11 +105,15 @@ def spot_cost(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "1",
     nodes_extra: Annotated[int, typer.Option(help="Spare spot nodes.", min=0)] = 0,
+    load: Annotated[
+        list[str] | None, typer.Option(help="MODEL:REQUESTS_PER_S; may be repeated.")
+    ] = None,
 ) -> None:
     """Simulate what a token costs on spot, beside the smallest on-demand fleet as good."""
     trace = [] if spot_trace is None else ["--spot-trace", spot_trace]
+    loads = [word for one in load or () for word in ("--load", one)]
     given = ("--seeds", seeds, "--nodes-extra", str(nodes_extra))
-    _measure("spot_cost", *given, *trace, json_file=json_file)
+    _measure("spot_cost", *given, *trace, *loads, json_file=json_file)
 
 
 @app.command("spot-replay")

@@ -84,8 +84,8 @@ class CoservePolicy:
     """Whether a step is given up not only for an arrival that would be late else, but for any that
     gains more time by it than the step loses."""
     has_short_mixed_steps: bool = False
-    """Whether steps with both kinds of work, which cannot be given up, are no longer than an online
-    arrival may be held; else they take all that the next tokens leave."""
+    """Whether offline work adds to a step with online work, which cannot be given up, no more than
+    an online arrival may be held; else all that the next tokens leave."""
     has_chunk: bool = False
     """Whether a step has at most CoserveOptions.chunk_tokens."""
     has_reserve: bool = False
@@ -154,9 +154,9 @@ class CoserveOptions:
     latency: LatencyModel = LATENCY_ASSUMED
     """How long steps take here, as profiled; followed from then on."""
     yield_ns_max: int | None = None
-    """So long a step without online work may go on after it was asked to yield; as long any step
-    with offline work takes at most where it cannot yield. None: a sixteenth of the TTFT SLO, so
-    that offline work takes little of what a burst of online sequences waits for itself."""
+    """So long a step without online work may go on after it was asked to yield; as much offline
+    work adds at most to a step that cannot yield. None: a sixteenth of the TTFT SLO, so that
+    offline work takes little of what a burst of online sequences waits for itself."""
     chunk_tokens: int = 256
     """Tokens of a step under fixed-chunk; vLLM's and Sarathi's usual sizes are 256 to 2,048."""
     reserve_share_max: float = 0.2

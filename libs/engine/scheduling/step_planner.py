@@ -246,7 +246,8 @@ class StepPlanner:
         step.slack_ns = timing.slack_ns(tokens_by_sequence, now_ns=step.now_ns)
         time_ns_max = timing.budget_ns(step.slack_ns)
         if self._rules.has_short_mixed_steps:
-            time_ns_max = min(time_ns_max, timing.mixed_step_ns_max)
+            online_ns = timing.predict_ns(step.budget.work)
+            time_ns_max = min(time_ns_max, online_ns + timing.hold_ns)
         step.budget.bound(time_ns_max=time_ns_max)
 
     def _offline_in_order(self) -> list[TrackedSequence]:

@@ -96,16 +96,14 @@ class StepTiming:
         return model.predict_ns(work) + round((steps - 1) * model.step_ns)
 
     @property
-    def offline_step_ns_max(self) -> int:
-        """Return what a step without online work may be predicted to take."""
-        hold_ns = self.budget_ns(self._options.offline_hold_ns_max)
-        return hold_ns if self._layers is None else hold_ns * self._layers
+    def hold_ns(self) -> int:
+        """Return how long offline work may be predicted to keep an online arrival waiting."""
+        return self.budget_ns(self._options.offline_hold_ns_max)
 
     @property
-    def mixed_step_ns_max(self) -> int:
-        """Return what a step with both kinds of work may be predicted to take, whatever the next
-        tokens leave: it cannot be given up."""
-        return self.budget_ns(self._options.offline_hold_ns_max)
+    def offline_step_ns_max(self) -> int:
+        """Return what a step without online work may be predicted to take."""
+        return self.hold_ns if self._layers is None else self.hold_ns * self._layers
 
     @property
     def offline_step_tokens(self) -> int:
@@ -123,8 +121,7 @@ class StepTiming:
         fixed = self._options.rules.layers_between_safepoints
         if fixed is not None:
             return min(fixed, self._layers)
-        hold_ns = self.budget_ns(self._options.offline_hold_ns_max)
-        groups = max(predicted_ns // GROUP_NS_MIN, -(-predicted_ns // max(1, hold_ns)))
+        groups = max(predicted_ns // GROUP_NS_MIN, -(-predicted_ns // max(1, self.hold_ns)))
         return None if groups <= 1 else max(1, self._layers // groups)
 
     def group_ns(self, predicted_ns: int, layers_between_safepoints: int) -> int:

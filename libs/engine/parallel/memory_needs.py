@@ -7,11 +7,11 @@
 
 What the engine does is the worker's to know, so it says it in its report (MemoryRule); the planner
 computes with the same rule over the same config, and places nothing that a worker would refuse. A
-planner weighs hundreds of shapes at a time, so bytes are added up per kind of stage, and those of a
-layer and of a model's two ends are remembered.
+planner weighs hundreds of shapes, again and again: bytes are added up per kind of stage, and
+remembered.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -68,29 +68,9 @@ class ReplicaMemory:
             for stage in self.stages(shape)
         )
 
-    def stages(self, shape: ReplicaShape) -> Iterator[StageNeeds]:
-        """Yield the needs of a stage of each kind that the shape has."""
-        last = shape.stages - 1
-        ranges = layer_ranges(self.config.layers, stages=shape.stages)
-        kinds = {(len(ranges[stage]), stage == 0, stage == last) for stage in range(shape.stages)}
-        for layers, is_first, is_last in sorted(kinds):
-            layer_bytes = _layer_bytes(self.config, self.rule, shape.shards)
-            end_bytes = _end_bytes(self.config, self.rule, shape.shards, is_first, is_last)
-            weights = [
-                _Weights(
-                    plain_bytes=layers * layer.plain_bytes + end.plain_bytes,
-                    linear_bytes=layers * layer.linear_bytes + end.linear_bytes,
-                )
-                for layer, end in zip(layer_bytes, end_bytes, strict=True)
-            ]
-            yield StageNeeds(
-                weights_bytes=max(each.held_bytes(self.rule) for each in weights),
-                kv_block_bytes=layers * self._kv_block_bytes_of_layer(shape.shards),
-            )
-
-    def _kv_block_bytes_of_layer(self, shards: int) -> int:
-        heads = len(_shard(shards, 0).kv_head_range(self.config))
-        return 2 * self.block_tokens * heads * self.config.head_size * self.rule.element_bytes
+    def stages(self, shape: ReplicaShape) -> tuple[StageNeeds, ...]:
+        """Return the needs of a stage of each kind that the shape has."""
+        return _stages(self, shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +90,32 @@ class _Weights:
 def _kv_bytes(left_bytes: int, kv_bytes_max: int | None) -> int:
     kv_bytes = max(0, left_bytes) // POSITIONS_AT_A_TIME
     return kv_bytes if kv_bytes_max is None else min(kv_bytes, kv_bytes_max)
+
+
+@lru_cache(maxsize=4096)
+def _stages(memory: ReplicaMemory, shape: ReplicaShape) -> tuple[StageNeeds, ...]:
+    config, rule, last = memory.config, memory.rule, shape.stages - 1
+    ranges = layer_ranges(config.layers, stages=shape.stages)
+    kinds = {(len(ranges[stage]), stage == 0, stage == last) for stage in range(shape.stages)}
+    kv_heads = len(_shard(shape.shards, 0).kv_head_range(config))
+    kv_block_bytes = 2 * memory.block_tokens * kv_heads * config.head_size * rule.element_bytes
+    found = []
+    for layers, is_first, is_last in sorted(kinds):
+        layer_bytes = _layer_bytes(config, rule, shape.shards)
+        end_bytes = _end_bytes(config, rule, shape.shards, is_first, is_last)
+        weights = [
+            _Weights(
+                plain_bytes=layers * layer.plain_bytes + end.plain_bytes,
+                linear_bytes=layers * layer.linear_bytes + end.linear_bytes,
+            )
+            for layer, end in zip(layer_bytes, end_bytes, strict=True)
+        ]
+        needs = StageNeeds(
+            weights_bytes=max(each.held_bytes(rule) for each in weights),
+            kv_block_bytes=layers * kv_block_bytes,
+        )
+        found.append(needs)
+    return tuple(found)
 
 
 @lru_cache(maxsize=256)

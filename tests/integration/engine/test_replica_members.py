@@ -50,7 +50,7 @@ def test_memory_is_reckoned_as_a_position_takes_it(
             store.load(all_slices_of(model.config, position, element_bytes=4), checkpoint)
             stores.append(store.memory_bytes)
             kv_bytes.append(model.kv_shape(position, blocks=1).bytes_total(torch.float32))
-    needs = list(memory.stages(ReplicaShape(stages=stages, shards=shards)))
+    needs = memory.stages(ReplicaShape(stages=stages, shards=shards))
     assert max(need.weights_bytes for need in needs) == max(stores)
     assert max(need.kv_block_bytes for need in needs) == max(kv_bytes)
 

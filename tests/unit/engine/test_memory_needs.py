@@ -51,7 +51,7 @@ def test_two_positions_are_held_at_a_time() -> None:
 
 def test_copies_of_linears_count_and_embeddings_and_norms_are_not_copied() -> None:
     plain, packed = (
-        next(a_memory(rule).stages(WHOLE)).weights_bytes
+        a_memory(rule).stages(WHOLE)[0].weights_bytes
         for rule in (PLAIN, MemoryRule(element_bytes=4, packed_copies=1))
     )
     embedding_bytes = 101 * 24 * 4
@@ -61,15 +61,13 @@ def test_copies_of_linears_count_and_embeddings_and_norms_are_not_copied() -> No
 def test_a_second_copy_stops_at_its_bound() -> None:
     bounds = (0, 1000, 10 * MIB)
     none, some, all_ = (
-        next(
-            a_memory(MemoryRule(element_bytes=4, packed_copies=1, row_copy_bytes_max=bound)).stages(
-                WHOLE
-            )
-        ).weights_bytes
+        a_memory(MemoryRule(element_bytes=4, packed_copies=1, row_copy_bytes_max=bound))
+        .stages(WHOLE)[0]
+        .weights_bytes
         for bound in bounds
     )
     assert some - none == 1000
-    plain = next(a_memory().stages(WHOLE)).weights_bytes
+    plain = a_memory().stages(WHOLE)[0].weights_bytes
     assert all_ - none == none - plain
 
 
@@ -79,11 +77,9 @@ def test_a_tied_head_is_held_once_and_copied_all_the_same() -> None:
     embedding_bytes = 101 * 24 * 4
     for rule, copies in ((PLAIN, 1), (MemoryRule(element_bytes=4, packed_copies=1), 1)):
         both, one = (
-            next(
-                ReplicaMemory(
-                    config=config, rule=rule, block_tokens=16, context_tokens_max=64
-                ).stages(WHOLE)
-            ).weights_bytes
+            ReplicaMemory(config=config, rule=rule, block_tokens=16, context_tokens_max=64)
+            .stages(WHOLE)[0]
+            .weights_bytes
             for config in (untied, tied)
         )
         assert both - one == copies * embedding_bytes

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from click import Command
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from services.gpu_worker.config import WorkerConfig
 from services.http_gateway.config import GatewayConfig
@@ -119,7 +118,7 @@ def test_commands_that_prose_names_have_the_options_that_it_names(document: Path
         assert set(re.findall(r"--[a-z-]+", named)) <= takes | {"--help"}, named
 
 
-def options_of(command: Command) -> set[str]:
+def options_of(command: TyperCommand) -> set[str]:
     """Return what a command takes; one that passes all on is asked by the module it passes to."""
     if not command.context_settings.get("ignore_unknown_options"):
         return {option for parameter in command.params for option in parameter.opts}

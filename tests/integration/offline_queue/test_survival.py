@@ -73,8 +73,9 @@ async def test_several_queues_share_the_parts_and_answer_each_line_once(any_worl
         assert record.counts.completed == 256
         asked = Counter(s.request_id for s in world.router.submissions if not s.tokens_received)
         assert len(asked) == 256
+        # Of four parts; two of the queues may have taken them before the third asks.
         ran = [queue.shell.core.counters.lines_completed for queue in world.queues]
-        assert min(ran) > 0, ran
+        assert sorted(ran)[1] > 0, ran
         output = await world.result(record.output_file_id)
         assert [line["custom_id"] for line in output] == [f"line {n}" for n in range(256)]
 

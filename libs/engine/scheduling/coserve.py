@@ -83,7 +83,7 @@ class CoservePolicy:
     yields_early: bool = False
     """Whether a step is given up not only for an arrival that would be late else, but for any that
     gains more time by it than the step loses."""
-    has_short_mixed_steps: bool = False
+    bounds_mixed_steps: bool = False
     """Whether offline work adds to a step with online work, which cannot be given up, no more than
     an online arrival may be held; else all that the next tokens leave."""
     has_chunk: bool = False
@@ -109,7 +109,7 @@ POLICIES: Final[Mapping[Coserve, CoservePolicy]] = MappingProxyType(
             margin_fixed=None,
             has_safepoints=True,
             yields_early=True,
-            has_short_mixed_steps=True,
+            bounds_mixed_steps=True,
             has_reserve=True,
             is_fair=True,
         ),

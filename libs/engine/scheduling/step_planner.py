@@ -245,7 +245,7 @@ class StepPlanner:
         )
         step.slack_ns = timing.slack_ns(tokens_by_sequence, now_ns=step.now_ns)
         time_ns_max = timing.budget_ns(step.slack_ns)
-        if self._rules.has_short_mixed_steps:
+        if self._rules.bounds_mixed_steps:
             online_ns = timing.predict_ns(step.budget.work)
             time_ns_max = min(time_ns_max, online_ns + timing.hold_ns)
         step.budget.bound(time_ns_max=time_ns_max)

@@ -32,6 +32,8 @@ NODES = 4
 STREAMS = 8
 QUESTIONS = 12
 MAX_TOKENS = 160
+LONG_TOKENS = 600
+"""So many that no session ends within the patience of a migrator, on a fast machine too."""
 OFFLINE_PRIORITY = -10
 BLOCK_TOKENS = 16
 """Of a worker that is told nothing else."""
@@ -43,7 +45,7 @@ pytestmark = pytest.mark.timeout(600)
 Answer = tuple[tuple[int, ...], str | None]
 
 
-def parameters_of(number: int) -> dict[str, Any]:
+def parameters_of(number: int, max_tokens: int) -> dict[str, Any]:
     """Half greedy, half seeded, a third of them offline work at low priority; the number alone
     decides the answer."""
     sampling: dict[str, Any] = {"temperature": 0.0}
@@ -52,15 +54,17 @@ def parameters_of(number: int) -> dict[str, Any]:
     question = f"What does method number {number} of str do?"
     return {
         "messages": [{"role": "user", "content": question}],
-        "max_tokens": MAX_TOKENS,
+        "max_tokens": max_tokens,
         "ignore_eos": True,
         "priority": OFFLINE_PRIORITY if number % 3 == 0 else 0,
         **sampling,
     }
 
 
-async def ask(client: TideClient, alias: str, number: int) -> Answer:
-    stream = client.stream(model=alias, **parameters_of(number))
+async def ask(
+    client: TideClient, alias: str, number: int, *, max_tokens: int = MAX_TOKENS
+) -> Answer:
+    stream = client.stream(model=alias, **parameters_of(number, max_tokens))
     token_ids: list[int] = []
     async with stream:
         async for token in stream:
@@ -77,6 +81,7 @@ class ConstantLoad:
     alias: str
     questions: int | None = QUESTIONS
     """None: none is asked twice, so that no replica has cached the answer."""
+    max_tokens: int = MAX_TOKENS
     answers: list[tuple[int, Answer]] = field(default_factory=list)
     is_stopping: bool = False
 
@@ -88,7 +93,7 @@ class ConstantLoad:
     async def _one_after_another(self, number: int) -> None:
         while not self.is_stopping:
             question = number if self.questions is None else number % self.questions
-            answer = await ask(self.client, self.alias, question)
+            answer = await ask(self.client, self.alias, question, max_tokens=self.max_tokens)
             self.answers.append((question, answer))
             number += STREAMS + 1
 
@@ -144,8 +149,8 @@ class Theatre:
         request = kind(operation_id=f"operation-{self.operations}", **fields)
         assert isinstance(await self.cloud.carry_out(request), CloudDone)
 
-    async def ask(self, number: int) -> Answer:
-        return await ask(self.client, self.fleet.alias, number)
+    async def ask(self, number: int, *, max_tokens: int = MAX_TOKENS) -> Answer:
+        return await ask(self.client, self.fleet.alias, number, max_tokens=max_tokens)
 
     def recomputed(self) -> int:
         return sum(report.tokens_recomputed for report in self.fleet.view.workers())
@@ -352,7 +357,9 @@ async def sessions_move_to_the_replica_that_stays(folder: Path, policy: Policy) 
         await theatre.pin(2, 1)
         await theatre.becomes(2, 2, 1)
         begun = (await theatre.handovers()).handovers_begun
-        load = ConstantLoad(theatre.client, theatre.fleet.alias, questions=None)
+        load = ConstantLoad(
+            theatre.client, theatre.fleet.alias, questions=None, max_tokens=LONG_TOKENS
+        )
         running = asyncio.create_task(load.run())
         await theatre.computes(kv_tokens=STREAMS * BLOCK_TOKENS)
         await theatre.preempt(grace_ms=8_000)
@@ -367,7 +374,8 @@ async def sessions_move_to_the_replica_that_stays(folder: Path, policy: Policy) 
         assert moved > 0
         assert blocks > 0
         assert recomputed <= moved * (BLOCK_TOKENS + 1)
-        again = await asyncio.gather(*(theatre.ask(question) for question, _ in load.answers))
+        asked = (theatre.ask(number, max_tokens=LONG_TOKENS) for number, _ in load.answers)
+        again = await asyncio.gather(*asked)
         assert [answer for _, answer in load.answers] == again
 
 

@@ -65,6 +65,9 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where to")
     group.add_argument("--nats", metavar="URL", help=f"send over NATS; {DEFAULT_NATS} if no --http")
     group.add_argument("--http", metavar="URL", help="send to this OpenAI-compatible server")
+    group.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="with --http: the key that it asks for"
+    )
     group.add_argument("--model", default="tide-tiny", help="name or alias")
     group.add_argument(
         "--endpoint",

@@ -143,6 +143,7 @@ async def _connected(options: RunOptions, load: Load, progress: Progress) -> Mea
                 sampling=options.sampling(),
                 streams_open_max=options.streams_open_max,
                 clock=clock,
+                api_key=options.api_key(),
             )
         else:
             sender = await NatsSender.connect(

@@ -22,6 +22,8 @@ class RunOptions:
     nats: str | None = None
     http: str | None = None
     model: str = "tide-tiny"
+    api_key_file: Path | None = None
+    """A file, for a key has no place in shell histories and lists of processes."""
     endpoint: Endpoint = Endpoint.COMPLETIONS
     allow_remote: bool = False
 
@@ -135,6 +137,15 @@ class RunOptions:
     def sampling(self) -> Sampling:
         """Return what all requests share."""
         return Sampling(temperature=self.temperature, is_length_exact=not self.stop_at_end_token)
+
+    def api_key(self) -> str:
+        """Return the key for the server; empty if it asks for none. Raises: ConfigError."""
+        if self.api_key_file is None:
+            return ""
+        try:
+            return self.api_key_file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--api-key-file: {error}") from None
 
     def as_object(self) -> dict[str, object]:
         """Return the options for a report."""

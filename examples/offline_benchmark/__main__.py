@@ -7,6 +7,7 @@ gives the accuracy with its 95 % interval, by subject and over all, and what gue
 import argparse
 import json
 import math
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -143,7 +144,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         questions = read_questions(options.questions)
         requests = {q.question_id: q.request(options.model) for q in questions}
-        with openai.OpenAI(base_url=options.url, api_key="none") as client:
+        with openai.OpenAI(
+            base_url=options.url, api_key=os.environ.get("TIDESERVE_API_KEY", "none")
+        ) as client:
             answers = answers_of(client, requests, window=options.window)
     except (OSError, ValueError, openai.APIError, BatchFailed) as error:
         print(f"offline_benchmark: {error}", file=sys.stderr)

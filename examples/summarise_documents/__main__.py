@@ -6,6 +6,7 @@ one summary. A part that fails takes its text with it and nothing else.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,9 @@ def main(arguments: Sequence[str]) -> int:
     if not texts:
         parser.error(f"{options.folder} holds no .txt files")
     try:
-        with openai.OpenAI(base_url=options.url, api_key="none") as client:
+        with openai.OpenAI(
+            base_url=options.url, api_key=os.environ.get("TIDESERVE_API_KEY", "none")
+        ) as client:
             summaries, failed = summaries_of(client, texts, options)
     except (openai.APIError, BatchFailed) as error:
         print(f"summarise_documents: {error}", file=sys.stderr)

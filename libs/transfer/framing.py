@@ -1,6 +1,7 @@
 """The bytes around messages: the greeting of a connection, and the lengths before a message.
 
-    greeting   "TIDE" | version u16 | transport, 10 bytes, padded with zeros
+    greeting   "TIDE" | version u16 | transport, 10 bytes, padded with zeros | nonce, 32 bytes,
+               zeros from a side that holds no secret; see peer_secret.py
     message    header length u32 | body length u64 | header | body
 
 Both are checked before anything else is read or allocated.
@@ -21,28 +22,35 @@ from libs.transfer.transport import (
 )
 
 MAGIC: Final = b"TIDE"
-VERSION: Final = 1
-_GREETING: Final = struct.Struct(">4sH10s")
+VERSION: Final = 2
+NONCE_BYTES: Final = 32
+NO_NONCE: Final = bytes(NONCE_BYTES)
+_GREETING: Final = struct.Struct(f">4sH10s{NONCE_BYTES}s")
 _LENGTHS: Final = struct.Struct(">IQ")
 
 GREETING_BYTES: Final = _GREETING.size
 LENGTHS_BYTES: Final = _LENGTHS.size
 
 
-def pack_greeting(kind: str) -> bytes:
+def pack_greeting(kind: str, *, nonce: bytes = NO_NONCE) -> bytes:
     """Return what either side of a connection of this transport sends first."""
-    return _GREETING.pack(MAGIC, VERSION, kind.encode())
+    return _GREETING.pack(MAGIC, VERSION, kind.encode(), nonce)
 
 
-def check_greeting(greeting: bytes, *, kind: str) -> None:
-    """Raise ProtocolMismatch unless the peer speaks the same version of the same transport."""
-    magic, version, peer_kind = _GREETING.unpack(greeting)
+def check_greeting(greeting: bytes, *, kind: str, has_secret: bool) -> None:
+    """Raise ProtocolMismatch unless the peer speaks the same version of the same transport, and
+    holds a secret, whichever, exactly if this side does."""
+    magic, version, peer_kind, nonce = _GREETING.unpack(greeting)
     if magic != MAGIC:
         raise ProtocolMismatch("the peer does not speak this protocol")
     if version != VERSION:
         raise ProtocolMismatch(f"the peer speaks version {version}, this side {VERSION}")
     if peer_kind.rstrip(b"\0") != kind.encode():
         raise ProtocolMismatch(f"the peer does not speak {kind}")
+    if has_secret and nonce == NO_NONCE:
+        raise ProtocolMismatch("the peer holds no secret, this side does")
+    if not has_secret and nonce != NO_NONCE:
+        raise ProtocolMismatch("the peer holds a secret, this side none")
 
 
 def pack_lengths(header: bytes, body_bytes: int) -> bytes:

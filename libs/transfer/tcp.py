@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Sequence
+from secrets import token_bytes
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -18,6 +19,8 @@ from libs.kernel.units import KIB, seconds
 from libs.transfer.framing import (
     GREETING_BYTES,
     LENGTHS_BYTES,
+    NO_NONCE,
+    NONCE_BYTES,
     allocated,
     body_bytes,
     check_greeting,
@@ -27,6 +30,7 @@ from libs.transfer.framing import (
     unpack_lengths,
 )
 from libs.transfer.link_calls import LinkCalls
+from libs.transfer.peer_secret import PROOF_BYTES, PeerSecret, Role
 from libs.transfer.transport import (
     CONNECTIONS_MAX,
     HANDSHAKE_NS,
@@ -38,6 +42,7 @@ from libs.transfer.transport import (
     Message,
     OnConnection,
     PeerUnreachable,
+    ProtocolMismatch,
 )
 
 READ_AHEAD_BYTES: Final = 16 * KIB
@@ -147,9 +152,17 @@ class TcpConnection:
 class TcpListener:
     """Accepts, greets, and runs one task per connection."""
 
-    def __init__(self, sock: socket.socket, *, kind: str, on_connection: OnConnection) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        kind: str,
+        secret: PeerSecret | None,
+        on_connection: OnConnection,
+    ) -> None:
         self._sock = sock
         self._kind = kind
+        self._secret = secret
         self._on_connection = on_connection
         self._closing: dict[asyncio.Task[Any], Callable[[], None]] = {}
         self._accepting = asyncio.create_task(self._accept())
@@ -184,7 +197,7 @@ class TcpListener:
     async def _serve(self, sock: socket.socket, peer_address: str) -> None:
         try:
             async with asyncio.timeout(seconds(HANDSHAKE_NS)):
-                await _shake_hands(sock, kind=self._kind)
+                await _shake_hands(sock, Role.LISTENS, kind=self._kind, secret=self._secret)
         except (OSError, EOFError, ContractViolation) as error:
             _log.warning("connection_refused", reason=str(error), peer=peer_address)
             return
@@ -203,12 +216,18 @@ class TcpListener:
 
 
 class TcpTransport:
-    """Listens on `host`, at `port` or at any free one, and connects to `tcp://host:port`."""
+    """Listens on `host`, at `port` or at any free one, and connects to `tcp://host:port`.
 
-    def __init__(self, *, host: str, port: int = 0, kind: str = "tcp") -> None:
+    With a secret it talks to nobody who does not prove to hold the same.
+    """
+
+    def __init__(
+        self, *, host: str, port: int = 0, kind: str = "tcp", secret: PeerSecret | None = None
+    ) -> None:
         self._host = host
         self._port = port
         self._kind = kind
+        self._secret = secret
         self._listeners: list[TcpListener] = []
         self._connections: set[TcpConnection] = set()
 
@@ -222,7 +241,9 @@ class TcpTransport:
                 retry_after_ns=RETRY_AFTER_NS,
             ) from error
         sock.setblocking(False)
-        listener = TcpListener(sock, kind=self._kind, on_connection=on_connection)
+        listener = TcpListener(
+            sock, kind=self._kind, secret=self._secret, on_connection=on_connection
+        )
         self._listeners.append(listener)
         return listener
 
@@ -235,7 +256,7 @@ class TcpTransport:
         try:
             async with asyncio.timeout(seconds(timeout_ns)):
                 await asyncio.get_running_loop().sock_connect(sock, (host, port))
-                await _shake_hands(sock, kind=self._kind)
+                await _shake_hands(sock, Role.CONNECTS, kind=self._kind, secret=self._secret)
         except (OSError, EOFError) as error:
             sock.close()
             reason = str(error) or type(error).__name__
@@ -274,19 +295,37 @@ def host_and_port(address: str, *, kind: str) -> tuple[str, int]:
     return host, port
 
 
-async def _shake_hands(sock: socket.socket, *, kind: str) -> None:
-    """Exchange greetings; both sides send theirs first."""
+async def _shake_hands(
+    sock: socket.socket, role: Role, *, kind: str, secret: PeerSecret | None
+) -> None:
+    """Exchange greetings, and proofs if there is a secret; both sides send theirs first.
+
+    Raises: ProtocolMismatch.
+    """
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    own = pack_greeting(kind, nonce=NO_NONCE if secret is None else token_bytes(NONCE_BYTES))
+    theirs = await _exchange(sock, own, GREETING_BYTES)
+    check_greeting(theirs, kind=kind, has_secret=secret is not None)
+    if secret is None:
+        return
+    proof = secret.proof(role, own_greeting=own, peer_greeting=theirs)
+    peer_proof = await _exchange(sock, proof, PROOF_BYTES)
+    if not secret.is_proven(peer_proof, role.other, own_greeting=own, peer_greeting=theirs):
+        raise ProtocolMismatch("the peer holds another secret")
+
+
+async def _exchange(sock: socket.socket, own: bytes, count: int) -> bytes:
+    """Send these bytes, and return as many of the peer's as told."""
     loop = asyncio.get_running_loop()
-    await loop.sock_sendall(sock, pack_greeting(kind))
-    greeting = bytearray(GREETING_BYTES)
-    await _read_into(loop, sock, memoryview(greeting))
-    check_greeting(bytes(greeting), kind=kind)
+    await loop.sock_sendall(sock, own)
+    theirs = bytearray(count)
+    await _read_into(loop, sock, memoryview(theirs))
+    return bytes(theirs)
 
 
 async def _read_into(

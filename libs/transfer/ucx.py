@@ -26,6 +26,7 @@ from libs.kernel.core import require
 from libs.kernel.units import KIB, NS_PER_MS, seconds
 from libs.transfer.framing import allocated, body_bytes, checked_segments
 from libs.transfer.link_calls import LinkCalls
+from libs.transfer.peer_secret import PeerSecret
 from libs.transfer.tcp import TcpTransport
 from libs.transfer.transport import (
     BODY_BYTES_MAX,
@@ -174,11 +175,12 @@ class UcxTransport:
     """Listens on `host`, at `port` or at any free one, and connects to `ucx://host:port`.
 
     Make it on the loop that uses it. The first one of a process decides for all whether UCX keeps
-    to loopback. A peer past the greeting is trusted: UCX reads its address as it comes.
+    to loopback. A peer past the greeting is trusted: UCX reads its address as it comes. The secret
+    guards the greeting; UCX's own endpoints know no secrets.
     """
 
-    def __init__(self, *, host: str, port: int = 0) -> None:
-        self._control = TcpTransport(host=host, port=port, kind="ucx")
+    def __init__(self, *, host: str, port: int = 0, secret: PeerSecret | None = None) -> None:
+        self._control = TcpTransport(host=host, port=port, kind="ucx", secret=secret)
         self._connections: set[UcxConnection] = set()
         self._is_closed = False
         UcxContext.acquire(host=host)

@@ -42,6 +42,7 @@ class HttpSender:
         sampling: Sampling,
         streams_open_max: int,
         clock: Clock,
+        api_key: str = "",
     ) -> None:
         self._model = model
         self._endpoint = endpoint
@@ -50,6 +51,7 @@ class HttpSender:
         # A proxy in the environment must not stand between a load and what it measures.
         self._http = httpx.AsyncClient(
             base_url=base_url,
+            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             limits=httpx.Limits(max_connections=streams_open_max),
             trust_env=False,

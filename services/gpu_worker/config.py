@@ -87,6 +87,9 @@ class WorkerConfig:
     """How KV and weights travel; auto is UCX on a GPU where it is installed, else TCP."""
     peer_host: str = "127.0.0.1"
     """Address of this machine at which other workers reach this one; auto: that of its name."""
+    peer_secret_file: str | None = None
+    """File with 32 bytes or more that all workers of the fleet share: they then talk to nobody who
+    does not hold them. None trusts whoever reaches the port."""
     memory_bytes: int | None = None
     """Of a planned worker, for weights and KV; none takes nine tenths of a GPU, or of a CPU's
     machine a quarter of its memory."""

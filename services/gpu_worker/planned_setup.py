@@ -6,6 +6,7 @@ import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -19,6 +20,7 @@ from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_S, seconds
 from libs.runtime.clock import Clock
 from libs.transfer.opening import open_transport
+from libs.transfer.peer_secret import PeerSecret
 from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.engine_setup import engine_options, host_bytes_of
 from services.gpu_worker.engine_thread import EngineThread
@@ -112,7 +114,12 @@ def plan_worker(
     desk = PeerDesk()
     network = PeerNetwork(
         worker_id=worker_id,
-        transport=open_transport(config.transport, host=peer_host, has_fast_link=config.has_gpu),
+        transport=open_transport(
+            config.transport,
+            host=peer_host,
+            has_fast_link=config.has_gpu,
+            secret=_secret(config.peer_secret_file),
+        ),
         host=desk,
         engine=hosted,
         geometry=_geometry(model),
@@ -129,6 +136,10 @@ def plan_worker(
         desk=desk,
         network=network,
     )
+
+
+def _secret(file: str | None) -> PeerSecret | None:
+    return None if file is None else PeerSecret.read(Path(file))
 
 
 def address_of(peer_host: str) -> str:

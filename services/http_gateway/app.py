@@ -33,6 +33,7 @@ from libs.runtime.clock import Clock
 from libs.runtime.metrics import CONTENT_TYPE
 from libs.runtime.tracing import Tracing
 from services.http_gateway.answering import Answering
+from services.http_gateway.api_keys import ApiKeys, Authentication
 from services.http_gateway.batches.batch_routes import BatchRoutes
 from services.http_gateway.batches.file_routes import FileRoutes
 from services.http_gateway.config import GatewayConfig
@@ -115,7 +116,10 @@ class Routes:
 
     async def openapi(self) -> Response:
         """Answer GET /openapi.json: the description of all this."""
-        return JSONResponse(openapi_document(version=API_VERSION))
+        document = openapi_document(
+            version=API_VERSION, has_keys=self._config.api_keys_file is not None
+        )
+        return JSONResponse(document)
 
     async def health(self) -> Response:
         """Answer GET /health: 200 once requests can be served, 503 before and while they cannot."""
@@ -187,8 +191,9 @@ def create_app(
     batches: BatchRoutes,
     dashboard: DashboardRoutes,
     measures: Measures,
+    keys: ApiKeys | None = None,
 ) -> FastAPI:
-    """Return the ASGI application."""
+    """Return the ASGI application; without keys everybody may ask."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     post, get = ["POST"], ["GET"]
     app.add_api_route("/v1/chat/completions", routes.chat_completions, methods=post)
@@ -214,6 +219,8 @@ def create_app(
     app.add_api_route("/v1/batches/{batch_id}/pause", batches.pause, methods=post)
     app.add_api_route("/v1/batches/{batch_id}/resume", batches.resume, methods=post)
     answer_errors(app)
+    if keys is not None:
+        app.add_middleware(Authentication, keys=keys)
     app.add_middleware(RequestIds, measures=measures)
     return app
 

@@ -16,9 +16,11 @@ class GatewayConfig:
     gateway_id: str = "gateway"
     """Prefix of this process's id; a random suffix makes it unique per start."""
     host: str = "127.0.0.1"
-    """Address to listen on. There is no authentication yet: open it to trusted networks only."""
+    """Address to listen on. Without api_keys_file open it to trusted networks only."""
     port: int = 8000
     """Port to listen on; 0 takes a free one, which the report and the log then tell."""
+    api_keys_file: str | None = None
+    """Who may ask: lines of `KEY [TENANT]`, read at the start. None: whoever reaches the port."""
     advertised_url: str | None = None
     """Where clients reach this gateway, for its reports: the address in front of a container, say.
     None reports the address it listens on."""

@@ -30,7 +30,8 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def _answer_with(answer: ErrorAnswer) -> Response:
+def answer_with(answer: ErrorAnswer) -> Response:
+    """Return the error as a response, with the headers that clients act upon."""
     headers = answer.headers()
     if answer.status == HTTPStatus.REQUEST_TIMEOUT:
         headers["connection"] = "close"  # What comes next on it would be taken for a new request.
@@ -41,31 +42,31 @@ def _answer_with(answer: ErrorAnswer) -> Response:
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _answer_with(error.answer)
+    return answer_with(error.answer)
 
 
 async def _batch_refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, BatchRefused)
-    return _answer_with(from_batch_refusal(error))
+    return answer_with(from_batch_refusal(error))
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
     assert isinstance(error, Unavailable)
-    return _answer_with(unavailable(error))
+    return answer_with(unavailable(error))
 
 
 async def _bus_refused(request: Request, error: Exception) -> Response:
     """A bucket is full, or was lost this moment; that is the operator's to see and ours to tell."""
     _log.error("broker_refused", request_id=request_id_of(request), reason=str(error))
     refusal = Unavailable("the broker refuses for now", retry_after_ns=RETRY_AFTER_NS)
-    return _answer_with(unavailable(refusal))
+    return answer_with(unavailable(refusal))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     messages = {404: "there is no such path", 405: "this path has other methods"}
     message = messages.get(error.status_code, HTTPStatus(error.status_code).phrase)
-    response = _answer_with(ErrorAnswer(status=error.status_code, message=message))
+    response = answer_with(ErrorAnswer(status=error.status_code, message=message))
     response.headers.update(error.headers or {})
     return response
 
@@ -82,4 +83,4 @@ async def _unexpected(request: Request, error: Exception) -> Response:
         type=SERVER_ERROR,
         code="internal_error",
     )
-    return _answer_with(answer)
+    return answer_with(answer)

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -26,6 +27,7 @@ from libs.runtime.blob_store import open_blob_store
 from libs.runtime.bus import Bus, CoreBus, Subscription
 from libs.runtime.clock import Clock, SystemClock
 from libs.runtime.tracing import Tracing
+from services.http_gateway.api_keys import ApiKeys
 from services.http_gateway.app import Routes, create_app
 from services.http_gateway.batches.batch_routes import BatchRoutes
 from services.http_gateway.batches.claims import BatchClaims
@@ -102,8 +104,9 @@ async def running_gateway(
 ) -> AsyncIterator[RunningGateway]:
     """Serve HTTP until the block is left; then finish open streams within the configured wait.
 
-    Raises: ConfigError if the address cannot be listened on.
+    Raises: ConfigError if the address cannot be listened on, or the file of keys is not in order.
     """
+    keys = None if config.api_keys_file is None else ApiKeys.read(Path(config.api_keys_file))
     clock = clock or SystemClock()
     measures = Measures()
     report_interval_ns = round(config.report_interval_s * NS_PER_S)
@@ -122,7 +125,12 @@ async def running_gateway(
     measures.show_costs(feed.view.costs)
     files, batches = _batch_routes(bus, measures, config, clock)
     app = create_app(
-        routes, files=files, batches=batches, dashboard=DashboardRoutes(feed), measures=measures
+        routes,
+        files=files,
+        batches=batches,
+        dashboard=DashboardRoutes(feed),
+        measures=measures,
+        keys=keys,
     )
     listener = _listen(config)
     http_url = config.advertised_url or _url_of(listener)

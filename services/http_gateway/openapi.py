@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
+from services.http_gateway.api_keys import OPEN_PATHS
 from services.http_gateway.batches.schemas import FileForm
 from services.http_gateway.operations import JSON, OPERATIONS, Operation
 from services.http_gateway.tenants import TENANT_HEADER, TENANT_PATTERN
@@ -18,14 +19,20 @@ _EVERYWHERE: Final = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
 )
+_UNPROVEN: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_SCHEMES: Final = {"key": {"type": "http", "scheme": "bearer"}}
 
 
-def openapi_document(*, version: str) -> dict[str, Any]:
-    """Return the whole document."""
+def openapi_document(*, version: str, has_keys: bool = False) -> dict[str, Any]:
+    """Return the whole document, of a gateway that asks for API keys or of one that does not."""
     schemas: dict[str, Any] = {"Error": _ERROR}
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+        is_closed = has_keys and operation.path not in OPEN_PATHS
+        described = _operation(operation, statuses=_UNPROVEN if is_closed else ())
+        if is_closed:
+            described["security"] = [{"key": []}]
+        paths.setdefault(operation.path, {})[operation.method] = described
         if operation.body is not None:
             schema = operation.body.model_json_schema(ref_template=_REF)
             schemas |= schema.pop("$defs", {})
@@ -34,11 +41,11 @@ def openapi_document(*, version: str) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "TideServe", "version": version},
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, "securitySchemes": _SCHEMES if has_keys else {}},
     }
 
 
-def _operation(operation: Operation) -> dict[str, Any]:
+def _operation(operation: Operation, *, statuses: Sequence[HTTPStatus]) -> dict[str, Any]:
     content = {
         media_type: {"schema": {"type": "object", "required": list(fields)} if fields else {}}
         for media_type, fields in operation.answers.items()
@@ -48,7 +55,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "parameters": _parameters(operation),
         "responses": {"200": {"description": HTTPStatus.OK.phrase, "content": content}},
     }
-    for status in sorted({*_EVERYWHERE, *operation.errors}):
+    for status in sorted({*_EVERYWHERE, *statuses, *operation.errors}):
         described["responses"][str(status.value)] = {
             "description": status.phrase,
             "content": {JSON: {"schema": {"$ref": _REF.format(model="Error")}}},

@@ -1,7 +1,7 @@
 """On whose behalf a request is made: the header `x-tenant`.
 
-It says who shares the fleet with whom, and whose files and batches are seen. It proves nothing: who
-must be kept out is kept out in front of the gateway, which then sets the header itself.
+It says who shares the fleet with whom, and whose files and batches are seen. By itself it proves
+nothing: an API key may name its tenant (api_keys.py), or a proxy in front sets the header.
 """
 
 import re
@@ -16,7 +16,10 @@ TENANT_PATTERN: Final = "[A-Za-z0-9_-]{0,64}"
 
 
 def tenant_of(request: Request) -> str:
-    """Return the tenant; empty where none is given. Raises: ApiError."""
+    """Return the tenant, of the key or else of the header; empty for none. Raises: ApiError."""
+    proven: str | None = getattr(request.state, "tenant", None)
+    if proven is not None:
+        return proven
     tenant = request.headers.get(TENANT_HEADER, "")
     if not re.fullmatch(TENANT_PATTERN, tenant):
         message = f"{TENANT_HEADER}: at most 64 letters, digits, '_' and '-'"

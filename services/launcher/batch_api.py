@@ -33,10 +33,12 @@ class BatchApi:
     Every method raises GatewayRefused, or Unavailable where no gateway answers.
     """
 
-    def __init__(self, url: str, *, tenant: str = "") -> None:
+    def __init__(self, url: str, *, tenant: str = "", api_key: str = "") -> None:
         """Raises: ConfigError if that is no URL."""
         self._url = url.rstrip("/").removesuffix("/v1")
         headers = {"x-tenant": tenant} if tenant else {}
+        if api_key:
+            headers["authorization"] = f"Bearer {api_key}"
         try:
             self._http = httpx.Client(
                 base_url=f"{self._url}/v1", headers=headers, timeout=TIMEOUT_S

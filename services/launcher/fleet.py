@@ -24,6 +24,7 @@ from libs.kernel.units import NS_PER_S, seconds
 from libs.runtime.clock import Clock, SystemClock
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.nats_server import NatsServer, ServerOptions
+from libs.transfer.peer_secret import write_new_secret
 from services.launcher.child_process import ChildOptions, ChildProcess, describe_exit
 from services.launcher.fleet_view import FleetView
 from services.launcher.recipes import FleetOptions, Recipes
@@ -135,6 +136,8 @@ class Fleet:
             nats_url=self.nats_url,
             socket_folder=Path(self._world.socket_folder.name),
         )
+        if self._options.planned is not None:
+            write_new_secret(self._world.recipes.peer_secret_file)
         await self.view.start(self._world.bus)
         for options in self._world.recipes.standing():
             await self._start_child(options)

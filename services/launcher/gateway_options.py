@@ -23,6 +23,9 @@ class Gateway:
         str | None, typer.Option("--url", help="Gateway; else $TIDESERVE_HTTP_URL or the fleet's.")
     ] = None
     tenant: Annotated[str, typer.Option(help="On whose behalf; sees that one's batches only.")] = ""
+    api_key: Annotated[
+        str, typer.Option(envvar="TIDESERVE_API_KEY", help="If the gateway asks for one.")
+    ] = ""
     data_folder: Annotated[Path, typer.Option("--data-dir", help="The fleet's folder.")] = (
         DEFAULT_DATA_FOLDER
     )
@@ -30,7 +33,8 @@ class Gateway:
 
     def api(self) -> BatchApi:
         """Return its API. Raises: ConfigError."""
-        return BatchApi(find_http_url(self.url, self.data_folder), tenant=self.tenant)
+        url = find_http_url(self.url, self.data_folder)
+        return BatchApi(url, tenant=self.tenant, api_key=self.api_key)
 
 
 SHARED = tuple(inspect.signature(Gateway).parameters.values())

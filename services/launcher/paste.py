@@ -4,7 +4,9 @@ import json
 import sys
 
 
-def commands_to_paste(*, nats_url: str, http_url: str | None, alias: str, has_queue: bool) -> str:
+def commands_to_paste(
+    *, nats_url: str, http_url: str | None, alias: str, has_queue: bool, has_keys: bool = False
+) -> str:
     """Return the fleet's addresses and a command each for NATS, curl, openai and a batch."""
     return "\n".join(
         [
@@ -17,7 +19,7 @@ def commands_to_paste(*, nats_url: str, http_url: str | None, alias: str, has_qu
             "",
             "# 1. over NATS, as JSON; a client in any language can do the same",
             nats_command(nats_url=nats_url, alias=alias),
-            *(_http_part(http_url=http_url, alias=alias) if http_url else []),
+            *(_http_part(http_url=http_url, alias=alias, has_keys=has_keys) if http_url else []),
             *(_batch_part(http_url=http_url, alias=alias) if http_url and has_queue else []),
             "",
             "Ctrl-C stops the fleet.",
@@ -47,14 +49,16 @@ asyncio.run(main())
 END"""
 
 
-def _http_part(*, http_url: str, alias: str) -> list[str]:
+def _http_part(*, http_url: str, alias: str, has_keys: bool) -> list[str]:
+    key = ["export TIDESERVE_API_KEY=...  # one of those in the file"] if has_keys else []
     return [
         "",
         "# 2. over HTTP",
-        curl_command(http_url=http_url, alias=alias),
+        *key,
+        curl_command(http_url=http_url, alias=alias, has_keys=has_keys),
         "",
         "# 3. with OpenAI's client",
-        openai_command(http_url=http_url, alias=alias),
+        openai_command(http_url=http_url, alias=alias, has_keys=has_keys),
     ]
 
 
@@ -66,21 +70,23 @@ def _batch_part(*, http_url: str, alias: str) -> list[str]:
     ]
 
 
-def curl_command(*, http_url: str, alias: str) -> str:
+def curl_command(*, http_url: str, alias: str, has_keys: bool = False) -> str:
     """Return a curl command that streams a chat answer."""
+    key = ' -H "Authorization: Bearer $TIDESERVE_API_KEY"' if has_keys else ""
     body = (
         f'{{"model": "{alias}", "stream": true, "messages":'
         ' [{"role": "user", "content": "What does str.split do?"}]}'
     )
-    return f"""curl -sN {http_url}/v1/chat/completions -H 'Content-Type: application/json' \\
+    return f"""curl -sN {http_url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\
   -d '{body}'"""
 
 
-def openai_command(*, http_url: str, alias: str) -> str:
+def openai_command(*, http_url: str, alias: str, has_keys: bool = False) -> str:
     """Return a shell command that uses OpenAI's Python client."""
+    key = 'os.environ["TIDESERVE_API_KEY"]' if has_keys else '"none"'
     return f"""{sys.executable} - <<'END'
-import openai
-client = openai.OpenAI(base_url="{http_url}/v1", api_key="none")
+import openai, os
+client = openai.OpenAI(base_url="{http_url}/v1", api_key={key})
 question = [{{"role": "user", "content": "What does str.split do?"}}]
 for chunk in client.chat.completions.create(model="{alias}", messages=question, stream=True):
     print(chunk.choices[0].delta.content or "", end="", flush=True)

@@ -67,6 +67,8 @@ class FleetOptions:
     """Further fields of every worker's config, such as kv_bytes."""
     queue_settings: Mapping[str, str] = field(default_factory=dict)
     """Further fields of every offline queue's config, such as lease_s."""
+    api_keys_file: Path | None = None
+    """Who may ask the gateway; None: everybody on this machine."""
     planned: PlannedOptions | None = None
     coserve: Coserve = Coserve.TIDESERVE
     """How offline work shares the workers with online work."""
@@ -98,6 +100,11 @@ class Recipes:
     nats_url: str
     socket_folder: Path
     """For the watchers' sockets; short, because a socket's path may have about 100 characters."""
+
+    @property
+    def peer_secret_file(self) -> Path:
+        """What workers of this fleet know one another by."""
+        return self.options.data_folder.resolve() / "peer_secret"
 
     @property
     def _blob_store(self) -> str:
@@ -145,6 +152,7 @@ class Recipes:
                     "zone": zone or LOCAL_ZONE,
                     "market": market.value,
                     "transport": planned.transport,
+                    "peer_secret_file": str(self.peer_secret_file),
                     "node_socket": str(socket),
                 },
                 threads=threads_per_worker(planned.nodes * planned.gpus_per_node),
@@ -192,6 +200,8 @@ class Recipes:
             "port": str(self.options.http_port),
             "blob_store": self._blob_store,
         }
+        if self.options.api_keys_file is not None:
+            settings["api_keys_file"] = str(self.options.api_keys_file.resolve())
         return self._child(f"http-gateway-{number}", service="http_gateway", settings=settings)
 
     def _offline_queue(self, number: int) -> ChildOptions:

@@ -55,6 +55,12 @@ ProfileChoice = Annotated[
 DataFolder = Annotated[
     Path, typer.Option("--data-dir", help="Journal, logs and state of the fleet.")
 ]
+ApiKeysFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-keys", help="File of who may ask over HTTP: lines of KEY [TENANT].", dir_okay=False
+    ),
+]
 HttpPort = Annotated[int, typer.Option(help="Port of the HTTP API; 0 takes a free one.")]
 ReadyJson = Annotated[
     bool, typer.Option("--json", help="Print one line of JSON when the fleet is ready.")
@@ -85,6 +91,7 @@ def up(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     profile: ProfileChoice = AUTO,
     http_port: HttpPort = 8000,
+    api_keys_file: ApiKeysFile = None,
     nats_url: Annotated[
         str | None, typer.Option("--nats", help="Use this broker instead of an own one.")
     ] = None,
@@ -122,6 +129,7 @@ def up(
         offline_queues=offline_queues,
         device=device,
         http_port=http_port,
+        api_keys_file=api_keys_file,
         nats_url=nats_url,
         coserve=coserve,
         ttft_slo_ms=ttft_slo_ms,
@@ -167,7 +175,7 @@ async def _run(options: FleetOptions, *, is_json: bool) -> None:
         if options.planned is not None:
             cloud = LocalCloud(fleet, say=say)
             await cloud.start()
-        _announce(fleet, has_queue=options.offline_queues > 0, is_json=is_json)
+        _announce(fleet, options, is_json=is_json)
         await stop
     finally:
         say("stopping")
@@ -176,13 +184,17 @@ async def _run(options: FleetOptions, *, is_json: bool) -> None:
         await fleet.stop()
 
 
-def _announce(fleet: Fleet, *, has_queue: bool, is_json: bool) -> None:
+def _announce(fleet: Fleet, options: FleetOptions, *, is_json: bool) -> None:
     if is_json:
         processes = {child.name: child.process_id for child in fleet.children}
         urls = {"nats_url": fleet.nats_url, "http_url": fleet.http_url}
         show_json({**urls, "model": fleet.alias, "process_ids": processes})
         return
     text = commands_to_paste(
-        nats_url=fleet.nats_url, http_url=fleet.http_url, alias=fleet.alias, has_queue=has_queue
+        nats_url=fleet.nats_url,
+        http_url=fleet.http_url,
+        alias=fleet.alias,
+        has_queue=options.offline_queues > 0,
+        has_keys=options.api_keys_file is not None,
     )
     show(text)

@@ -21,6 +21,7 @@ Manifest = dict[str, Any]
 
 EVERYTHING = {
     "placement": "solo",
+    "secrets": {"apiKeys": "who-may-ask", "peerSecret": "who-we-are"},
     "model": {"volume": {"persistentVolumeClaim": {"claimName": "models"}}},
     "image": {"pullSecrets": [{"name": "registry"}]},
     "onlineRouter": {"autoscaling": {"enabled": True}},

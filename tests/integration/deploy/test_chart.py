@@ -203,3 +203,28 @@ def test_every_metrics_port_is_scraped_once(everything: Rendered) -> None:
         for port in container["ports"]
     }
     assert offered == set(scraped)
+
+
+def test_secrets_are_files_of_those_alone_who_read_them(everything: Rendered) -> None:
+    read_by = {"who-may-ask": {"gateway": "API_KEYS_FILE"}, "who-we-are": {"worker": "SECRET_FILE"}}
+    for name, template in everything.workloads():
+        volumes = template["spec"].get("volumes", [])
+        held = [volume["secret"]["secretName"] for volume in volumes if "secret" in volume]
+        expected = [s for s, readers in read_by.items() if any(part in name for part in readers)]
+        assert held == expected, name
+        for secret in held:
+            (setting,) = read_by[secret].values()
+            for container in template["spec"]["containers"]:
+                mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+                told = [e["value"] for e in container["env"] if e["name"].endswith(setting)]
+                assert [value.startswith(mounts["secret"] + "/") for value in told] == [True]
+    (monitor,) = everything.of_kind("PodMonitor")
+    asking = {e["port"]: e.get("authorization") for e in monitor["spec"]["podMetricsEndpoints"]}
+    key = {"credentials": {"name": "who-may-ask", "key": "metrics-key"}}
+    assert asking.pop("metrics") == key
+    assert set(asking.values()) == {None}
+
+
+def test_without_secrets_nobody_mounts_any(defaults: Rendered) -> None:
+    for name, template in defaults.workloads():
+        assert not any("secret" in volume for volume in template["spec"].get("volumes", [])), name

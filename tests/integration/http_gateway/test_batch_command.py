@@ -154,3 +154,18 @@ def test_a_gateway_that_cannot_be_reached_is_told_in_one_line(
 ) -> None:
     assert run(["batch", "cancel", "batch_0123456789", "--url", url]) == code
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+async def test_a_gateway_with_keys_is_asked_with_the_one_of_the_environment(
+    a_stack, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("sk-0123456789abcdef search\n")
+    async with a_stack(queue=QueueScript(), api_keys_file=str(keys)) as stack:
+        command = Command(stack, capsys)
+        capsys.readouterr()
+        code, printed = await command("list")
+        assert code != 0
+        assert "API key" in printed
+        monkeypatch.setenv("TIDESERVE_API_KEY", "sk-0123456789abcdef")
+        assert (await command("list"))[0] == 0

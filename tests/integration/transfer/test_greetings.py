@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from libs.kernel.units import NS_PER_MS, NS_PER_S
-from libs.transfer.framing import pack_greeting, pack_lengths
+from libs.transfer.framing import GREETING_BYTES, pack_greeting, pack_lengths
 from libs.transfer.tcp import TcpTransport, host_and_port
 from libs.transfer.transport import (
     BODY_BYTES_MAX,
@@ -40,7 +40,7 @@ async def _say(address: str, *parts: bytes) -> bytes:
         b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
         bytes(100),
         pack_greeting("ucx"),
-        struct.pack(">4sH10s", b"TIDE", 2, b"tcp"),
+        struct.pack(">4sH10s32s", b"TIDE", 1, b"tcp", bytes(32)),
     ],
     ids=["http", "zeros", "another transport", "another version"],
 )
@@ -75,7 +75,7 @@ async def test_lengths_over_the_bounds_end_the_connection(link: Any, lengths: by
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ProtocolMismatch),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n".ljust(GREETING_BYTES), ProtocolMismatch),
         (pack_greeting("ucx"), ProtocolMismatch),
         (b"", PeerUnreachable),
         (pack_greeting("tcp")[:5], PeerUnreachable),

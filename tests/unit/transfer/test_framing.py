@@ -6,6 +6,7 @@ import pytest
 
 from libs.kernel.errors import ContractViolation
 from libs.transfer.framing import (
+    GREETING_BYTES,
     allocated,
     check_greeting,
     checked_segments,
@@ -22,16 +23,28 @@ from libs.transfer.transport import (
 
 
 def test_a_peer_of_the_same_kind_and_version_is_greeted() -> None:
-    check_greeting(pack_greeting("tcp"), kind="tcp")
+    check_greeting(pack_greeting("tcp"), kind="tcp", has_secret=False)
+    check_greeting(pack_greeting("tcp", nonce=b"n" * 32), kind="tcp", has_secret=True)
 
 
 @pytest.mark.parametrize(
     "greeting",
-    [b"HTTP/1.1 400 Bad", pack_greeting("ucx"), struct.pack(">4sH10s", b"TIDE", 99, b"tcp")],
+    [
+        b"HTTP/1.1 400 Bad Request".ljust(GREETING_BYTES),
+        pack_greeting("ucx"),
+        struct.pack(">4sH10s32s", b"TIDE", 99, b"tcp", bytes(32)),
+        pack_greeting("tcp", nonce=b"n" * 32),
+    ],
+    ids=["http", "another transport", "another version", "one with a secret"],
 )
 def test_another_peer_is_not(greeting: bytes) -> None:
     with pytest.raises(ProtocolMismatch):
-        check_greeting(greeting[:16], kind="tcp")
+        check_greeting(greeting, kind="tcp", has_secret=False)
+
+
+def test_a_peer_without_a_secret_is_not_greeted_by_one_with() -> None:
+    with pytest.raises(ProtocolMismatch):
+        check_greeting(pack_greeting("tcp"), kind="tcp", has_secret=True)
 
 
 def test_lengths_at_their_bounds_pass_and_past_them_do_not() -> None:

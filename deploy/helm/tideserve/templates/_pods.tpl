@@ -80,10 +80,23 @@ readinessProbe:
 {{- end }}
 {{- end -}}
 
+{{/* A secret as a folder of files, and where it is. Both take the secret's name. */}}
+{{- define "tideserve.secretVolume" -}}
+{{- with . }}
+- { name: secret, secret: { secretName: {{ . }}, defaultMode: 0440 } }
+{{- end }}
+{{- end -}}
+
+{{- define "tideserve.secretMount" -}}
+{{- with . }}
+- { name: secret, mountPath: /etc/tideserve/secret, readOnly: true }
+{{- end }}
+{{- end -}}
+
 {{/*
 A service that keeps nothing. Takes root, component, image, service, values, settings, and perhaps
-port (9100), preStopSeconds, serviceAccountName, isScaledByKeda, needsModel, and blobVolume: the
-source of the volume with the files of batches.
+port (9100), preStopSeconds, serviceAccountName, isScaledByKeda, needsModel, secret: the name
+of one that is mounted, and blobVolume: the source of the volume with the files of batches.
 */}}
 {{- define "tideserve.deployment" -}}
 {{- $root := .root -}}
@@ -141,6 +154,7 @@ spec:
             {{- if .needsModel }}
             {{- include "tideserve.modelMount" $root | nindent 12 }}
             {{- end }}
+            {{- include "tideserve.secretMount" .secret | nindent 12 }}
             {{- if .blobVolume }}
             - { name: blobs, mountPath: /var/lib/tideserve }
             {{- end }}
@@ -149,6 +163,7 @@ spec:
         {{- if .needsModel }}
         {{- include "tideserve.modelVolume" $root | nindent 8 }}
         {{- end }}
+        {{- include "tideserve.secretVolume" .secret | nindent 8 }}
         {{- with .blobVolume }}
         - name: blobs
           {{- toYaml . | nindent 10 }}

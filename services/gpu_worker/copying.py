@@ -20,6 +20,7 @@ from libs.contracts.handover import (
     StopReplica,
 )
 from libs.contracts.peers import BLOCKS_PER_COPY_MAX
+from libs.kernel.core import require
 from libs.kernel.errors import InvariantViolation
 from libs.policy.session_choice import SessionChoice
 from services.gpu_worker.commands import CopyBlocks
@@ -176,15 +177,22 @@ class Copying:
     def _blocks_lacking(
         self, round_: _Round, sessions: list[HeldSession], target: ReplicaRoster
     ) -> tuple[tuple[int, int], ...]:
-        """Return the full blocks to copy that the target is not known to hold, each once."""
+        """Return the full blocks to copy that the target is not known to hold, each once.
+
+        What a deadline cuts off is the end of them, so none of offline work may stand before one of
+        online work: an InvariantViolation.
+        """
         position = round_.position
         assert position.scheduler is not None
         held = position.outgoing.hashes_held[target.replica_id]
         lacking: dict[int, int] = {}
+        has_offline = False
         for session in sessions:
             # Who came during the round is looked at in the next.
             if round_.choices.get(session.sequence_id) is not SessionChoice.COPY:
                 continue
+            require(session.is_offline or not has_offline, "KV of offline work would leave first")
+            has_offline = session.is_offline
             for block_hash, block in position.scheduler.full_blocks(session.sequence_id):
                 if block_hash not in held:
                     lacking.setdefault(block_hash, block)

@@ -16,7 +16,7 @@ from libs.sim.world import World
 from services.planner.commands import PublishCapacity
 from services.simulator.spot.batch_engine import BatchEngine
 from services.simulator.spot.continuous_engine import ContinuousEngine
-from services.simulator.spot.control import ControlPlane
+from services.simulator.spot.control import MESSAGE_NS, ControlPlane
 from services.simulator.spot.copying import KvCopies
 from services.simulator.spot.core_options import migrator_options, planner_options
 from services.simulator.spot.counting_engine import CountingEngine
@@ -229,7 +229,7 @@ class SpotFleet:
         self.log.add(
             replica.replica_id, "serves", shape=f"{replica.shape.stages}x{replica.shape.shards}"
         )
-        self.door.offer(replica)
+        self.door.offer()
 
     def release(self, replica: SimReplica, heirs: tuple[str, ...]) -> int:
         """Let the sessions of a replica go on at these leads."""
@@ -285,6 +285,8 @@ class SpotFleet:
     def request_finished(self, request: SimRequest) -> None:
         """A request's last token is there."""
         self._on_finished(request)
+        if self.door.requests_waiting:  # whoever holds them hears of it a message later
+            self.world.after(MESSAGE_NS, self.door.offer)
         self.world.note(f"{request.request_id} finished")
 
     @staticmethod
@@ -378,4 +380,4 @@ class _Owner:
         """See EngineOwner."""
         replica = self._fleet.find_replica(self._replica_id)
         if replica is not None and replica.is_serving:
-            self._fleet.door.offer(replica)
+            self._fleet.door.offer()

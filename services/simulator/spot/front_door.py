@@ -16,7 +16,6 @@ from services.simulator.spot.batch_engine import power_of_two_within
 from services.simulator.spot.replica import SimReplica
 from services.simulator.spot.work import SimRequest, Work
 
-
 SOON_NS: Final = RouterOptions(router_id="router-1", aliases=()).soon_ns
 
 

@@ -105,7 +105,9 @@ def test_a_worker_gets_what_its_batch_takes_and_a_few_that_wait() -> None:
 def test_a_worker_gets_no_more_prompts_than_it_computes_soon() -> None:
     slow = {"sessions_running_max": 64, "prefill_tokens_per_s": 2000}
     assert sessions_taken(a_view("a", **slow), tokens=100) == 10
-    assert sessions_taken(a_view("a", **slow, tokens_waiting=900, sessions_waiting=9), tokens=100) == 1
+    assert (
+        sessions_taken(a_view("a", **slow, tokens_waiting=900, sessions_waiting=9), tokens=100) == 1
+    )
     assert not is_roomy(a_view("a", **slow, tokens_waiting=1000, sessions_waiting=10))
 
 

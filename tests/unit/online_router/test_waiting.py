@@ -3,14 +3,13 @@
 from collections.abc import Callable
 
 from libs.contracts.journal import SessionDispatched, SessionOpened
-from libs.contracts.online import FinishReason, RequestAccepted
+from libs.contracts.online import CancelRequest, FinishReason, RequestAccepted
 from libs.contracts.reports import RouterReport
 from libs.contracts.sessions import RefuseReason, SessionRefused, StartSession
+from libs.kernel.core import TimerFired
 from services.online_router.commands import AppendJournal, PublishReport, SendToWorker
 from services.online_router.events import CancelReceived, WorkerAnswered
 from services.online_router.sessions import Phase
-from libs.contracts.online import CancelRequest
-from libs.kernel.core import TimerFired
 from tests.unit.online_router.conftest import Desk
 
 ADesk = Callable[..., Desk]

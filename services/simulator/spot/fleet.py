@@ -16,7 +16,7 @@ from libs.sim.world import World
 from services.planner.commands import PublishCapacity
 from services.simulator.spot.batch_engine import BatchEngine
 from services.simulator.spot.continuous_engine import ContinuousEngine
-from services.simulator.spot.control import MESSAGE_NS, ControlPlane
+from services.simulator.spot.control import ControlPlane
 from services.simulator.spot.copying import KvCopies
 from services.simulator.spot.core_options import migrator_options, planner_options
 from services.simulator.spot.counting_engine import CountingEngine
@@ -78,7 +78,7 @@ class SpotFleet:
         self.door: FrontDoor = (
             FifoDoor(self.serving, batch_max=options.batch_max, batches_ahead=options.batches_ahead)
             if options.engine is EngineKind.PAPER
-            else RoutedDoor(self.serving, self._report_of_lead)
+            else RoutedDoor(world, self.serving, self._report_of_lead)
         )
         self.finished: list[SimRequest] = []
         self._on_finished = on_finished or self.finished.append
@@ -285,8 +285,7 @@ class SpotFleet:
     def request_finished(self, request: SimRequest) -> None:
         """A request's last token is there."""
         self._on_finished(request)
-        if self.door.requests_waiting:  # whoever holds them hears of it a message later
-            self.world.after(MESSAGE_NS, self.door.offer)
+        self.door.answered()
         self.world.note(f"{request.request_id} finished")
 
     @staticmethod

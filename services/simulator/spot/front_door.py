@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from libs.contracts.reports import WorkerReport
+from libs.sim.world import World
 from services.online_router.options import RouterOptions
 from services.online_router.placement import Wanted, choose_worker, view_of
 from services.online_router.waiting import WaitingLine
 from services.simulator.spot.batch_engine import power_of_two_within
+from services.simulator.spot.control import MESSAGE_NS
 from services.simulator.spot.replica import SimReplica
 from services.simulator.spot.work import SimRequest, Work
 
@@ -29,7 +31,10 @@ class FrontDoor(Protocol):
         """A replica has lost this work; its KV is gone."""
 
     def offer(self) -> None:
-        """A replica serves, could begin something, or has answered a request."""
+        """A replica serves, or could begin something."""
+
+    def answered(self) -> None:
+        """A replica has answered a request."""
 
     @property
     def requests_waiting(self) -> int:
@@ -75,6 +80,9 @@ class FifoDoor:
         """See FrontDoor."""
         self._send()
 
+    def answered(self) -> None:
+        """A batch ends as a whole, which its replica says by being idle."""
+
     def _send(self) -> None:
         while self._waiting:
             chosen = self._chosen()
@@ -99,9 +107,11 @@ class RoutedDoor:
 
     def __init__(
         self,
+        world: World,
         serving: Callable[[], Sequence[SimReplica]],
         report_of: Callable[[SimReplica], WorkerReport],
     ) -> None:
+        self._world = world
         self._serving = serving
         self._report_of = report_of
         self._line = WaitingLine()
@@ -130,6 +140,11 @@ class RoutedDoor:
     def offer(self) -> None:
         """See FrontDoor."""
         self._send()
+
+    def answered(self) -> None:
+        """Go on with those who wait, once the router has heard of it."""
+        if self._line:
+            self._world.after(MESSAGE_NS, self._send)
 
     def _line_up(self, request: SimRequest) -> None:
         self._requests[request.request_id] = request

@@ -51,6 +51,7 @@ class SessionOpened:
     encoding: Encoding
     session_epoch: int
     worker_id: str
+    """Empty: no worker had room yet."""
     expires_at_unix_ns: int | None
     generated_token_ids: tuple[int, ...] = ()
     generated_texts: tuple[str, ...] = ()

@@ -105,6 +105,9 @@ class WorkerReport(Message):
     grace_left_ms: int | None = Field(
         default=None, ge=0, description="until this node ends, on its own clock"
     )
+    sessions_running_max: int = Field(
+        default=0, ge=0, description="that run at once, at most; 0: leads no replica"
+    )
     tokens_recomputed: int = Field(
         default=0, ge=0, description="of moved sessions, since the start of this process"
     )
@@ -167,6 +170,9 @@ class RouterReport(Message):
     process_id: int = Field(ge=0)
     sessions_open: int = Field(ge=0)
     sessions_accepted: int = Field(ge=0, description="since the start of this process")
+    sessions_waiting: int = Field(
+        default=0, ge=0, description="of sessions_open, those that no worker has room for"
+    )
     sessions_adopted: int = Field(default=0, ge=0)
     sessions_resumed: int = Field(default=0, ge=0)
     workers_lost: int = Field(default=0, ge=0, description="workers declared dead")

@@ -99,6 +99,7 @@ class Reporting:
             weights_bytes=self.weights_bytes,
             kv_tokens=_tokens_computed(sessions, load),
             grace_left_ms=None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
+            sessions_running_max=0 if scheduler is None else scheduler.options.sequences_max,
             tokens_recomputed=self.tokens_recomputed,
             link_rates=tuple(self._link_rates.values()),
             prefill_tokens_per_s=0 if scheduler is None else scheduler.timing.prefill_tokens_per_s,

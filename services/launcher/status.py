@@ -120,6 +120,7 @@ def routers_table(view: FleetView) -> Table:
     table = _table(
         "router",
         "open",
+        "waiting",
         "accepted",
         "resumed",
         "tokens",
@@ -132,6 +133,7 @@ def routers_table(view: FleetView) -> Table:
         table.add_row(
             report.router_id,
             str(report.sessions_open),
+            str(report.sessions_waiting),
             str(report.sessions_accepted),
             str(report.sessions_resumed),
             str(report.tokens_relayed),

@@ -103,20 +103,17 @@ class Admission:
         session = self._session_of(event.op_id, Phase.CLAIMING)
         if session is None:
             return
-        worker_id = state.choose_worker_for(session) or self._worker_to_come(session)
-        if worker_id is None:
+        views = state.views_of(session.alias)
+        if not any(view.is_taking or view.report.is_planned for view in views):
             self._drop(session, self._no_worker(session))
             return
         session.move(Phase.OPENING)
-        state.assign(session, worker_id)
+        worker_id = state.choose_worker_for(session)
+        if worker_id is None:
+            session.session_epoch += 1  # nobody's: it waits once its promise is durable
+        else:
+            state.assign(session, worker_id)
         state.writer.add(session.opened_record())
-
-    def _worker_to_come(self, session: Session) -> str | None:
-        """Name a worker that a planner will give a part of the model; the session waits."""
-        for view in self._state.views_of(session.alias):
-            if view.report.is_planned:
-                return view.report.worker_id
-        return None
 
     def claim_held(self, event: ClaimHeld) -> None:
         """Somebody else has, or had, the request id: hand over, or find out whether they ended."""

@@ -88,6 +88,7 @@ class RouterCore:
         state.now_ns = now_ns
         state.cause_id = event.cause_id
         self._apply(event)
+        self._dispatch.place_waiting()
         self._flush_journal()
         commands, state.commands = state.commands, []
         return commands
@@ -110,8 +111,19 @@ class RouterCore:
                 require(
                     request_id in state.sessions, f"worker {worker_id} holds ghost {request_id}"
                 )
-            offline = sum(state.sessions[request_id].is_offline for request_id in request_ids)
-            require(state.placed_offline[worker_id] == offline, f"{worker_id} is miscounted")
+        self._check_waiting()
+
+    def _check_waiting(self) -> None:
+        """Whoever waits stands in a line, and nobody waits while a worker has room."""
+        state = self._state
+        for session in state.sessions.values():
+            line = state.waiting.get(session.alias, ())
+            is_waiting = session.phase is Phase.WAITING
+            require(is_waiting == (session.request_id in line), f"{session.request_id}: its line")
+        for line in state.waiting.values():
+            first = next((state.sessions[request_id] for request_id in line), None)
+            if first is not None and not first.avoided_worker_id:
+                require(state.choose_worker_for(first) is None, "room, and somebody waits")
 
     def _apply(self, event: RouterEvent) -> None:
         match event:
@@ -219,6 +231,7 @@ class RouterCore:
             journal_id=state.writer.journal_id,
             process_id=self._options.process_id,
             sessions_open=len(state.sessions),
+            sessions_waiting=state.sessions_waiting,
             sessions_accepted=counters.accepted,
             sessions_adopted=counters.adopted,
             sessions_resumed=counters.resumed,
@@ -308,7 +321,7 @@ class RouterCore:
         self._admission.discard_unpromised()
         state.sessions.clear()
         state.placed.clear()
-        state.placed_offline.clear()
+        state.waiting.clear()
         state.session_by_op_id.clear()
         state.ended = EndedSessions(self._options)
         state.journals_owned += 1

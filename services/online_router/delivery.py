@@ -71,8 +71,7 @@ class Delivery:
             session.move(Phase.PLACED)
             self._dispatch.start(session)
         else:
-            session.move(Phase.WAITING)
-            self._dispatch.place(session)
+            self._dispatch.wait(session)
         return session
 
     def _is_worker_there(self, session: Session) -> bool:

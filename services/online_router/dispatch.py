@@ -16,6 +16,7 @@ from services.online_router.commands import SendToWorker
 from services.online_router.placement import view_of
 from services.online_router.sessions import Phase, Session
 from services.online_router.state import RouterState
+from services.online_router.waiting import WaitingLine
 
 
 class Dispatch:
@@ -27,17 +28,13 @@ class Dispatch:
     # ------------------------------------------------------------------ workers
 
     def worker_reported(self, report: WorkerReport) -> None:
-        """Note the worker's state; a newcomer takes what waits."""
+        """Note the worker's state; who waits may find room there."""
         state = self._state
         known = state.workers.get(report.worker_id)
         if known is not None and report.beat < known.report.beat:
             return  # overtaken on the way
-        is_new = state.worker_liveness.observe_peer(report.worker_id)
-        view = view_of(report)
-        state.workers[report.worker_id] = view
-        was_taking = not is_new and known is not None and known.is_taking
-        if view.is_taking and not was_taking:
-            self.place_waiting()
+        state.worker_liveness.observe_peer(report.worker_id)
+        state.worker_heard(view_of(report))
 
     def echo_heard(self) -> None:
         """Count silence; the sessions of the dead move on."""
@@ -68,24 +65,44 @@ class Dispatch:
             message = f"{session.strikes} workers were lost in a row without one new token"
             self.fail(session, FailReason.WORKERS_DIED, message)
         else:
-            self.place(session, avoided_worker_id=session.worker_id)
+            self.wait(session, avoided_worker_id=session.worker_id)
 
     # ------------------------------------------------------------------ placing
 
-    def place(self, session: Session, *, avoided_worker_id: str = "") -> None:
-        """Choose a worker and write the dispatch; without one the session waits."""
+    def wait(self, session: Session, *, avoided_worker_id: str = "") -> None:
+        """Let the session go to whoever has room, at the end of this event or later."""
+        self._state.unassign(session)
+        self._state.join_line(session, avoided_worker_id=avoided_worker_id)
+        if session.phase is not Phase.WAITING:
+            session.move(Phase.WAITING)
+
+    def place_waiting(self) -> None:
+        """Give what room there is to those who wait, in their order.
+
+        Runs after every event that may have made room: nobody waits while a worker could begin.
+        """
         state = self._state
-        worker_id = state.choose_worker_for(session, avoided_worker_id=avoided_worker_id)
-        if worker_id is None:
-            self._wait(session)
-        else:
-            self._dispatch(session, worker_id)
+        if not state.is_placing_due:
+            return
+        state.is_placing_due = False
+        for alias in sorted(state.waiting):
+            self._place_line(state.waiting[alias])
+
+    def _place_line(self, line: WaitingLine) -> None:
+        for request_id in line:
+            session = self._state.sessions[request_id]
+            avoided_worker_id = session.avoided_worker_id
+            worker_id = self._state.choose_worker_for(session, avoided_worker_id=avoided_worker_id)
+            if worker_id is not None:
+                self._dispatch(session, worker_id)
+            elif not avoided_worker_id:
+                return  # who comes behind finds no more room
 
     def _dispatch(self, session: Session, worker_id: str) -> None:
         """Write that this worker is in charge; the dispatch itself follows the record."""
         state = self._state
+        state.counters.resumed += session.worker_id != ""
         state.assign(session, worker_id)
-        state.counters.resumed += 1
         if session.phase is not Phase.PLACED:
             session.move(Phase.PLACED)
         state.writer.add(
@@ -95,18 +112,6 @@ class Dispatch:
                 worker_id=worker_id,
             )
         )
-
-    def _wait(self, session: Session) -> None:
-        self._state.unassign(session)
-        if session.phase is not Phase.WAITING:
-            session.move(Phase.WAITING)
-
-    def place_waiting(self) -> None:
-        """Try again for the sessions that no worker could take, oldest id first."""
-        for request_id in sorted(self._state.sessions):
-            session = self._state.sessions[request_id]
-            if session.phase is Phase.WAITING and self._state.views_of(session.alias):
-                self.place(session)
 
     def start(self, session: Session) -> None:
         """Send the dispatch, whose epoch is durable now."""
@@ -132,6 +137,7 @@ class Dispatch:
         if session.phase is not Phase.OPENING:
             self._state.end_on_worker(session)
             self._state.unassign(session)
+            self._state.leave_line(session)
             session.move(Phase.ENDING)
 
     def cancel(self, session: Session) -> None:
@@ -225,7 +231,7 @@ class Dispatch:
             case RefuseReason.FULL | RefuseReason.DRAINING:
                 self._place_elsewhere(session)
             case RefuseReason.UNKNOWN_SESSION | RefuseReason.STALE_EPOCH:
-                self.place(session)
+                self.wait(session)
             case RefuseReason.MOVED:
                 self._follow(session, answer.target_worker_id)
             case RefuseReason.ENGINE_ERROR:
@@ -233,7 +239,7 @@ class Dispatch:
                 self._place_after_loss(session)
 
     def _follow(self, session: Session, target_worker_id: str) -> None:
-        """Go where the session's KV went, if that worker is there."""
+        """Go where the session's KV went, if that worker is there, be it full or not."""
         target = self._state.workers.get(target_worker_id)
         if target is None or not target.is_taking:
             self._place_elsewhere(session)
@@ -241,16 +247,11 @@ class Dispatch:
             self._dispatch(session, target_worker_id)
 
     def _place_elsewhere(self, session: Session) -> None:
-        """Go to another worker at once, or wait for the sweep to try the same one again."""
-        others = [
-            view
-            for view in self._state.views_of(session.alias)
-            if view.report.worker_id != session.worker_id and view.is_taking
-        ]
-        if others:
-            self.place(session, avoided_worker_id=session.worker_id)
-        else:
-            self._wait(session)
+        """Go to another worker; if there is none, to the same one when it is heard again."""
+        view = self._state.workers.get(session.worker_id)
+        if view is not None:
+            view.has_refused = True
+        self.wait(session, avoided_worker_id=session.worker_id)
 
     def _in_charge(self, answer: SessionStarted | SessionRefused) -> Session | None:
         session = self._state.sessions.get(answer.request_id)
@@ -266,7 +267,8 @@ class Dispatch:
     # ------------------------------------------------------------------ what may have been lost
 
     def sweep(self) -> None:
-        """Repeat what was not answered, ask after the silent, end the expired, place the rest."""
+        """Repeat what was not answered, ask after the silent, end the expired, and try those again
+        who refused."""
         state = self._state
         probes: dict[str, list[TokenReceipt]] = {}
         for request_id in sorted(state.sessions):
@@ -277,7 +279,9 @@ class Dispatch:
                 self._sweep_placed(session, probes)
         for worker_id in sorted(probes):
             self.acknowledge(worker_id, tuple(probes[worker_id]))
-        self.place_waiting()
+        for view in state.workers.values():
+            state.is_placing_due |= view.has_refused
+            view.has_refused = False
 
     def _expire(self, session: Session) -> None:
         if session.phase in (Phase.OPENING, Phase.PLACED, Phase.WAITING):

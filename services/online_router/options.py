@@ -46,6 +46,9 @@ class RouterOptions:
     """Heartbeat; see LivenessOptions for how many may be missed."""
     sweep_interval_ns: int = 100 * NS_PER_MS
     """How often everything that may have been lost is looked at again."""
+    soon_ns: int = 500 * NS_PER_MS
+    """A worker gets no more prompts than it computes within this time; the rest waits here. More
+    than two worker reports, so that none is idle because the router has not heard of it."""
     start_repeat_ns: int = 400 * NS_PER_MS
     """StartSession is sent again if unanswered this long."""
     probe_after_ns: int = 1_000 * NS_PER_MS

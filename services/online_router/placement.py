@@ -1,4 +1,7 @@
-"""Which worker runs a session: the one predicted to reach its first token soonest.
+"""Which worker runs a session: of those with room, the one that reaches its first token soonest.
+
+A session is bound late. A worker gets what it can start soon; the rest waits at the router, in one
+line, and whoever serves next, or is done first, finds its share there (`has_room`).
 
 Cost of a worker, in prompt tokens: what waits there by its report, what we sent since, what of this
 prompt it has not cached, and a fixed charge per session held, which every further session slows.
@@ -8,12 +11,39 @@ offline one waits behind all of them, and for blocks: it goes where most is left
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from libs.contracts.reports import WorkerReport
+from libs.kernel.units import NS_PER_S
 
 TOKENS_PER_SESSION = 32
 """What a decoding session costs a newcomer, in prompt tokens: one row in each coming step."""
+RUNNING_PER_WAITING = 16
+"""For so many sessions that can run, one more may wait at the worker: these take the places of
+those that end before the router has heard of it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SinceReport:
+    """What this router knows of one kind of session that the worker's last report cannot show."""
+
+    sessions_sent: int = 0
+    tokens_sent: int = 0
+    """Of their prompts, and of the answers they go on with."""
+    sessions_left: int = 0
+    """Ended or went elsewhere, of those reported and those sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Load:
+    """All that a session of one kind finds before it at a worker."""
+
+    sessions_held: int
+    sessions_queued: int
+    """Of these, not admitted to the batch."""
+    tokens_waiting: int
+    tokens_free: int
+    """Of KV."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,18 +52,25 @@ class WorkerView:
 
     report: WorkerReport
     prefix_hashes: frozenset[int]
-    sessions_placed: int = 0
-    """Sessions of this router that are placed there now."""
-    sessions_placed_offline: int = 0
-    """Of these, offline ones."""
-    tokens_sent_since_report: int = 0
-    """Of online prompts."""
-    offline_tokens_sent_since_report: int = 0
+    online: SinceReport = field(default_factory=SinceReport)
+    offline: SinceReport = field(default_factory=SinceReport)
+    has_refused: bool = False
+    """It took no session although it seemed to have room; holds until it is heard again."""
 
     @property
     def is_taking(self) -> bool:
         """Whether new sessions may go there."""
         return self.report.is_serving and not self.report.is_draining
+
+    def since_report(self, *, is_offline: bool) -> SinceReport:
+        """Return what has happened there to sessions of this kind."""
+        return self.offline if is_offline else self.online
+
+    def note_sent(self, *, tokens: int, is_offline: bool) -> None:
+        """A session is on its way there, with so many tokens to compute at most."""
+        since = self.since_report(is_offline=is_offline)
+        since.sessions_sent += 1
+        since.tokens_sent += tokens
 
     @property
     def capacity_tokens(self) -> int:
@@ -70,54 +107,79 @@ def cached_blocks(view: WorkerView, prompt_hashes: Sequence[int]) -> int:
     return len(prompt_hashes)
 
 
+def has_room(view: WorkerView, *, is_offline: bool, soon_ns: int) -> bool:
+    """Return whether a session that is sent there now starts soon.
+
+    A few may always wait, so that the worker has something to go on with until it is heard again.
+    Beyond them a session needs a place in the batch, blocks, and no more prompt tokens before it
+    than the worker computes within `soon_ns`. What a report does not say bounds nothing.
+    """
+    if not view.is_taking or view.has_refused:
+        return False
+    report = view.report
+    load = _load(view, is_offline=is_offline)
+    if load.sessions_queued <= report.sessions_running_max // RUNNING_PER_WAITING:
+        return True
+    tokens_soon = report.prefill_tokens_per_s * soon_ns // NS_PER_S
+    return (
+        (not report.sessions_running_max or load.sessions_held < report.sessions_running_max)
+        and (not tokens_soon or load.tokens_waiting < tokens_soon)
+        and load.tokens_waiting < load.tokens_free
+    )
+
+
+def _load(view: WorkerView, *, is_offline: bool) -> _Load:
+    """Return what an online session finds besides online work, or an offline one besides all."""
+    report, online = view.report, view.online
+    waiting = report.sessions_waiting - report.offline_waiting
+    changed = online.sessions_sent - online.sessions_left
+    running = report.sessions_running - report.offline_running
+    tokens = report.tokens_waiting - report.offline_tokens_waiting + online.tokens_sent
+    blocks = report.blocks_free + report.blocks_offline
+    if is_offline:
+        offline = view.offline
+        waiting += report.offline_waiting
+        changed += offline.sessions_sent - offline.sessions_left
+        running += report.offline_running
+        tokens += report.offline_tokens_waiting + offline.tokens_sent
+        blocks = report.blocks_free - report.blocks_reserved_for_online
+    return _Load(
+        sessions_held=max(0, running + waiting + changed),
+        sessions_queued=max(0, waiting + changed),
+        tokens_waiting=tokens,
+        tokens_free=max(0, blocks) * report.block_tokens,
+    )
+
+
 def placement_cost(view: WorkerView, wanted: Wanted) -> int:
     """Return the cost described at the head of this file."""
-    report = view.report
-    cached_tokens = cached_blocks(view, wanted.prompt_hashes) * report.block_tokens
-    online_sessions = max(
-        view.sessions_placed - view.sessions_placed_offline,
-        report.sessions_running
-        + report.sessions_waiting
-        - report.offline_running
-        - report.offline_waiting,
-    )
+    load = _load(view, is_offline=wanted.is_offline)
+    cached_tokens = cached_blocks(view, wanted.prompt_hashes) * view.report.block_tokens
     cost = (
-        report.tokens_waiting
-        - report.offline_tokens_waiting
-        + view.tokens_sent_since_report
+        load.tokens_waiting
         + max(0, wanted.prompt_tokens - cached_tokens)
-        + TOKENS_PER_SESSION * online_sessions
+        + TOKENS_PER_SESSION * load.sessions_held
     )
-    return cost + _offline_cost(view, wanted) if wanted.is_offline else cost
-
-
-def _offline_cost(view: WorkerView, wanted: Wanted) -> int:
-    """Return what an offline session waits for besides: the other ones, and room for itself."""
-    report = view.report
-    sessions = max(view.sessions_placed_offline, report.offline_running + report.offline_waiting)
-    tokens_free = (report.blocks_free - report.blocks_reserved_for_online) * report.block_tokens
-    return (
-        report.offline_tokens_waiting
-        + view.offline_tokens_sent_since_report
-        + TOKENS_PER_SESSION * sessions
-        + max(0, wanted.tokens_max - max(0, tokens_free))
-    )
+    # An offline session has to wait for blocks, which nobody gives up for it.
+    return cost + max(0, wanted.tokens_max - load.tokens_free) if wanted.is_offline else cost
 
 
 def choose_worker(
-    views: Sequence[WorkerView],
-    *,
-    wanted: Wanted,
-    avoided_worker_id: str = "",
+    views: Sequence[WorkerView], *, wanted: Wanted, soon_ns: int, avoided_worker_id: str = ""
 ) -> WorkerView | None:
-    """Return the cheapest worker; ties go to the lower id. None if there is no worker at all.
+    """Return the cheapest worker with room; ties go to the lower id. None: the session waits.
 
     One that takes nothing new is never chosen; the one to avoid only when nobody else is there.
     """
     willing = [view for view in views if view.is_taking]
     others = [view for view in willing if view.report.worker_id != avoided_worker_id]
+    roomy = [
+        view
+        for view in others or willing
+        if has_room(view, is_offline=wanted.is_offline, soon_ns=soon_ns)
+    ]
     return min(
-        others or willing,
+        roomy,
         key=lambda view: (placement_cost(view, wanted), view.report.worker_id),
         default=None,
     )

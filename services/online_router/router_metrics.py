@@ -26,6 +26,11 @@ def router_metrics(state: RouterState, *, messages_unsent: Read) -> Metrics:
     _show_refusals(metrics, state.counters)
     _show_latencies(metrics, state)
     metrics.show_gauge("sessions_open", "requests under way", lambda: len(state.sessions))
+    metrics.show_gauge(
+        "sessions_waiting",
+        "accepted requests that no worker has room for",
+        lambda: state.sessions_waiting,
+    )
     metrics.show_counter("messages_unsent", "that the broker did not take", messages_unsent)
     return metrics
 

@@ -78,6 +78,9 @@ class Session:
     epoch_committed: int = 0
     """The highest epoch that is in the journal; no dispatch happens above it."""
     worker_id: str = ""
+    """In charge now or last; empty: nobody was yet."""
+    avoided_worker_id: str = ""
+    """While it waits: who lost or refused it."""
     is_started: bool = False
     """Whether the worker has shown that it holds the session under this epoch."""
     dispatched_at_ns: int = 0
@@ -105,6 +108,11 @@ class Session:
     def is_offline(self) -> bool:
         """Whether it is offline work, which yields to all else."""
         return self.spec is not None and self.spec.priority < 0
+
+    @property
+    def tokens_known(self) -> int:
+        """Prompt, and the answer so far."""
+        return len(self.known_spec().prompt_token_ids) + len(self.token_ids)
 
     def known_spec(self) -> SessionSpec:
         """Return the spec, which every session from OPENING on has."""

@@ -1,7 +1,6 @@
 """What the parts of the router's core share: sessions, workers, the journal, commands to come."""
 
 import hashlib
-from collections import Counter
 from dataclasses import dataclass, field
 
 from libs.contracts.online import (
@@ -23,6 +22,7 @@ from services.online_router.latencies import Latencies
 from services.online_router.options import RouterOptions
 from services.online_router.placement import Wanted, WorkerView, choose_worker
 from services.online_router.sessions import Phase, Session
+from services.online_router.waiting import WaitingLine
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,8 +68,10 @@ class RouterState:
     workers: dict[str, WorkerView] = field(default_factory=dict)
     placed: dict[str, set[str]] = field(default_factory=dict)
     """Request ids placed on each worker; for membership, iterate sorted."""
-    placed_offline: Counter[str] = field(default_factory=Counter)
-    """How many of them are offline work, by worker."""
+    waiting: dict[str, WaitingLine] = field(default_factory=dict)
+    """Who waits for a worker, by alias."""
+    is_placing_due: bool = False
+    """Somebody has joined a line, or room may have come, since places were last given."""
     router_by_journal_id: dict[str, str] = field(default_factory=dict)
     """Who owns which living journal, by the routers' reports."""
     counters: RouterCounters = field(default_factory=RouterCounters)
@@ -102,18 +104,12 @@ class RouterState:
         return self.sessions.get(request_id) or self.ended.get(request_id)
 
     def views_of(self, alias: str) -> list[WorkerView]:
-        """Return the living workers of a model, by id, with their current load."""
-        views = []
-        for worker_id in sorted(self.workers):
-            view = self.workers[worker_id]
-            if view.report.alias == alias:
-                view.sessions_placed = len(self.placed.get(worker_id, ()))
-                view.sessions_placed_offline = self.placed_offline[worker_id]
-                views.append(view)
-        return views
+        """Return the living workers of a model, by id."""
+        views = (self.workers[worker_id] for worker_id in sorted(self.workers))
+        return [view for view in views if view.report.alias == alias]
 
     def choose_worker_for(self, session: Session, *, avoided_worker_id: str = "") -> str | None:
-        """Choose where the session runs, and charge its prompt to that worker; None: nobody."""
+        """Choose where the session runs; None: nobody has room."""
         views = self.views_of(session.alias)
         if not views:
             return None
@@ -128,37 +124,73 @@ class RouterState:
                 tokens_max=len(spec.prompt_token_ids) + spec.max_tokens,
                 is_offline=session.is_offline,
             ),
+            soon_ns=self.options.soon_ns,
             avoided_worker_id=avoided_worker_id,
         )
-        if chosen is None:
-            return None
-        if session.is_offline:
-            chosen.offline_tokens_sent_since_report += len(known_ids)
-        else:
-            chosen.tokens_sent_since_report += len(known_ids)
-        return chosen.report.worker_id
+        return None if chosen is None else chosen.report.worker_id
 
     def assign(self, session: Session, worker_id: str) -> None:
         """Put the worker in charge under a new epoch that nobody has used."""
         self.unassign(session)
+        self.leave_line(session)
         session.worker_id = worker_id
         session.session_epoch += 1
         session.is_started = False
         session.tokens_at_dispatch = len(session.token_ids)
         self.placed.setdefault(worker_id, set()).add(session.request_id)
-        self.placed_offline[worker_id] += session.is_offline
+        self._charge(session)
 
     def unassign(self, session: Session) -> None:
         """Nobody is in charge of the session any more."""
         placed = self.placed.get(session.worker_id, set())
         if session.request_id in placed:
             placed.discard(session.request_id)
-            self.placed_offline[session.worker_id] -= session.is_offline
+            view = self.workers.get(session.worker_id)
+            if view is not None:
+                view.since_report(is_offline=session.is_offline).sessions_left += 1
+                self.is_placing_due = True
+
+    def join_line(self, session: Session, *, avoided_worker_id: str = "") -> None:
+        """Let the session wait for a worker, its turn by priority and arrival.
+
+        Nobody knows when an adopted session came; it has waited longest.
+        """
+        session.avoided_worker_id = avoided_worker_id
+        self.is_placing_due = True
+        self.waiting.setdefault(session.alias, WaitingLine()).add(
+            session.request_id,
+            priority=session.known_spec().priority,
+            arrived_at_ns=session.received_at_ns or 0,
+        )
+
+    def leave_line(self, session: Session) -> None:
+        """The session waits no more, if it did."""
+        session.avoided_worker_id = ""
+        if session.alias in self.waiting:
+            self.waiting[session.alias].discard(session.request_id)
+
+    @property
+    def sessions_waiting(self) -> int:
+        """Accepted sessions that no worker has room for."""
+        return sum(len(line) for line in self.waiting.values())
+
+    def worker_heard(self, view: WorkerView) -> None:
+        """Go by a newer report, and by what was sent and cannot be in it yet."""
+        worker_id = view.report.worker_id
+        self.workers[worker_id] = view
+        self.is_placing_due = True
+        for request_id in self.placed.get(worker_id, ()):
+            if not self.sessions[request_id].is_started:
+                self._charge(self.sessions[request_id])
+
+    def _charge(self, session: Session) -> None:
+        view = self.workers.get(session.worker_id)
+        if view is not None:
+            view.note_sent(tokens=session.tokens_known, is_offline=session.is_offline)
 
     def take_placed(self, worker_id: str) -> list[str]:
         """Return, in order, the requests placed on a worker that is no more; nobody is in charge
         of them now."""
-        del self.placed_offline[worker_id]
         return sorted(self.placed.pop(worker_id, set()))
 
     def end_on_worker(self, session: Session) -> None:

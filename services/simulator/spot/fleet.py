@@ -78,7 +78,7 @@ class SpotFleet:
         self.door: FrontDoor = (
             FifoDoor(self.serving, batch_max=options.batch_max, batches_ahead=options.batches_ahead)
             if options.engine is EngineKind.PAPER
-            else RoutedDoor(self.serving, self._report_of_lead)
+            else RoutedDoor(world, self.serving, self._report_of_lead)
         )
         self.finished: list[SimRequest] = []
         self._on_finished = on_finished or self.finished.append
@@ -229,7 +229,7 @@ class SpotFleet:
         self.log.add(
             replica.replica_id, "serves", shape=f"{replica.shape.stages}x{replica.shape.shards}"
         )
-        self.door.offer(replica)
+        self.door.offer()
 
     def release(self, replica: SimReplica, heirs: tuple[str, ...]) -> int:
         """Let the sessions of a replica go on at these leads."""
@@ -285,6 +285,7 @@ class SpotFleet:
     def request_finished(self, request: SimRequest) -> None:
         """A request's last token is there."""
         self._on_finished(request)
+        self.door.answered()
         self.world.note(f"{request.request_id} finished")
 
     @staticmethod
@@ -378,4 +379,4 @@ class _Owner:
         """See EngineOwner."""
         replica = self._fleet.find_replica(self._replica_id)
         if replica is not None and replica.is_serving:
-            self._fleet.door.offer(replica)
+            self._fleet.door.offer()

@@ -1,19 +1,24 @@
 """Where requests wait and which replica they go to: the paper's one queue, or the live router's.
 
-The router's placement functions are the live ones; a report is taken at the moment of the choice,
-so that only their arithmetic, not their delay, is simulated.
+The router's line and its placement functions are the live ones; a report is taken at the moment of
+the choice, so that only their arithmetic, not their delay, is simulated.
 """
 
 import heapq
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from libs.contracts.reports import WorkerReport
-from libs.kernel.core import require
+from libs.sim.world import World
+from services.online_router.options import RouterOptions
 from services.online_router.placement import Wanted, choose_worker, view_of
+from services.online_router.waiting import WaitingLine
 from services.simulator.spot.batch_engine import power_of_two_within
+from services.simulator.spot.control import MESSAGE_NS
 from services.simulator.spot.replica import SimReplica
 from services.simulator.spot.work import SimRequest, Work
+
+SOON_NS: Final = RouterOptions(router_id="router-1", aliases=()).soon_ns
 
 
 class FrontDoor(Protocol):
@@ -25,8 +30,11 @@ class FrontDoor(Protocol):
     def put_back(self, works: Sequence[Work]) -> None:
         """A replica has lost this work; its KV is gone."""
 
-    def offer(self, replica: SimReplica) -> None:
+    def offer(self) -> None:
         """A replica serves, or could begin something."""
+
+    def answered(self) -> None:
+        """A replica has answered a request."""
 
     @property
     def requests_waiting(self) -> int:
@@ -68,9 +76,12 @@ class FifoDoor:
             heapq.heappush(self._waiting, (request.arrived_at_ns, request.request_id, request))
         self._send()
 
-    def offer(self, replica: SimReplica) -> None:
+    def offer(self) -> None:
         """See FrontDoor."""
         self._send()
+
+    def answered(self) -> None:
+        """A batch ends as a whole, which its replica says by being idle."""
 
     def _send(self) -> None:
         while self._waiting:
@@ -91,42 +102,31 @@ class FifoDoor:
 
 
 class RoutedDoor:
-    """The live router: each request goes at once to the replica where it is predicted to start
-    soonest, and waits here only while there is none. What is lost goes on from its tokens."""
+    """The live router: each request goes to the replica with room where it is predicted to start
+    soonest, and waits here while none has room. What is lost goes on from its tokens."""
 
     def __init__(
         self,
+        world: World,
         serving: Callable[[], Sequence[SimReplica]],
         report_of: Callable[[SimReplica], WorkerReport],
     ) -> None:
+        self._world = world
         self._serving = serving
         self._report_of = report_of
-        self._waiting: list[SimRequest] = []
+        self._line = WaitingLine()
+        self._requests: dict[str, SimRequest] = {}
+        """Those in the line."""
 
     @property
     def requests_waiting(self) -> int:
         """See FrontDoor."""
-        return len(self._waiting)
+        return len(self._line)
 
     def arrive(self, request: SimRequest) -> None:
         """See FrontDoor."""
-        replicas = {replica.lead_id: replica for replica in self._serving()}
-        if not replicas:
-            self._waiting.append(request)
-            return
-        views = [view_of(self._report_of(replica)) for replica in replicas.values()]
-        wanted = Wanted(
-            prompt_tokens=request.kv_tokens,
-            prompt_hashes=(),
-            tokens_max=request.prompt_tokens + request.output_tokens,
-            is_offline=False,
-        )
-        chosen = choose_worker(views, wanted=wanted)
-        require(chosen is not None, "a replica serves and none is chosen")
-        assert chosen is not None
-        replicas[chosen.report.worker_id].engine.add(
-            Work(requests=[request], tokens_done=request.tokens_done)
-        )
+        self._line_up(request)
+        self._send()
 
     def put_back(self, works: Sequence[Work]) -> None:
         """See FrontDoor."""
@@ -134,10 +134,41 @@ class RoutedDoor:
             for request in work.requests:
                 if work.kv_tokens:
                     request.tokens_recomputed += request.kv_tokens
-                self.arrive(request)
+                self._line_up(request)
+        self._send()
 
-    def offer(self, replica: SimReplica) -> None:
+    def offer(self) -> None:
         """See FrontDoor."""
-        waiting, self._waiting = self._waiting, []
-        for request in sorted(waiting, key=lambda r: (r.arrived_at_ns, r.request_id)):
-            self.arrive(request)
+        self._send()
+
+    def answered(self) -> None:
+        """Go on with those who wait, once the router has heard of it."""
+        if self._line:
+            self._world.after(MESSAGE_NS, self._send)
+
+    def _line_up(self, request: SimRequest) -> None:
+        self._requests[request.request_id] = request
+        self._line.add(request.request_id, priority=0, arrived_at_ns=request.arrived_at_ns)
+
+    def _send(self) -> None:
+        for request_id in self._line:
+            replica = self._chosen(self._requests[request_id])
+            if replica is None:
+                return
+            self._line.discard(request_id)
+            request = self._requests.pop(request_id)
+            replica.engine.add(Work(requests=[request], tokens_done=request.tokens_done))
+
+    def _chosen(self, request: SimRequest) -> SimReplica | None:
+        replicas = {replica.lead_id: replica for replica in self._serving()}
+        chosen = choose_worker(
+            [view_of(self._report_of(replica)) for replica in replicas.values()],
+            wanted=Wanted(
+                prompt_tokens=request.kv_tokens,
+                prompt_hashes=(),
+                tokens_max=request.prompt_tokens + request.output_tokens,
+                is_offline=False,
+            ),
+            soon_ns=SOON_NS,
+        )
+        return None if chosen is None else replicas[chosen.report.worker_id]

@@ -110,6 +110,7 @@ def _blank_report(options: SpotRunOptions) -> WorkerReport:
         block_tokens=BLOCK_TOKENS,
         blocks_total=KV_BLOCKS,
         blocks_free=KV_BLOCKS,
+        sessions_running_max=options.batch_max,
         sessions_running=0,
         sessions_waiting=0,
         tokens_waiting=0,

@@ -4,7 +4,7 @@ The op_id of an order depends only on the hand-over, the state, the worker's pla
 so that a successor gives the very same orders and is answered what the owner before was answered.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypedDict, assert_never
 
@@ -62,8 +62,8 @@ class OrderDesk:
     view: FleetView
     timing: Timing
     options: MigratorOptions
-    others: tuple[ReplicaRoster, ...] = ()
-    """Replicas outside this hand-over that serve and hold all weights."""
+    find_others: Callable[[], tuple[ReplicaRoster, ...]]
+    """The replicas outside this hand-over that serve and hold all weights."""
 
     def orders(self, *, attempt: int = 0) -> tuple[Order, ...]:
         """Return what has to be answered before the state is carried out, for the living."""
@@ -142,7 +142,7 @@ class OrderDesk:
         policy = self.handover.story.policy
         staged = tuple(t.replica for t in self.handover.targets if not t.is_in_place)
         held = [self.view.without_dead(source.replica) for source in self.handover.sources]
-        holders = (*(roster for roster in held if roster.workers), *self.others)
+        holders = (*(roster for roster in held if roster.workers), *self.find_others())
         layer_order = (
             layer_order_of(self.handover, self.options) if policy is Policy.SPOTSERVE else ()
         )
@@ -221,7 +221,7 @@ class OrderDesk:
         What is kept so is a source again when there is a placement that can be reached.
         """
         targets = self.handover.targets
-        serves = any(not target.is_lost for target in targets) or bool(self.others)
+        serves = any(not target.is_lost for target in targets) or bool(self.find_others())
         is_remnant = not targets and all(source.is_lost for source in self.handover.sources)
         if serves or is_remnant or is_from_disk(self.handover.story.policy):
             for index, source in enumerate(self.handover.sources):

@@ -26,6 +26,7 @@ from libs.contracts.handover import (
 )
 from libs.contracts.preemption import Notice, NoticeWithdrawn
 from libs.contracts.reports import ReportedPosition, WorkerReport
+from libs.kernel.bounded import RecentMap
 from libs.kernel.units import NS_PER_MS, milliseconds
 from libs.sim.process import Life, SimProcess
 from libs.sim.world import World
@@ -39,6 +40,8 @@ from services.simulator.spot.transfers import LoadedBytes, Traffic
 KV_BLOCKS = 1_000_000
 """Said when a position is staged; how many an engine has it works out by the same rule."""
 ALIAS = "simulated"
+LOADS_TOLD_MAX = 512
+"""Of one worker; past it the first told is made anew."""
 
 
 class Fleet(Protocol):
@@ -87,7 +90,10 @@ class SimWorker(SimProcess):
         self._beat = 0
         self._blank = blank
         self._life = NodeLife()
-        self._load_told: tuple[tuple[int, int, int], WorkerReport] | None = None
+        self._loads_told: RecentMap[tuple[int, int, int], WorkerReport] = RecentMap(
+            entries_max=LOADS_TOLD_MAX
+        )
+        """What a router was told, by load: of loads that a lead comes back to there are few."""
         self._answers: dict[str, ToMigrator | None] = {}
         """By op_id; None: under way."""
         self.position: ReportedPosition | None = None
@@ -132,7 +138,8 @@ class SimWorker(SimProcess):
         assert replica is not None
         engine = replica.engine.report()
         load = (engine.requests_running, engine.requests_waiting, engine.tokens_waiting)
-        if self._load_told is None or self._load_told[0] != load:
+        report = self._loads_told.get(load)
+        if report is None:
             report = self._blank.model_copy(
                 update={
                     "is_serving": True,
@@ -141,8 +148,8 @@ class SimWorker(SimProcess):
                     "tokens_waiting": engine.tokens_waiting,
                 }
             )
-            self._load_told = (load, report)
-        return self._load_told[1]
+            self._loads_told.put(load, report)
+        return report
 
     def _own_replica(self) -> SimReplica | None:
         if self.position is None:

@@ -67,7 +67,10 @@ class OrderDesk:
 
     def orders(self, *, attempt: int = 0) -> tuple[Order, ...]:
         """Return what has to be answered before the state is carried out, for the living."""
-        return tuple(o for o in self._all(attempt) if self.view.is_alive(o.worker_id))
+        return tuple(self._to_living(attempt))
+
+    def _to_living(self, attempt: int) -> Iterator[Order]:
+        return (o for o in self._all(attempt) if self.view.is_alive(o.worker_id))
 
     def is_needed(self) -> bool:
         """Whether there is anything to do, or to wait for, in this state."""
@@ -77,7 +80,7 @@ class OrderDesk:
             case HandoverState.DONE | HandoverState.ABANDONED:
                 return True
             case _:
-                return bool(self.orders())
+                return any(True for _ in self._to_living(attempt=0))
 
     def copies(self, *, round_number: int) -> tuple[Order, ...]:
         """Return one round of copying KV from every source whose sessions go to known targets."""

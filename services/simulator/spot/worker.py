@@ -32,7 +32,6 @@ from libs.sim.process import Life, SimProcess
 from libs.sim.world import World
 from services.gpu_worker.node_life import NodeLife
 from services.simulator.spot.copying import KvCopies
-from services.simulator.spot.engine import EngineReport
 from services.simulator.spot.hardware import Hardware
 from services.simulator.spot.replica import SimReplica
 from services.simulator.spot.transfers import LoadedBytes, Traffic
@@ -111,26 +110,27 @@ class SimWorker(SimProcess):
     def report(self) -> WorkerReport:
         """Return the state of now under the next beat."""
         replica = self._own_replica()
-        is_lead = replica is not None and replica.lead_id == self.name
-        engine = replica.engine.report() if replica is not None and is_lead else EngineReport()
         grace_left_ns = self._life.grace_left_ns(now_ns=self.world.now_ns)
         self._beat += 1
-        return self._blank.model_copy(
-            update={
-                "beat": self._beat,
+        update: dict[str, object] = {
+            "beat": self._beat,
+            "position": self._reported(replica),
+            "weights_bytes": 0
+            if self.position is None
+            else self._fleet.weight_bytes(self.position),
+            "grace_left_ms": None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
+        }
+        if replica is not None and replica.lead_id == self.name:
+            engine = replica.engine.report()
+            update |= {
                 "sessions_running": engine.requests_running,
                 "sessions_waiting": engine.requests_waiting,
                 "tokens_waiting": engine.tokens_waiting,
                 "step_ms_recent": milliseconds(engine.step_ns),
-                "is_serving": is_lead and replica is not None and replica.is_serving,
-                "position": self._reported(replica),
-                "weights_bytes": 0
-                if self.position is None
-                else self._fleet.weight_bytes(self.position),
-                "kv_tokens": replica.engine.kv_tokens if replica is not None and is_lead else 0,
-                "grace_left_ms": None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
+                "is_serving": replica.is_serving,
+                "kv_tokens": replica.engine.kv_tokens,
             }
-        )
+        return self._blank.model_copy(update=update)
 
     def load_report(self) -> WorkerReport:
         """Return what a router goes by, as of now, for a lead that serves; it takes no beat."""

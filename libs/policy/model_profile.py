@@ -96,6 +96,10 @@ class ModelProfile:
                 if not batches or batches != sorted(set(batches)):
                     raise ConfigError("profile: times are listed by ascending batch")
 
+    def __hash__(self) -> int:
+        # A mapping has no hash; the scalars tell profiles apart well enough.
+        return hash((self.name, self.prompt_tokens, self.output_tokens, self.margin_percent))
+
     @property
     def session_tokens(self) -> int:
         """Tokens whose KV one request holds at its end."""

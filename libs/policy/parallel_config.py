@@ -10,8 +10,9 @@ continuously batching engine takes as many sequences as fit and computes at the 
 arrivals cause; memory is real bytes rather than a least number of GPUs.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, Protocol
 
 from libs.kernel.units import MIB, NS_PER_S
@@ -27,6 +28,8 @@ from libs.policy.shapes import ParallelConfig, ReplicaShape
 
 OVERLOADED_NS: Final = 3_600 * NS_PER_S
 """Stands for a wait without end, where a sum needs a number."""
+SEARCHES_REMEMBERED: Final = 256
+"""Numbers of workers, and what they hold, that a fleet goes back and forth between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,10 @@ class Workload:
     """Squared coefficient of variation of the gaps; 1 for Poisson arrivals."""
 
 
+NO_WORKLOAD: Final = Workload(requests_per_s=0.0)
+"""In place of any: what fits does not depend on what arrives."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A configuration with what is expected of it."""
@@ -92,7 +99,7 @@ class NoShapeFits:
 
 
 class ShapeMemory(Protocol):
-    """What the workers of a replica need, as they themselves compute it."""
+    """What the workers of a replica need, as they themselves compute it; a value, hashable."""
 
     def bytes_needed(self, shape: ReplicaShape, *, tokens: int) -> int | None:
         """Return the least memory of every worker for KV of so many tokens, at least those of the
@@ -135,18 +142,11 @@ class ConfigSearch:
     def candidates(self) -> list[Candidate]:
         """List every configuration that fits."""
         found = []
-        for shape in self.shapes():
-            batch_max = self.batch_that_fits(shape)
-            if batch_max is None or shape.workers < self.profile.replica_workers_min:
-                continue
+        for fit in _fits(replace(self, workload=NO_WORKLOAD)):
             if self.options.is_batching_continuous:
-                found.append(self._continuous(shape, batch_max=batch_max))
+                found.append(self._continuous(fit))
             else:
-                found += [
-                    self._static(shape, batch=batch)
-                    for batch in self.options.batches
-                    if batch <= batch_max
-                ]
+                found += [self._static(fit, batch=batch) for batch in fit.execution_ns]
         return found
 
     def shapes(self) -> Iterator[ReplicaShape]:
@@ -226,21 +226,20 @@ class ConfigSearch:
         is_even = divided is None or divided % shape.stages == 0
         return is_even and self.options.shape_only in (None, shape)
 
-    def _static(self, shape: ReplicaShape, *, batch: int) -> Candidate:
-        service_ns = execution_ns(self.profile, shape, batch=batch)
-        return self._judged(shape, batch=batch, service_ns=service_ns, full_ns=service_ns)
+    def _static(self, fit: "_Fit", *, batch: int) -> Candidate:
+        service_ns = fit.execution_ns[batch]
+        return self._judged(fit.shape, batch=batch, service_ns=service_ns, full_ns=service_ns)
 
-    def _continuous(self, shape: ReplicaShape, *, batch_max: int) -> Candidate:
+    def _continuous(self, fit: "_Fit") -> Candidate:
         """Take the latency at the smallest batch that keeps up: there the replicas settle."""
-        replicas = self.workers // shape.workers
+        replicas = self.workers // fit.shape.workers
         service_ns = 0
-        for batch in self.options.batches:
-            service_ns = execution_ns(self.profile, shape, batch=batch)
+        for batch, service_ns in fit.execution_ns.items():
             rate = requests_per_s(replicas=replicas, batch=batch, execution_ns=service_ns)
-            if batch == batch_max or rate > self.workload.requests_per_s:
+            if rate > self.workload.requests_per_s:
                 break
-        full_ns = execution_ns(self.profile, shape, batch=batch_max)
-        return self._judged(shape, batch=batch_max, service_ns=service_ns, full_ns=full_ns)
+        full_ns = fit.execution_ns[fit.batch_max]
+        return self._judged(fit.shape, batch=fit.batch_max, service_ns=service_ns, full_ns=full_ns)
 
     def _judged(
         self, shape: ReplicaShape, *, batch: int, service_ns: int, full_ns: int
@@ -267,6 +266,33 @@ class ConfigSearch:
             requests_per_s=rate,
             keeps_up=rate >= arriving and waiting_ns is not None,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fit:
+    """A shape that can be run."""
+
+    shape: ReplicaShape
+    batch_max: int
+    execution_ns: Mapping[int, int]
+    """By batch, up to the largest that fits, ascending."""
+
+
+@lru_cache(maxsize=SEARCHES_REMEMBERED)
+def _fits(search: ConfigSearch) -> tuple[_Fit, ...]:
+    """Return what fits, whatever arrives: a planner asks again and again as demand changes."""
+    found = []
+    for shape in search.shapes():
+        batch_max = search.batch_that_fits(shape)
+        if batch_max is None or shape.workers < search.profile.replica_workers_min:
+            continue
+        times = {
+            batch: execution_ns(search.profile, shape, batch=batch)
+            for batch in search.options.batches
+            if batch <= batch_max
+        }
+        found.append(_Fit(shape=shape, batch_max=batch_max, execution_ns=times))
+    return tuple(found)
 
 
 def best_of(found: Sequence[Candidate], options: SearchOptions) -> Candidate:

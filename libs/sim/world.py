@@ -8,7 +8,7 @@ import hashlib
 import heapq
 from collections.abc import Callable
 
-from libs.kernel.core import require
+from libs.kernel.errors import InvariantViolation
 from libs.kernel.rng import Rng
 
 Action = Callable[[], None]
@@ -28,7 +28,8 @@ class World:
 
     def after(self, delay_ns: int, action: Action) -> None:
         """Run the action once the delay has passed."""
-        require(delay_ns >= 0, "an action cannot be scheduled in the past")
+        if delay_ns < 0:
+            raise InvariantViolation("an action cannot be scheduled in the past")
         self._scheduled += 1
         heapq.heappush(self._heap, (self.now_ns + delay_ns, self._scheduled, action))
 
@@ -46,11 +47,11 @@ class World:
 
         Raises: InvariantViolation past `actions_max`, which a livelock would reach.
         """
-        while self._heap and not is_done():
-            if self._heap[0][0] > until_ns:
-                break
-            self.now_ns, _, action = heapq.heappop(self._heap)
+        heap, actions_max = self._heap, self._actions_max
+        while heap and heap[0][0] <= until_ns and not is_done():
+            self.now_ns, _, action = heapq.heappop(heap)
             self.actions_run += 1
-            require(self.actions_run <= self._actions_max, "more actions than a run may take")
+            if self.actions_run > actions_max:
+                raise InvariantViolation("more actions than a run may take")
             action()
         return is_done()

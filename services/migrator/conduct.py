@@ -88,6 +88,8 @@ class Conduct:
     """One hand-over under way."""
 
     handover: Handover
+    worker_ids: frozenset[str] = field(init=False)
+    """Everybody who takes part; the same from beginning to end."""
     is_stored: bool = False
     """Whether the present state is in the record; nothing is ordered before."""
     is_given_up: bool = False
@@ -108,6 +110,9 @@ class Conduct:
     _copy_orders: dict[str, _Pending] = field(default_factory=dict)
     _bytes_left_before: int = 0
 
+    def __post_init__(self) -> None:
+        self.worker_ids = self.handover.worker_ids
+
     # ------------------------------------------------------------------ giving
 
     def give(self, desk: OrderDesk, *, now_ns: int) -> list[Order]:
@@ -126,9 +131,10 @@ class Conduct:
     def _due(
         self, pending: dict[str, _Pending], options: MigratorOptions, *, now_ns: int
     ) -> Iterator[Order]:
-        open_lines = [p.order.line for p in pending.values() if not p.is_settled]
-        for entry in pending.values():
-            if entry.is_settled or entry.order.line > min(open_lines):
+        unsettled = [entry for entry in pending.values() if not entry.is_settled]
+        line = min((entry.order.line for entry in unsettled), default=0)
+        for entry in unsettled:
+            if entry.order.line > line:
                 continue
             if entry.given_at_ns is None:
                 entry.given_at_ns = now_ns

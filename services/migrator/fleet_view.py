@@ -105,6 +105,10 @@ class FleetView:
         """Whether the worker is heard of."""
         return worker_id in self._workers
 
+    def dead_among(self, worker_ids: frozenset[str]) -> frozenset[str]:
+        """Return those of these workers that are not heard of."""
+        return worker_ids.difference(self._workers)
+
     def is_settled(self, worker_id: str) -> bool:
         """Whether what the worker reports is later than what was done to it."""
         view = self._workers.get(worker_id)

@@ -6,6 +6,7 @@ the ownership's business, and no order of a state is given before that.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import permutations
 
 from libs.contracts.handover import ReplicaRoster, ToMigrator
@@ -96,7 +97,7 @@ class Handovers:
     def worker_restarted(self, worker_id: str) -> None:
         """A worker lives and has forgotten everything."""
         for conduct in self._conducts.values():
-            if worker_id in conduct.handover.worker_ids:
+            if worker_id in conduct.worker_ids:
                 conduct.worker_lost(worker_id)
 
     def answered(self, answer: ToMigrator, timing: Timing, record: HandoverRecord) -> bool:
@@ -135,9 +136,8 @@ class Handovers:
     def _advance_one(
         self, conduct: Conduct, timing: Timing, progress: Progress, *, cause_id: str
     ) -> None:
-        for worker_id in sorted(conduct.handover.worker_ids):
-            if not self._view.is_alive(worker_id):
-                conduct.worker_lost(worker_id)
+        for worker_id in sorted(self._view.dead_among(conduct.worker_ids)):
+            conduct.worker_lost(worker_id)
         desk = self._desk(conduct.handover, timing, progress.record)
         conduct.time_out(desk, now_ns=timing.now_ns)
         turn = conduct.turn(desk)
@@ -259,7 +259,7 @@ class Handovers:
             view=self._view,
             timing=timing,
             options=self._options,
-            others=self._others(handover),
+            find_others=partial(self._others, handover),
         )
 
     def _others(self, handover: Handover) -> tuple[ReplicaRoster, ...]:

@@ -4,7 +4,7 @@ The op_id of an order depends only on the hand-over, the state, the worker's pla
 so that a successor gives the very same orders and is answered what the owner before was answered.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypedDict, assert_never
 
@@ -62,12 +62,15 @@ class OrderDesk:
     view: FleetView
     timing: Timing
     options: MigratorOptions
-    others: tuple[ReplicaRoster, ...] = ()
-    """Replicas outside this hand-over that serve and hold all weights."""
+    find_others: Callable[[], tuple[ReplicaRoster, ...]]
+    """The replicas outside this hand-over that serve and hold all weights."""
 
     def orders(self, *, attempt: int = 0) -> tuple[Order, ...]:
         """Return what has to be answered before the state is carried out, for the living."""
-        return tuple(o for o in self._all(attempt) if self.view.is_alive(o.worker_id))
+        return tuple(self._to_living(attempt))
+
+    def _to_living(self, attempt: int) -> Iterator[Order]:
+        return (o for o in self._all(attempt) if self.view.is_alive(o.worker_id))
 
     def is_needed(self) -> bool:
         """Whether there is anything to do, or to wait for, in this state."""
@@ -77,7 +80,7 @@ class OrderDesk:
             case HandoverState.DONE | HandoverState.ABANDONED:
                 return True
             case _:
-                return bool(self.orders())
+                return any(True for _ in self._to_living(attempt=0))
 
     def copies(self, *, round_number: int) -> tuple[Order, ...]:
         """Return one round of copying KV from every source whose sessions go to known targets."""
@@ -142,7 +145,7 @@ class OrderDesk:
         policy = self.handover.story.policy
         staged = tuple(t.replica for t in self.handover.targets if not t.is_in_place)
         held = [self.view.without_dead(source.replica) for source in self.handover.sources]
-        holders = (*(roster for roster in held if roster.workers), *self.others)
+        holders = (*(roster for roster in held if roster.workers), *self.find_others())
         layer_order = (
             layer_order_of(self.handover, self.options) if policy is Policy.SPOTSERVE else ()
         )
@@ -221,7 +224,7 @@ class OrderDesk:
         What is kept so is a source again when there is a placement that can be reached.
         """
         targets = self.handover.targets
-        serves = any(not target.is_lost for target in targets) or bool(self.others)
+        serves = any(not target.is_lost for target in targets) or bool(self.find_others())
         is_remnant = not targets and all(source.is_lost for source in self.handover.sources)
         if serves or is_remnant or is_from_disk(self.handover.story.policy):
             for index, source in enumerate(self.handover.sources):

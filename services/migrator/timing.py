@@ -80,13 +80,16 @@ class Timing:
 
     def must_stop(self, handover: Handover, *, bytes_left: int) -> bool:
         """Whether what is left to copy would not fit any more if a source went on."""
+        ends = [self.source_ends_at_ns(s) for s in handover.sources if not s.is_lost]
+        first_end_at_ns = min((end for end in ends if end is not None), default=None)
+        if first_end_at_ns is None:
+            return False
         needed_ns = (
             self._options.grace_reserve_ns
             + self._options.activation_ns
             + bytes_left * NS_PER_S // self._link_bytes_per_s(handover)
         )
-        ends = [self.source_ends_at_ns(s) for s in handover.sources if not s.is_lost]
-        return any(end is not None and end - self.now_ns <= needed_ns for end in ends)
+        return first_end_at_ns - self.now_ns <= needed_ns
 
     def is_time(self, handover: Handover) -> bool:
         """Whether the just-in-time stop of any source has come (SpotServe section 4.1)."""

@@ -26,21 +26,14 @@ BREAKS_REMEMBERED_MAX = 256
 """Replicas; one that broke longer ago has long been replaced."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class _Worker:
-    """What a plan depends on in a worker's report."""
+    """What a worker said last."""
 
     report: WorkerReport
-
-    @property
-    def node_id(self) -> str:
-        """Its node; a worker that names none is a node of its own."""
-        return self.report.node_id or self.report.worker_id
-
-    @property
-    def is_leaving(self) -> bool:
-        """Whether it says itself that it will end."""
-        return self.report.is_draining or self.report.grace_left_ms is not None
+    node_id: str
+    decisive: tuple[object, ...]
+    """What a plan depends on in the report."""
 
 
 class Fleet:
@@ -51,6 +44,8 @@ class Fleet:
         self._liveness = EchoLiveness(options.liveness)
         self._workers: dict[str, _Worker] = {}
         self._ids_by_node: dict[str, set[str]] = {}
+        self._leaving_ids: set[str] = set()
+        """Workers that say themselves that they will end; for membership only."""
         self._unheard_since_break: RecentMap[str, set[str]] = RecentMap(
             entries_max=BREAKS_REMEMBERED_MAX
         )
@@ -69,13 +64,14 @@ class Fleet:
             self.workers_refused += 1
             return False
         self._liveness.observe_peer(report.worker_id)
-        worker = _Worker(report=report)
-        if known is not None and known.node_id != worker.node_id:
-            self._remove(report.worker_id)
-        self._workers[report.worker_id] = worker
-        self._ids_by_node.setdefault(worker.node_id, set()).add(report.worker_id)
         self._note_break(report)
-        return known is None or _decisive(known) != _decisive(worker)
+        decisive = _decisive(report)
+        if known is not None and known.decisive == decisive:
+            known.report = report
+            return False
+        self._remove(report.worker_id)
+        self._add(report, decisive)
+        return True
 
     def echo_heard(self, *, now_ns: int) -> list[str]:
         """Count one own echo; return the workers that are dead now."""
@@ -145,9 +141,8 @@ class Fleet:
 
     def is_leaving(self, node_id: str) -> bool:
         """Whether the node was told to end, or a worker of it says so."""
-        return self.notices.is_leaving(node_id) or any(
-            self._workers[worker_id].is_leaving for worker_id in self.workers_of(node_id)
-        )
+        worker_ids = self._ids_by_node.get(node_id, ())
+        return self.notices.is_leaving(node_id) or not self._leaving_ids.isdisjoint(worker_ids)
 
     def is_living(self, worker_id: str) -> bool:
         """Whether the worker has reported and not fallen silent."""
@@ -279,10 +274,18 @@ class Fleet:
     def _sorted(self) -> list[_Worker]:
         return [self._workers[worker_id] for worker_id in sorted(self._workers)]
 
+    def _add(self, report: WorkerReport, decisive: tuple[object, ...]) -> None:
+        worker_id, node_id = report.worker_id, _node_id(report)
+        self._workers[worker_id] = _Worker(report, node_id, decisive)
+        self._ids_by_node.setdefault(node_id, set()).add(worker_id)
+        if _is_leaving(report):
+            self._leaving_ids.add(worker_id)
+
     def _remove(self, worker_id: str) -> None:
         worker = self._workers.pop(worker_id, None)
         if worker is None:
             return
+        self._leaving_ids.discard(worker_id)
         for unheard in self._unheard_since_break.values():
             unheard.discard(worker_id)
         ids = self._ids_by_node[worker.node_id]
@@ -299,13 +302,22 @@ class Fleet:
         return min((deadline for deadline in said if deadline is not None), default=None)
 
 
-def _decisive(worker: _Worker) -> tuple[object, ...]:
+def _node_id(report: WorkerReport) -> str:
+    """Its node; a worker that names none is a node of its own."""
+    return report.node_id or report.worker_id
+
+
+def _is_leaving(report: WorkerReport) -> bool:
+    """Whether the worker says itself that it will end."""
+    return report.is_draining or report.grace_left_ms is not None
+
+
+def _decisive(report: WorkerReport) -> tuple[object, ...]:
     """The parts of a report that a plan depends on; load changes all the time and is none."""
-    report = worker.report
     position = report.position
     return (
-        worker.node_id,
-        worker.is_leaving,
+        _node_id(report),
+        _is_leaving(report),
         report.zone,
         report.market,
         report.memory_bytes,

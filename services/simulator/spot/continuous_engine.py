@@ -3,9 +3,6 @@
 A step takes what `step_times` says. Beyond the largest measured batch, times go on along the last
 line of the profile, which no measurement supports: the fleet's B bounds how far.
 
-    boundary --schedule--> one step, or a stretch of equal ones --account--> boundary
-                                      ^-- add, stop: cut at the next boundary
-
 While nobody waits and every sequence decodes, steps are alike until the first of them ends: such a
 stretch is one action of the world. `is_stepwise` makes every step an action, for comparison.
 KV that came from elsewhere is imported as the live worker does it: as cached prefix blocks.
@@ -15,20 +12,20 @@ from libs.engine.prefix_hashes import prefix_block_hashes
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
 from libs.engine.scheduler import Scheduler, SchedulerOptions
 from libs.engine.steps import SampledToken, StepPlan, StepResult
-from libs.kernel.core import require
 from libs.policy.model_profile import ModelProfile
 from libs.policy.shapes import ReplicaShape
-from libs.sim.world import Action, World
+from libs.sim.world import World
 from services.simulator.spot.engine import EngineOwner, EngineReport
 from services.simulator.spot.options import BLOCK_TOKENS
 from services.simulator.spot.step_times import PREFILL_CHUNKS, StepTimes
+from services.simulator.spot.stretching_engine import StretchingEngine
 from services.simulator.spot.work import SimRequest, Work
 
 TOKEN_ID = 1
 """Of every token: what is said does not matter here. A salt keeps requests apart."""
 
 
-class ContinuousEngine:
+class ContinuousEngine(StretchingEngine):
     """See ReplicaEngine."""
 
     def __init__(
@@ -37,8 +34,7 @@ class ContinuousEngine:
         prefill_chunks: int = PREFILL_CHUNKS, kv_blocks_max: int | None = None,
         is_stepwise: bool = False,
     ) -> None:  # fmt: skip
-        self._world = world
-        self._owner = owner
+        super().__init__(world, owner)
         self._times = StepTimes(profile, shape, prefill_chunks=prefill_chunks)
         self._is_stepwise = is_stepwise
         blocks_per_sequence = -(-context_tokens_max // BLOCK_TOKENS) + 1
@@ -54,88 +50,20 @@ class ContinuousEngine:
             )
         )
         self._works: dict[str, Work] = {}
+        """All that the scheduler was told of."""
         self._samples: dict[str, SampledToken] = {}
         """What each of them samples, over and over."""
-        self._arriving: list[Work] = []
-        """Not told to the scheduler yet: it still has to take the steps before they came."""
         self._decoding: set[str] = set()
         """Requests that gain one token in every step of this stretch; for membership only."""
-        self._is_started = False
-        self._is_halted = False
-        self._on_still: Action | None = None
         self._plan: StepPlan | None = None
-        self._steps = 0
-        """Of the stretch under way."""
-        self._step_ns = 1
-        self._began_at_ns = 0
-        self._stretch = 0
+        """Of the first step of the stretch."""
 
     # ------------------------------------------------------------------ from outside
-
-    def start(self) -> None:
-        """See ReplicaEngine."""
-        self._is_started = True
-        if self._plan is None:
-            self._begin()
-
-    def stop(self, on_still: Action) -> None:
-        """See ReplicaEngine."""
-        self._is_started = False
-        if self._plan is None:
-            on_still()
-            return
-        self._on_still = on_still
-        self._cut()
-
-    def halt(self) -> None:
-        """See ReplicaEngine."""
-        for work in self.held():
-            work.requests[0].tokens_done = work.tokens_done
-        self._is_started = False
-        self._is_halted = True
-        self._stretch += 1
-        self._plan = None
-
-    def add(self, work: Work) -> None:
-        """See ReplicaEngine."""
-        self._works[work.name] = work
-        self._arriving.append(work)
-        if self._plan is not None:
-            self._cut()
-            return
-        self._take_in()
-        if self._is_started:
-            self._begin()
-
-    def held(self) -> list[Work]:
-        """See ReplicaEngine."""
-        if not self._is_halted:
-            passed = self._decodes_passed()
-            arriving = {work.name for work in self._arriving}
-            for name, work in self._works.items():
-                if name in arriving:
-                    continue
-                steps = passed if name in self._decoding else 0
-                work.tokens_done = work.requests[0].tokens_done + steps
-                work.kv_tokens = self._scheduler.tokens_computed(name) + steps
-        return list(self._works.values())
-
-    def take(self) -> list[Work]:
-        """See ReplicaEngine."""
-        require(self._plan is None, "work is taken from an engine that computes")
-        works = self.held()
-        if not self._is_halted:
-            for work in works:
-                self._scheduler.abort(work.name)
-                self._scheduler.release_blocks(work.name)
-        self._works.clear()
-        self._samples.clear()
-        return works
 
     @property
     def requests_held(self) -> int:
         """See ReplicaEngine."""
-        return len(self._works)
+        return len(self._works) + len(self._arriving)
 
     def report(self) -> EngineReport:
         """See ReplicaEngine."""
@@ -147,51 +75,31 @@ class ContinuousEngine:
             requests_running=load.sequences_running,
             requests_waiting=load.sequences_waiting + len(self._arriving),
             tokens_waiting=load.tokens_waiting + arriving,
-            step_ns=self._step_ns if self._plan is not None else 0,
+            step_ns=self._step_ns if self._steps else 0,
         )
-
-    @property
-    def kv_tokens(self) -> int:
-        """See ReplicaEngine."""
-        return 0 if self._is_halted else sum(work.kv_tokens for work in self.held())
 
     # ------------------------------------------------------------------ steps
 
-    def _begin(self) -> None:
+    def _held_known(self) -> list[Work]:
+        if not self._is_halted:
+            passed = self._steps_passed()
+            for name, work in self._works.items():
+                steps = passed if name in self._decoding else 0
+                work.tokens_done = work.requests[0].tokens_done + steps
+                work.kv_tokens = self._scheduler.tokens_computed(name) + steps
+        return list(self._works.values())
+
+    def _forget(self) -> None:
+        if not self._is_halted:
+            for name in self._works:
+                self._scheduler.abort(name)
+                self._scheduler.release_blocks(name)
+        self._works.clear()
+        self._samples.clear()
+
+    def _next_stretch(self) -> tuple[int, int] | None:
         self._plan = self._scheduler.schedule(now_ns=self._world.now_ns)
-        if self._plan is None:
-            self._owner.engine_idle()
-            return
-        self._steps, self._step_ns = self._stretch_of(self._plan)
-        self._began_at_ns = self._world.now_ns
-        self._end_after(self._steps)
-
-    def _end_after(self, steps: int) -> None:
-        self._stretch += 1
-        stretch = self._stretch
-
-        def end() -> None:
-            if self._stretch == stretch:
-                self._end(steps)
-
-        ends_at_ns = self._began_at_ns + steps * self._step_ns
-        self._world.after(ends_at_ns - self._world.now_ns, end)
-
-    def _end(self, steps: int) -> None:
-        self._account(steps)
-        self._take_in()
-        if self._is_started:
-            self._begin()
-        elif self._on_still is not None:
-            on_still, self._on_still = self._on_still, None
-            on_still()
-
-    def _cut(self) -> None:
-        """End the stretch at the next boundary between two steps."""
-        steps = max(1, -((self._began_at_ns - self._world.now_ns) // self._step_ns))
-        if steps < self._steps:
-            self._steps = steps
-            self._end_after(steps)
+        return None if self._plan is None else self._stretch_of(self._plan)
 
     def _stretch_of(self, plan: StepPlan) -> tuple[int, int]:
         """Return how many steps are like this one, and how long each takes."""
@@ -204,15 +112,8 @@ class ContinuousEngine:
         requests = (self._works[entry.sequence_id].requests[0] for entry in decoding)
         return min(r.output_tokens - r.tokens_done for r in requests), duration_ns
 
-    def _decodes_passed(self) -> int:
-        """Steps of the stretch under way that are over by now."""
-        if self._plan is None:
-            return 0
-        passed = (self._world.now_ns - self._began_at_ns) // self._step_ns
-        return min(passed, self._steps - 1)
-
     def _account(self, steps: int) -> None:
-        """Let the scheduler take so many steps, of which the first is planned already."""
+        """The first of them is planned already."""
         plan, self._plan = self._plan, None
         for number in range(1, steps + 1):
             assert plan is not None
@@ -238,9 +139,9 @@ class ContinuousEngine:
             self._scheduler.release_blocks(opened.sequence_id)
 
     def _take_in(self) -> None:
-        """Tell the scheduler of what has come since the last boundary."""
         arriving, self._arriving = self._arriving, []
         for work in arriving:
+            self._works[work.name] = work
             if work.kv_tokens:
                 self._import(work.requests[0], tokens=work.kv_tokens)
             self._samples[work.name] = _sampled(work.name)

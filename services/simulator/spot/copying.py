@@ -68,9 +68,10 @@ class KvCopies:
         chosen: list[tuple[Work, int]] = []
         whole = Traffic()
         for work, tokens in sent:
+            if not tokens:
+                continue
             grown = merged(whole, traffics[tokens])
-            ends_at_ns = self._world.now_ns + grown.duration_ns(self._hardware)
-            if tokens and (until_ns is None or ends_at_ns <= until_ns):
+            if until_ns is None or self._ends_at_ns(grown) <= until_ns:
                 whole = grown
                 chosen.append((work, work.kv_tokens))
         tokens_moved = sum(source.tokens_uncopied(work) for work, _ in chosen)
@@ -100,6 +101,9 @@ class KvCopies:
             )
 
         self._world.after(duration_ns, arrive)
+
+    def _ends_at_ns(self, traffic: Traffic) -> int:
+        return self._world.now_ns + traffic.duration_ns(self._hardware)
 
 
 def merged(one: Traffic, other: Traffic) -> Traffic:

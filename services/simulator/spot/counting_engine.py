@@ -17,13 +17,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from libs.kernel.core import require
 from libs.policy.model_profile import ModelProfile
 from libs.policy.shapes import ReplicaShape
-from libs.sim.world import Action, World
+from libs.sim.world import World
 from services.simulator.spot.engine import EngineOwner, EngineReport
 from services.simulator.spot.options import BLOCK_TOKENS
 from services.simulator.spot.step_times import PREFILL_CHUNKS, StepTimes
+from services.simulator.spot.stretching_engine import StretchingEngine
 from services.simulator.spot.work import SimRequest, Work
 
 HALTED: Final = EngineReport()
@@ -43,15 +43,14 @@ class _Sequence:
     """Its part of the step under way."""
 
 
-class CountingEngine:
+class CountingEngine(StretchingEngine):
     """See ReplicaEngine."""
 
     def __init__(
         self, world: World, owner: EngineOwner, *, profile: ModelProfile, shape: ReplicaShape,
         sequences_max: int, step_tokens_max: int, prefill_chunks: int = PREFILL_CHUNKS,
     ) -> None:  # fmt: skip
-        self._world = world
-        self._owner = owner
+        super().__init__(world, owner)
         self._times = StepTimes(profile, shape, prefill_chunks=prefill_chunks)
         self._sequences_max = sequences_max
         self._step_tokens = max(step_tokens_max, sequences_max)
@@ -59,70 +58,10 @@ class CountingEngine:
         """All but those that arrive, in order of arrival."""
         self._running: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
-        self._arriving: list[Work] = []
-        """They still have to take the steps before they came."""
-        self._is_started = False
-        self._is_halted = False
-        self._on_still: Action | None = None
-        self._steps = 0
-        """Of the stretch under way; 0 between two."""
         self._is_decoding_only = False
         """Every sequence that runs gains a token in every step of the stretch."""
-        self._step_ns = 1
-        self._began_at_ns = 0
-        self._stretch = 0
 
     # ------------------------------------------------------------------ from outside
-
-    def start(self) -> None:
-        """See ReplicaEngine."""
-        self._is_started = True
-        if not self._steps:
-            self._begin()
-
-    def stop(self, on_still: Action) -> None:
-        """See ReplicaEngine."""
-        self._is_started = False
-        if not self._steps:
-            on_still()
-            return
-        self._on_still = on_still
-        self._cut()
-
-    def halt(self) -> None:
-        """See ReplicaEngine."""
-        for work in self.held():
-            work.requests[0].tokens_done = work.tokens_done
-        self._is_started = False
-        self._is_halted = True
-        self._stretch += 1
-        self._steps = 0
-
-    def add(self, work: Work) -> None:
-        """See ReplicaEngine."""
-        self._arriving.append(work)
-        if self._steps:
-            self._cut()
-            return
-        self._take_in()
-        if self._is_started:
-            self._begin()
-
-    def held(self) -> list[Work]:
-        """See ReplicaEngine."""
-        if not self._is_halted:
-            self._note_progress()
-        return [*(sequence.work for sequence in self._known.values()), *self._arriving]
-
-    def take(self) -> list[Work]:
-        """See ReplicaEngine."""
-        require(not self._steps, "work is taken from an engine that computes")
-        works = self.held()
-        self._known.clear()
-        self._running.clear()
-        self._waiting.clear()
-        self._arriving.clear()
-        return works
 
     @property
     def requests_held(self) -> int:
@@ -140,11 +79,6 @@ class CountingEngine:
             step_ns=self._step_ns if self._steps else 0,
         )
 
-    @property
-    def kv_tokens(self) -> int:
-        """See ReplicaEngine."""
-        return 0 if self._is_halted else sum(work.kv_tokens for work in self.held())
-
     def _tokens_waiting(self) -> int:
         tokens = 0
         for sequence in self._running:
@@ -156,12 +90,19 @@ class CountingEngine:
             tokens += work.requests[0].kv_tokens - work.kv_tokens
         return tokens
 
+    def _held_known(self) -> list[Work]:
+        if not self._is_halted:
+            self._note_progress()
+        return [sequence.work for sequence in self._known.values()]
+
+    def _forget(self) -> None:
+        self._known.clear()
+        self._running.clear()
+        self._waiting.clear()
+
     def _note_progress(self) -> None:
         """Write into the works what they have now."""
-        passed = 0
-        if self._steps > 1:
-            passed = (self._world.now_ns - self._began_at_ns) // self._step_ns
-            passed = min(passed, self._steps - 1)
+        passed = self._steps_passed()
         for sequence in self._running:
             work, request = sequence.work, sequence.request
             work.tokens_done = request.tokens_done + passed
@@ -172,17 +113,11 @@ class CountingEngine:
 
     # ------------------------------------------------------------------ steps
 
-    def _begin(self) -> None:
-        if not self._known:
-            self._owner.engine_idle()
-            return
-        self._compose()
-        self._began_at_ns = self._world.now_ns
-        self._end_after(self._steps)
-
-    def _compose(self) -> None:
+    def _next_stretch(self) -> tuple[int, int] | None:
         """Choose what the next step computes, as the live scheduler does: decodes, then prompts
         that have begun, then those that wait; or how many steps of decodes alone are to come."""
+        if not self._known:
+            return None
         running = self._running
         prefilling = [sequence for sequence in running if sequence.missing > 1]
         nobody_comes = not self._waiting or len(running) == self._sequences_max
@@ -190,10 +125,8 @@ class CountingEngine:
             not prefilling and nobody_comes and all(s.request.tokens_done for s in running)
         )
         if self._is_decoding_only:
-            self._step_ns = self._times.decoding_ns(len(running))
-            self._steps = min(s.request.output_tokens - s.request.tokens_done for s in running)
-            return
-        self._steps = 1
+            steps = min(s.request.output_tokens - s.request.tokens_done for s in running)
+            return steps, self._times.decoding_ns(len(running))
         left = self._step_tokens
         for sequence in running:
             if sequence.missing == 1:
@@ -211,38 +144,9 @@ class CountingEngine:
         # A row is priced as a decode by its looks, be it the last of a prompt computed anew.
         decodes = sum(s.chunk == 1 and s.request.tokens_done > 0 for s in running)
         prompt_tokens = self._step_tokens - left - decodes
-        self._step_ns = self._times.step_ns(decodes=decodes, prompt_tokens=prompt_tokens)
+        return 1, self._times.step_ns(decodes=decodes, prompt_tokens=prompt_tokens)
 
-    def _end_after(self, steps: int) -> None:
-        self._stretch += 1
-        stretch = self._stretch
-
-        def end() -> None:
-            if self._stretch == stretch:
-                self._end()
-
-        ends_at_ns = self._began_at_ns + steps * self._step_ns
-        self._world.after(ends_at_ns - self._world.now_ns, end)
-
-    def _end(self) -> None:
-        self._account()
-        self._take_in()
-        if self._is_started:
-            self._begin()
-        elif self._on_still is not None:
-            on_still, self._on_still = self._on_still, None
-            on_still()
-
-    def _cut(self) -> None:
-        """End the stretch at the next boundary between two steps."""
-        steps = max(1, -((self._began_at_ns - self._world.now_ns) // self._step_ns))
-        if steps < self._steps:
-            self._steps = steps
-            self._end_after(steps)
-
-    def _account(self) -> None:
-        """Let the steps of the stretch that ends now have been taken."""
-        steps, self._steps = self._steps, 0
+    def _account(self, steps: int) -> None:
         sampling = self._running
         if not self._is_decoding_only:
             sampling = [s for s in self._running if s.chunk == s.missing]
@@ -268,7 +172,6 @@ class CountingEngine:
         self._owner.request_finished(request)
 
     def _take_in(self) -> None:
-        """Let those wait for admission who have come since the last boundary."""
         arriving, self._arriving = self._arriving, []
         for work in arriving:
             request = work.requests[0]

@@ -1,15 +1,13 @@
 """What the fleet needs of an engine, whichever way it batches."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from libs.sim.world import Action
 from services.simulator.spot.work import SimRequest, Work
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineReport:
-    """What a lead's report says of its engine."""
+class EngineReport(NamedTuple):
+    """What a lead's report says of its engine; made at every choice of a replica."""
 
     requests_running: int = 0
     requests_waiting: int = 0

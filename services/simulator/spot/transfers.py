@@ -8,14 +8,20 @@ Embedding and head are spread evenly over the layers.
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import lru_cache
+from itertools import pairwise, product
+from typing import Final
 
 from libs.kernel.units import NS_PER_S
 from libs.policy.model_profile import ModelBytes
 from libs.policy.shapes import ReplicaShape, layer_range
 from services.simulator.spot.hardware import Hardware
+
+SHAPES_REMEMBERED: Final = 1024
+"""Pairs of shapes between which KV went: those of a model are hundreds, a fleet's a few."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,29 +102,27 @@ class LoadedBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvRoutes:
-    """From one replica to another: (source node, target node, whole layers)."""
+    """From one replica to another: how many workers send so many layers from node to node."""
 
-    shares: tuple[tuple[str, str, float], ...]
+    shares: Mapping[tuple[str, str, float], int]
     token_layer_bytes: int
 
     def traffic(self, tokens: int) -> Traffic:
         """Return what so many tokens come to."""
         traffic = Traffic()
         token_bytes = self.token_layer_bytes * tokens
-        for source_node, target_node, layers in self.shares:
+        for (source_node, target_node, layers), workers in self.shares.items():
             traffic.carry(
                 source_node=source_node,
                 target_node=target_node,
-                size_bytes=math.ceil(layers * token_bytes),
+                size_bytes=workers * math.ceil(layers * token_bytes),
             )
         return traffic
 
 
 def box_of(size: ModelBytes, placed: Placed) -> Box:
     """Return the part of the model that a position needs."""
-    layers = layer_range(layers=size.layers, stages=placed.shape.stages, stage=placed.stage)
-    shards = placed.shape.shards
-    return Box(layers.start, layers.stop, placed.shard / shards, (placed.shard + 1) / shards)
+    return _box(size.layers, placed.shape, placed.stage, placed.shard)
 
 
 def weight_traffic(
@@ -149,15 +153,35 @@ def kv_routes(
     size: ModelBytes, *, source: Sequence[Placed], target: Sequence[Placed]
 ) -> "KvRoutes":
     """Return which layers go from where to where, whatever the number of tokens."""
-    boxes = [(heir, box_of(size, heir)) for heir in target]
-    shares = []
-    for holder in source:
-        held = box_of(size, holder)
-        for heir, box in boxes:
-            layers = _overlap(held, box)
-            if heir.worker_id != holder.worker_id and layers > 0:
-                shares.append((holder.node_id, heir.node_id, layers))
-    return KvRoutes(shares=tuple(shares), token_layer_bytes=size.kv_bytes_per_token_layer)
+    holders = {(holder.stage, holder.shard): holder for holder in source}
+    heirs = {(heir.stage, heir.shard): heir for heir in target}
+    shares: Counter[tuple[str, str, float]] = Counter()
+    for held, needed, layers in _overlaps(size.layers, source[0].shape, target[0].shape):
+        if held in holders and needed in heirs:
+            holder, heir = holders[held], heirs[needed]
+            if holder.worker_id != heir.worker_id:
+                shares[holder.node_id, heir.node_id, layers] += 1
+    return KvRoutes(shares=shares, token_layer_bytes=size.kv_bytes_per_token_layer)
+
+
+@lru_cache(maxsize=SHAPES_REMEMBERED)
+def _overlaps(
+    layers: int, source: ReplicaShape, target: ReplicaShape
+) -> tuple[tuple[tuple[int, int], tuple[int, int], float], ...]:
+    """Return which (stage, shard) of the source holds how much of which one of the target."""
+    held = {position: _box(layers, source, *position) for position in _positions(source)}
+    needed = {position: _box(layers, target, *position) for position in _positions(target)}
+    pairs = ((one, other, _overlap(held[one], needed[other])) for one in held for other in needed)
+    return tuple(pair for pair in pairs if pair[2] > 0)
+
+
+def _positions(shape: ReplicaShape) -> Iterable[tuple[int, int]]:
+    return product(range(shape.stages), range(shape.shards))
+
+
+def _box(layers: int, shape: ReplicaShape, stage: int, shard: int) -> Box:
+    own = layer_range(layers=layers, stages=shape.stages, stage=stage)
+    return Box(own.start, own.stop, shard / shape.shards, (shard + 1) / shape.shards)
 
 
 def _route(

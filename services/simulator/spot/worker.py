@@ -26,12 +26,12 @@ from libs.contracts.handover import (
 )
 from libs.contracts.preemption import Notice, NoticeWithdrawn
 from libs.contracts.reports import ReportedPosition, WorkerReport
+from libs.kernel.bounded import RecentMap
 from libs.kernel.units import NS_PER_MS, milliseconds
 from libs.sim.process import Life, SimProcess
 from libs.sim.world import World
 from services.gpu_worker.node_life import NodeLife
 from services.simulator.spot.copying import KvCopies
-from services.simulator.spot.engine import EngineReport
 from services.simulator.spot.hardware import Hardware
 from services.simulator.spot.replica import SimReplica
 from services.simulator.spot.transfers import LoadedBytes, Traffic
@@ -39,6 +39,8 @@ from services.simulator.spot.transfers import LoadedBytes, Traffic
 KV_BLOCKS = 1_000_000
 """Said when a position is staged; how many an engine has it works out by the same rule."""
 ALIAS = "simulated"
+LOADS_TOLD_MAX = 512
+"""Of one worker; past it the first told is made anew."""
 
 
 class Fleet(Protocol):
@@ -87,7 +89,10 @@ class SimWorker(SimProcess):
         self._beat = 0
         self._blank = blank
         self._life = NodeLife()
-        self._load_told: tuple[tuple[int, int, int], WorkerReport] | None = None
+        self._loads_told: RecentMap[tuple[int, int, int], WorkerReport] = RecentMap(
+            entries_max=LOADS_TOLD_MAX
+        )
+        """What a router was told, by load: of loads that a lead comes back to there are few."""
         self._answers: dict[str, ToMigrator | None] = {}
         """By op_id; None: under way."""
         self.position: ReportedPosition | None = None
@@ -105,26 +110,27 @@ class SimWorker(SimProcess):
     def report(self) -> WorkerReport:
         """Return the state of now under the next beat."""
         replica = self._own_replica()
-        is_lead = replica is not None and replica.lead_id == self.name
-        engine = replica.engine.report() if replica is not None and is_lead else EngineReport()
         grace_left_ns = self._life.grace_left_ns(now_ns=self.world.now_ns)
         self._beat += 1
-        return self._blank.model_copy(
-            update={
-                "beat": self._beat,
+        update: dict[str, object] = {
+            "beat": self._beat,
+            "position": self._reported(replica),
+            "weights_bytes": 0
+            if self.position is None
+            else self._fleet.weight_bytes(self.position),
+            "grace_left_ms": None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
+        }
+        if replica is not None and replica.lead_id == self.name:
+            engine = replica.engine.report()
+            update |= {
                 "sessions_running": engine.requests_running,
                 "sessions_waiting": engine.requests_waiting,
                 "tokens_waiting": engine.tokens_waiting,
                 "step_ms_recent": milliseconds(engine.step_ns),
-                "is_serving": is_lead and replica is not None and replica.is_serving,
-                "position": self._reported(replica),
-                "weights_bytes": 0
-                if self.position is None
-                else self._fleet.weight_bytes(self.position),
-                "kv_tokens": replica.engine.kv_tokens if replica is not None and is_lead else 0,
-                "grace_left_ms": None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
+                "is_serving": replica.is_serving,
+                "kv_tokens": replica.engine.kv_tokens,
             }
-        )
+        return self._blank.model_copy(update=update)
 
     def load_report(self) -> WorkerReport:
         """Return what a router goes by, as of now, for a lead that serves; it takes no beat."""
@@ -132,7 +138,8 @@ class SimWorker(SimProcess):
         assert replica is not None
         engine = replica.engine.report()
         load = (engine.requests_running, engine.requests_waiting, engine.tokens_waiting)
-        if self._load_told is None or self._load_told[0] != load:
+        report = self._loads_told.get(load)
+        if report is None:
             report = self._blank.model_copy(
                 update={
                     "is_serving": True,
@@ -141,8 +148,8 @@ class SimWorker(SimProcess):
                     "tokens_waiting": engine.tokens_waiting,
                 }
             )
-            self._load_told = (load, report)
-        return self._load_told[1]
+            self._loads_told.put(load, report)
+        return report
 
     def _own_replica(self) -> SimReplica | None:
         if self.position is None:

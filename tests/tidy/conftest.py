@@ -17,14 +17,21 @@ NOT_OURS = {".venv", ".git", "dist", "demo_report", ".tideserve", "__pycache__"}
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file: its path from the root, its text and, for Python, its syntax tree."""
+    """One file: its path from the root, its text and, for Python, its syntax."""
 
     path: Path
     text: str = field(repr=False)
 
     @cached_property
-    def tree(self) -> ast.Module:
-        return ast.parse(self.text)
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """Every node of its syntax tree, the module itself first."""
+        return tuple(ast.walk(ast.parse(self.text)))
+
+    @property
+    def docstring(self) -> str | None:
+        module = self.nodes[0]
+        assert isinstance(module, ast.Module)
+        return ast.get_docstring(module)
 
     @property
     def name(self) -> str:

@@ -94,6 +94,7 @@ class Repository:
         return SourceFile(path, (self.root / path).read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def repository() -> Repository:
+    """Read once; forgotten after this folder's tests, because its syntax is millions of objects."""
     return Repository(ROOT)

@@ -9,10 +9,12 @@ Every block is in exactly one of three states:
                 evicted, least recently used first, when the free blocks run out
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from libs.kernel.core import require
+from libs.kernel.errors import InvariantViolation
 
 
 class BlockPool:
@@ -109,24 +111,31 @@ class BlockPool:
 
         Costs time linear in the pool.
         """
-        expected = Counter(block for table in block_tables for block in table)
-        for block in range(self.blocks_total):
-            require(
-                self._references[block] == expected[block],
-                f"block {block} has {self._references[block]} references, not {expected[block]}",
-            )
-        free, cached = set(self._free), set(self._cached)
-        referenced = {block for block, count in enumerate(self._references) if count > 0}
+        expected = [0] * self.blocks_total
+        for block in chain.from_iterable(block_tables):
+            expected[block] += 1
+        if self._references != expected:
+            counts = enumerate(zip(self._references, expected, strict=True))
+            wrong = [
+                f"block {block}: {is_} for {due}" for block, (is_, due) in counts if is_ != due
+            ]
+            raise InvariantViolation(f"references differ from the tables: {', '.join(wrong)}")
+        free, idle = set(self._free), {*self._free, *self._cached}
         require(len(free) == len(self._free), "a block is free twice")
-        sizes = len(free) + len(cached) + len(referenced)
+        require(len(idle) == len(free) + len(self._cached), "a block is free and cached")
+        require(not any(map(self._references.__getitem__, idle)), "an idle block is referenced")
+        sizes = len(idle) + self.blocks_total - self._references.count(0)
         require(sizes == self.blocks_total, f"{sizes} blocks accounted of {self.blocks_total}")
-        union = free | cached | referenced
-        require(len(union) == self.blocks_total, "a block is in two states or in none")
-        known = {block: block_hash for block_hash, block in self._block_by_hash.items()}
-        published = {block: value for block, value in enumerate(self._hashes) if value is not None}
-        require(known == published, "the hash index disagrees with the blocks")
-        require(cached <= known.keys(), "a cached block has no hash")
-        require(not free & known.keys(), "a free block has a hash")
+        is_known = all(self._hashes[block] == known for known, block in self._block_by_hash.items())
+        published = self.blocks_total - self._hashes.count(None)
+        require(
+            is_known and len(self._block_by_hash) == published,
+            "the hash index disagrees with the blocks",
+        )
+        require(
+            None not in map(self._hashes.__getitem__, self._cached), "a cached block has no hash"
+        )
+        require({None}.issuperset(map(self._hashes.__getitem__, free)), "a free block has a hash")
 
     def _take_one(self) -> int:
         if self._free:

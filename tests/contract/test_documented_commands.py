@@ -1,13 +1,15 @@
 """Every command that a document tells to type is one that this version takes."""
 
+import contextlib
 import dataclasses
+import functools
+import importlib
+import io
 import itertools
 import re
 import shlex
-import subprocess
-import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,16 +120,20 @@ def test_commands_that_prose_names_have_the_options_that_it_names(document: Path
         assert set(re.findall(r"--[a-z-]+", named)) <= takes | {"--help"}, named
 
 
-def options_of(command: TyperCommand) -> set[str]:
+def options_of(command: TyperCommand) -> Set[str]:
     """Return what a command takes; one that passes all on is asked by the module it passes to."""
     if not command.context_settings.get("ignore_unknown_options"):
         return {option for parameter in command.params for option in parameter.opts}
-    module = f"benchmarks.{(command.name or '').replace('-', '_')}"
-    asked = subprocess.run(
-        [sys.executable, "-m", module, "--help"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return set(re.findall(r"--[a-z-]+", asked.stdout))
+    return options_of_module(f"benchmarks.{(command.name or '').replace('-', '_')}")
+
+
+@functools.cache
+def options_of_module(name: str) -> frozenset[str]:
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        importlib.import_module(name).main(["--help"])
+    assert "--help" in shown.getvalue(), name
+    return frozenset(re.findall(r"--[a-z-]+", shown.getvalue()))
 
 
 def compose_services() -> dict[str, dict[str, typing.Any]]:

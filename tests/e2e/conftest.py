@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ async def stream_over_http(http: httpx.AsyncClient, alias: str, number: int, see
 
 
 class FleetUnderTest:
-    """The fleet with its loop, a client for each protocol, and the undisturbed answers."""
+    """The fleet with its loop, and streams through it over each protocol."""
 
     def __init__(self, folder: Path, *, workers: int, routers: int, nats_url: str | None) -> None:
         self.runner = asyncio.Runner()
@@ -141,11 +142,14 @@ class FleetUnderTest:
             ),
             say=print,
         )
-        self.undisturbed: list[Seen] = []
+
+    @cached_property
+    def undisturbed(self) -> list[Seen]:
+        """What all streams saw when nothing happened."""
+        return self.runner.run(self.run_streams(strike=None))
 
     def start(self) -> None:
         self.runner.run(self.fleet.start())
-        self.undisturbed = self.runner.run(self.run_streams(strike=None))
 
     def stop(self) -> None:
         self.runner.run(self.fleet.stop())
@@ -180,8 +184,9 @@ class FleetUnderTest:
     def check(self, strike: Strike) -> None:
         """Every disturbed answer equals its undisturbed twin; then the fleet is whole again."""
         self.runner.run(self._until_whole())
+        undisturbed = self.undisturbed
         disturbed = self.runner.run(self.run_streams(strike=strike))
-        for number, (one, other) in enumerate(zip(disturbed, self.undisturbed, strict=True)):
+        for number, (one, other) in enumerate(zip(disturbed, undisturbed, strict=True)):
             assert one.answer == other.answer, f"stream {number} differs"
             assert one.completion_tokens == MAX_TOKENS
 

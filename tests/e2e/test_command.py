@@ -44,9 +44,10 @@ def tideserve(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def start_up(data_folder: Path) -> Up:
+def start_up(data_folder: Path, *options: str) -> Up:
+    given = ["--json", "--http-port", "0", "--data-dir", str(data_folder), *options]
     process = subprocess.Popen(
-        [*TIDESERVE, "up", "--json", "--http-port", "0", "--data-dir", str(data_folder)],
+        [*TIDESERVE, "up", *given],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -204,7 +205,7 @@ def test_kill_reaches_only_the_fleets_own_processes(up: Up) -> None:
 
 
 def test_sigterm_stops_everything_and_is_a_success(tmp_path: Path) -> None:
-    running = start_up(tmp_path)
+    running = start_up(tmp_path, "--workers", "1")
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(timeout=60) == 0
     wait_until_gone(running.children)
@@ -212,7 +213,7 @@ def test_sigterm_stops_everything_and_is_a_success(tmp_path: Path) -> None:
 
 
 def test_a_fleet_does_not_outlive_its_launcher(tmp_path: Path) -> None:
-    running = start_up(tmp_path)
+    running = start_up(tmp_path, "--workers", "1")
     os.kill(running.process.pid, signal.SIGKILL)
     running.process.wait()
     wait_until_gone(running.children)
@@ -226,8 +227,8 @@ def test_a_model_that_cannot_be_served_ends_up_in_one_line(
     tmp_path: Path, damage: str, said: str
 ) -> None:
     folder = a_broken_model(tmp_path / "broken", damage)
-    data = str(tmp_path / "data")
-    result = tideserve("up", "--model", str(folder), "--http-port", "0", "--data-dir", data)
+    options = ("--workers", "1", "--http-port", "0", "--data-dir", str(tmp_path / "data"))
+    result = tideserve("up", "--model", str(folder), *options)
     assert result.returncode == 64, result.stderr
     error = [line for line in result.stderr.splitlines() if line.startswith("tideserve:")]
     assert len(error) == 1, result.stderr

@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from services.launcher.model_source import bundled_model
 
 QUESTION = [{"role": "user", "content": "What does str.split do?"}]
 SUBJECT = "tide.v1.online.tide-tiny"
+Beside = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +32,41 @@ def under_test(start_fleet: Callable[..., Any]) -> Any:
     return start_fleet(workers=1, routers=1)
 
 
-def beside_a_running_stream(under_test: Any, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run the work while a stream runs, which must come out as it does alone."""
+async def tokens_seen(client: TideClient) -> AsyncIterator[int]:
+    """Stream an answer that is long enough to have something happen beside it."""
+    stream = client.stream(
+        model="tide-tiny", messages=QUESTION, max_tokens=200, temperature=0.0, ignore_eos=True
+    )
+    async with stream:
+        async for token in stream:
+            yield token.token_id
 
-    async def run() -> None:
+
+@pytest.fixture(scope="module")
+def alone(under_test: Any) -> list[int]:
+    """The stream's tokens when nothing happens beside it."""
+
+    async def run() -> list[int]:
         async with await TideClient.connect(under_test.fleet.nats_url) as client:
-            fields: dict[str, Any] = {
-                "model": under_test.fleet.alias,
-                "messages": QUESTION,
-                "max_tokens": 200,
-                "temperature": 0.0,
-                "ignore_eos": True,
-            }
-            alone = await client.complete(**fields)
-            beside = asyncio.create_task(client.complete(**fields))
-            await work()
-            assert (await beside).token_ids == alone.token_ids
+            return [token_id async for token_id in tokens_seen(client)]
 
-    under_test.runner.run(run())
+    tokens: list[int] = under_test.runner.run(run())
+    return tokens
+
+
+@pytest.fixture
+def beside_a_running_stream(under_test: Any, alone: list[int]) -> Beside:
+    """Runs work while a stream runs, which must come out as it does alone."""
+
+    async def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async with await TideClient.connect(under_test.fleet.nats_url) as client:
+            stream = tokens_seen(client)
+            first = await anext(stream)
+            working = asyncio.create_task(work())
+            assert [first, *[token_id async for token_id in stream]] == alone
+            await working
+
+    return lambda work: under_test.runner.run(run(work))
 
 
 async def answer_to(url: str, payload: bytes, *, subject: str = SUBJECT) -> dict[str, Any]:
@@ -99,7 +117,7 @@ RAW_CASES = [
 
 @pytest.mark.parametrize(("payload", "reason"), RAW_CASES)
 def test_over_nats_a_wrong_message_is_rejected_in_its_own_encoding(
-    under_test: Any, payload: bytes, reason: str
+    under_test: Any, beside_a_running_stream: Beside, payload: bytes, reason: str
 ) -> None:
     async def work() -> None:
         answer = await answer_to(under_test.fleet.nats_url, payload)
@@ -108,20 +126,24 @@ def test_over_nats_a_wrong_message_is_rejected_in_its_own_encoding(
         assert answer["message"]
         assert answer.get("retry_after_ms") is None
 
-    beside_a_running_stream(under_test, work)
+    beside_a_running_stream(work)
 
 
-def test_over_nats_an_unknown_model_is_named(under_test: Any) -> None:
+def test_over_nats_an_unknown_model_is_named(
+    under_test: Any, beside_a_running_stream: Beside
+) -> None:
     async def work() -> None:
         payload = json.dumps(a_request()).encode()
         answer = await answer_to(under_test.fleet.nats_url, payload, subject="tide.v1.online.gpt-9")
         assert answer["reason"] == "model_not_found"
         assert "gpt-9" in answer["message"]
 
-    beside_a_running_stream(under_test, work)
+    beside_a_running_stream(work)
 
 
-def test_the_client_refuses_what_the_broker_could_not_carry(under_test: Any) -> None:
+def test_the_client_refuses_what_the_broker_could_not_carry(
+    under_test: Any, beside_a_running_stream: Beside
+) -> None:
     async def work() -> None:
         async with await TideClient.connect(under_test.fleet.nats_url) as client:
             with pytest.raises((RequestRefused, PayloadTooLarge)) as refusal:
@@ -129,7 +151,7 @@ def test_the_client_refuses_what_the_broker_could_not_carry(under_test: Any) -> 
             if isinstance(refusal.value, RequestRefused):
                 assert refusal.value.reason is RejectReason.TOO_LARGE
 
-    beside_a_running_stream(under_test, work)
+    beside_a_running_stream(work)
 
 
 def a_body(**fields: object) -> bytes:
@@ -182,7 +204,7 @@ HTTP_CASES: list[tuple[bytes, int]] = [
 
 @pytest.mark.parametrize(("body", "status"), HTTP_CASES)
 def test_over_http_a_wrong_body_gets_openais_envelope(
-    under_test: Any, body: bytes, status: int
+    under_test: Any, beside_a_running_stream: Beside, body: bytes, status: int
 ) -> None:
     async def work() -> None:
         async with httpx.AsyncClient(base_url=under_test.fleet.http_url, timeout=30) as http:
@@ -195,10 +217,12 @@ def test_over_http_a_wrong_body_gets_openais_envelope(
         assert error["message"]
         assert "Traceback" not in response.text
 
-    beside_a_running_stream(under_test, work)
+    beside_a_running_stream(work)
 
 
-def test_over_nats_a_wrong_question_about_text_is_rejected(under_test: Any) -> None:
+def test_over_nats_a_wrong_question_about_text_is_rejected(
+    under_test: Any, beside_a_running_stream: Beside
+) -> None:
     async def work() -> None:
         for question, reason in (
             (b"{not json", "malformed"),
@@ -211,10 +235,12 @@ def test_over_nats_a_wrong_question_about_text_is_rejected(under_test: Any) -> N
             )
             assert (answer["type"], answer["reason"]) == ("text_rejected.v1", reason)
 
-    beside_a_running_stream(under_test, work)
+    beside_a_running_stream(work)
 
 
-def test_a_header_flood_ends_its_own_connection_only(under_test: Any) -> None:
+def test_a_header_flood_ends_its_own_connection_only(
+    under_test: Any, beside_a_running_stream: Beside
+) -> None:
     async def work() -> None:
         async with httpx.AsyncClient(base_url=under_test.fleet.http_url, timeout=30) as http:
             flood = [(f"x-{number}", "y" * 100) for number in range(5000)]
@@ -225,10 +251,12 @@ def test_a_header_flood_ends_its_own_connection_only(under_test: Any) -> None:
                 pass  # It closed while we were still sending.
             assert (await http.get("/live")).status_code == 200
 
-    beside_a_running_stream(under_test, work)
+    beside_a_running_stream(work)
 
 
-def test_unknown_fields_and_explicit_nulls_are_accepted(under_test: Any) -> None:
+def test_unknown_fields_and_explicit_nulls_are_accepted(
+    under_test: Any, beside_a_running_stream: Beside
+) -> None:
     async def work() -> None:
         names = (
             "max_completion_tokens temperature top_p n stop seed logprobs top_logprobs logit_bias "
@@ -241,7 +269,7 @@ def test_unknown_fields_and_explicit_nulls_are_accepted(under_test: Any) -> None
         assert response.status_code == 200, response.text
         assert response.json()["usage"]["completion_tokens"] <= 3
 
-    beside_a_running_stream(under_test, work)
+    beside_a_running_stream(work)
 
 
 def test_a_client_gone_mid_stream_has_its_blocks_freed_within_a_second(under_test: Any) -> None:

@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 
 import pytest
 
@@ -62,10 +65,18 @@ def test_a_thousand_requests_survive_deaths_pauses_outages_loss_and_doubling() -
     assert verdict.resubmissions > 100
 
 
+@pytest.fixture(scope="module")
+def cores() -> Iterator[Executor]:
+    """A process for each core; one run knows nothing of another."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as executor:
+        yield executor
+
+
 @pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))
-def test_no_seed_loses_doubles_changes_or_leaks_anything(first: int) -> None:
-    for seed in range(first, first + SEEDS_PER_TEST):
-        verdict = simulate(swarm_scenario(seed=seed, requests=30))
+def test_no_seed_loses_doubles_changes_or_leaks_anything(first: int, cores: Executor) -> None:
+    seeds = range(first, first + SEEDS_PER_TEST)
+    scenarios = [swarm_scenario(seed=seed, requests=30) for seed in seeds]
+    for verdict in cores.map(simulate, scenarios):
         assert verdict.is_ok, verdict.line()
 
 

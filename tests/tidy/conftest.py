@@ -17,14 +17,21 @@ NOT_OURS = {".venv", ".git", "dist", "demo_report", ".tideserve", "__pycache__"}
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file: its path from the root, its text and, for Python, its syntax tree."""
+    """One file: its path from the root, its text and, for Python, its syntax."""
 
     path: Path
     text: str = field(repr=False)
 
     @cached_property
-    def tree(self) -> ast.Module:
-        return ast.parse(self.text)
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """Every node of its syntax tree, the module itself first."""
+        return tuple(ast.walk(ast.parse(self.text)))
+
+    @property
+    def docstring(self) -> str | None:
+        module = self.nodes[0]
+        assert isinstance(module, ast.Module)
+        return ast.get_docstring(module)
 
     @property
     def name(self) -> str:
@@ -87,6 +94,7 @@ class Repository:
         return SourceFile(path, (self.root / path).read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def repository() -> Repository:
+    """Read once; forgotten after this folder's tests, because its syntax is millions of objects."""
     return Repository(ROOT)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_a_core_is_synchronous(repository: Any) -> None:
     found = [
         f"{file.name}:{node.lineno}"
         for file in repository.core_files()
-        for node in ast.walk(file.tree)
+        for node in file.nodes
         if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith)
     ]
     assert not found, "return a command and let the shell await: " + ", ".join(found)
@@ -98,7 +99,7 @@ def test_a_core_never_iterates_a_set_unsorted(repository: Any) -> None:
     found = [
         f"{file.name}:{node.iter.lineno}"
         for file in repository.core_files()
-        for node in ast.walk(file.tree)
+        for node in file.nodes
         if isinstance(node, ast.For | ast.comprehension) and _is_a_set(node.iter)
     ]
     assert not found, "iterate sorted(...): a set's order differs per process: " + ", ".join(found)
@@ -109,7 +110,7 @@ def test_only_a_process_itself_prints(repository: Any) -> None:
         f"{file.name}:{node.lineno}"
         for file in repository.python_files
         if file.is_under(*PRODUCT) and file.path.name not in ("__main__.py", "process.py")
-        for node in ast.walk(file.tree)
+        for node in file.nodes
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and node.func.id == "print"
@@ -122,7 +123,7 @@ def test_a_shell_that_logs_a_decision_names_its_cause(repository: Any) -> None:
         f"{file.name}:{node.lineno}"
         for file in repository.python_files
         if file.is_under("services") and file.path.name == "shell.py"
-        for node in ast.walk(file.tree)
+        for node in file.nodes
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and ast.unparse(node.func.value) == "_log"
@@ -134,9 +135,9 @@ def test_a_shell_that_logs_a_decision_names_its_cause(repository: Any) -> None:
 def test_a_skipped_test_says_why(repository: Any) -> None:
     found = []
     for file in repository.python_files:
-        for node in ast.walk(file.tree):
+        for node in file.nodes:
             if isinstance(node, ast.Attribute) and node.attr in {"skip", "xfail", "skipif"}:
-                call = _call_of(file.tree, node)
+                call = _call_of(file.nodes, node)
                 if not _has_a_reason(node.attr, call):
                     found.append(f"{file.name}:{node.lineno}")
     assert not found, "give the reason: " + ", ".join(found)
@@ -148,8 +149,8 @@ def _is_a_set(node: ast.expr) -> bool:
     return isinstance(node, ast.Set | ast.SetComp)
 
 
-def _call_of(tree: ast.Module, attribute: ast.Attribute) -> ast.Call | None:
-    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+def _call_of(nodes: Iterable[ast.AST], attribute: ast.Attribute) -> ast.Call | None:
+    calls = (node for node in nodes if isinstance(node, ast.Call))
     return next((call for call in calls if call.func is attribute), None)
 
 

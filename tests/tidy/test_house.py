@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections.abc import Iterable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,7 @@ def test_every_package_says_what_it_is(repository: Any) -> None:
     product = [f for f in repository.python_files if not f.is_under("tests")]
     folders = {file.path.parent for file in product if file.path.parts[0] != "deploy"}
     documented = {
-        file.path.parent
-        for file in product
-        if file.path.name == "__init__.py" and ast.get_docstring(file.tree)
+        file.path.parent for file in product if file.path.name == "__init__.py" and file.docstring
     }
     missing = sorted(str(folder) for folder in folders - documented)
     assert not missing, "add __init__.py with a docstring: " + ", ".join(missing)
@@ -34,7 +33,7 @@ def test_every_package_says_what_it_is(repository: Any) -> None:
 
 def test_every_module_says_what_it_is(repository: Any) -> None:
     product = [file for file in repository.python_files if not file.is_under("tests")]
-    silent = [file.name for file in product if not ast.get_docstring(file.tree)]
+    silent = [file.name for file in product if not file.docstring]
     assert not silent, "add a docstring: " + ", ".join(silent)
 
 
@@ -101,7 +100,7 @@ def test_every_import_from_outside_is_a_declared_dependency(repository: Any) -> 
     missing: dict[str, str] = {}
     for file in repository.python_files:
         declared = for_all | (for_clients if file.is_under("examples/clients") else set())
-        for name in _imported_packages(file.tree) - own - set(sys.stdlib_module_names):
+        for name in _imported_packages(file.nodes) - own - set(sys.stdlib_module_names):
             providers = {dist.lower().replace("_", "-") for dist in distributions.get(name, [name])}
             if not providers & declared:
                 missing[name] = file.name
@@ -155,9 +154,9 @@ def _names(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[<>=; ]", r)[0].lower() for r in requirements}
 
 
-def _imported_packages(tree: ast.Module) -> set[str]:
+def _imported_packages(nodes: Iterable[ast.AST]) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

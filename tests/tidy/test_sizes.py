@@ -23,7 +23,7 @@ def test_a_file_has_at_most_500_lines(repository: Any) -> None:
 def test_a_function_has_at_most_70_lines(repository: Any) -> None:
     long = []
     for file in repository.python_files:
-        for node in ast.walk(file.tree):
+        for node in file.nodes:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > FUNCTION_LINES_MAX:

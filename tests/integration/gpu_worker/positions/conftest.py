@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -434,16 +434,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+@contextmanager
+def a_fleet(folder: Path, **settings: str) -> Iterator[Fleet]:
     """Processes on a broker of their own; those that a test has killed are replaced."""
     try:
         program = find_nats_server(environment=dict(os.environ), may_fetch=False)
     except ConfigError as error:
         pytest.skip(str(error))
-    server = NatsServer(ServerOptions(data_folder=tmp_path_factory.mktemp("nats")), program=program)
-    server.start()
-    fleet = Fleet(server, GROUP_TIMEOUT_MS="3000")
-    yield fleet
-    fleet.stop()
-    server.stop()
+    with NatsServer(ServerOptions(data_folder=folder), program=program) as server:
+        fleet = Fleet(server, **settings)
+        yield fleet
+        fleet.stop()
+
+
+@pytest.fixture(scope="package")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Workers that copy nothing unasked; gone when the tests of this folder are over."""
+    with a_fleet(tmp_path_factory.mktemp("nats"), GROUP_TIMEOUT_MS="3000") as fleet:
+        yield fleet

@@ -1,15 +1,12 @@
 """A replica of several workers evicts offline sessions and goes on with them from host memory."""
 
-import os
 import socket
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from libs.runtime.nats_server import NatsServer, ServerOptions
-from libs.runtime.nats_server_search import find_nats_server
-from tests.integration.gpu_worker.positions.conftest import Fleet, lead_of
+from tests.integration.gpu_worker.positions.conftest import Fleet, a_fleet, lead_of
 
 OFFLINE_STREAMS = 3
 OFFLINE_TOKENS = 150
@@ -29,14 +26,10 @@ def metrics_port() -> int:
 @pytest.fixture
 def small_fleet(tmp_path_factory: pytest.TempPathFactory, metrics_port: int) -> Iterator[Fleet]:
     """Workers whose KV holds little; the first one shows its metrics."""
-    program = find_nats_server(environment=dict(os.environ), may_fetch=False)
-    server = NatsServer(ServerOptions(data_folder=tmp_path_factory.mktemp("nats")), program=program)
-    server.start()
-    fleet = Fleet(server, BLOCKS_TOTAL="24", CONTEXT_TOKENS_MAX="360", TTFT_SLO_MS="100")
-    fleet.first_settings["METRICS_PORT"] = str(metrics_port)
-    yield fleet
-    fleet.stop()
-    server.stop()
+    settings = {"BLOCKS_TOTAL": "24", "CONTEXT_TOKENS_MAX": "360", "TTFT_SLO_MS": "100"}
+    with a_fleet(tmp_path_factory.mktemp("nats"), **settings) as fleet:
+        fleet.first_settings["METRICS_PORT"] = str(metrics_port)
+        yield fleet
 
 
 async def test_all_ranks_store_and_load_their_part_and_the_answers_are_the_same(

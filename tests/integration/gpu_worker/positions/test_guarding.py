@@ -1,16 +1,12 @@
 """Sessions of a killed replica go on where their KV was copied to meanwhile, whatever its shape."""
 
-import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from libs.contracts.reports import WorkerReport
-from libs.runtime.nats_server import NatsServer, ServerOptions
-from libs.runtime.nats_server_search import find_nats_server
-from tests.integration.gpu_worker.positions.conftest import Fleet, lead_of
+from tests.integration.gpu_worker.positions.conftest import Fleet, a_fleet, lead_of
 
 STREAMS = 3
 BLOCKS_GUARDED = 8
@@ -18,28 +14,11 @@ BLOCKS_GUARDED = 8
 TOKENS_BEFORE = 16 * (BLOCKS_GUARDED + 1)
 
 
-@contextmanager
-def a_fleet(tmp_path_factory: pytest.TempPathFactory, *, guard_bytes_per_s: int) -> Iterator[Fleet]:
-    program = find_nats_server(environment=dict(os.environ), may_fetch=False)
-    server = NatsServer(ServerOptions(data_folder=tmp_path_factory.mktemp("nats")), program=program)
-    server.start()
-    fleet = Fleet(server, GUARD_BYTES_PER_S=str(guard_bytes_per_s), GROUP_TIMEOUT_MS="3000")
-    yield fleet
-    fleet.stop()
-    server.stop()
-
-
 @pytest.fixture(scope="module")
 def guarded_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Workers on nodes of their own, each of which copies its sessions' KV to another."""
-    with a_fleet(tmp_path_factory, guard_bytes_per_s=100_000_000) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def unguarded_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """The same without a budget for copies."""
-    with a_fleet(tmp_path_factory, guard_bytes_per_s=0) as fleet:
+    settings = {"GUARD_BYTES_PER_S": "100000000", "GROUP_TIMEOUT_MS": "3000"}
+    with a_fleet(tmp_path_factory.mktemp("nats"), **settings) as fleet:
         yield fleet
 
 
@@ -100,8 +79,6 @@ async def test_a_replica_of_two_stages_guards_one_of_two_shards(guarded_fleet: F
     assert share < 0.5
 
 
-async def test_without_a_budget_for_copies_all_of_it_is_computed_again(
-    unguarded_fleet: Fleet,
-) -> None:
-    share = await share_computed_again(unguarded_fleet, stages=2, shards=1, is_guarded=False)
+async def test_without_a_budget_for_copies_all_of_it_is_computed_again(fleet: Fleet) -> None:
+    share = await share_computed_again(fleet, stages=2, shards=1, is_guarded=False)
     assert share >= 1

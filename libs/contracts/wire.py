@@ -22,9 +22,6 @@ from pydantic import (
 
 from libs.kernel.errors import ContractViolation
 
-NESTING_DEPTH_MAX = 32
-"""Arrays and maps nested deeper than this are refused; no message of ours needs more than 6."""
-
 SubjectToken = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{1,64}$")]
 """One token of a subject: an alias, a service id or a journal id."""
 

@@ -8,16 +8,15 @@ from libs.contracts.subjects import alias_of
 from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_MS
+from libs.runtime.service import ServiceConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConfig:
+class WorkerConfig(ServiceConfig):
     """What an operator sets; everything else is in WorkerOptions, with its reason."""
 
     model: str
     """Folder in Hugging Face form, or a hub id."""
-    nats_url: str = "nats://127.0.0.1:4222"
-    """Broker to connect to; several, comma-separated, are one cluster."""
     worker_id: str = "worker"
     """Prefix of this process's id; a random suffix makes it unique per start."""
     alias: str = ""
@@ -102,18 +101,8 @@ class WorkerConfig:
     group_timeout_ms: int = 10_000
     """Longest wait for another worker of the replica within a step; then it counts as lost. Above
     the longest that one stage computes while another waits."""
-    log_format: Literal["json", "console"] = "json"
-    """json for machines, console for people."""
-    log_level: str = "info"
-    """debug, info, warning or error."""
     otlp_endpoint: str | None = None
     """Where traces go: an OTLP receiver over HTTP, such as http://127.0.0.1:4318; None: nowhere."""
-    metrics_port: int | None = None
-    """Port of /metrics, /live and /health; none serves them not at all."""
-    metrics_host: str = "127.0.0.1"
-    """Address that the metrics port listens on."""
-    dies_with_parent: bool = False
-    """End when the process that started this one ends; the launcher sets it."""
 
     def __post_init__(self) -> None:
         if not self.model:

@@ -60,8 +60,6 @@ class GatewayConfig:
     """How often the gateway reports itself, and hears by its echo that the broker is there."""
     shutdown_wait_s: int = 30
     """How long open streams may go on after SIGTERM; then they are cut off and cancelled."""
-    dies_with_parent: bool = False
-    """End when the process that started this one ends; the launcher sets it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_MS
+from libs.runtime.service import ServiceConfig
 
 SourceName = Literal[
     "manual", "aws", "gcp", "azure", "kubernetes", "slurm", "eventbridge-sqs", "trace"
@@ -102,11 +103,9 @@ class TraceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatcherConfig:
+class WatcherConfig(ServiceConfig):
     """What an operator sets; everything else is in WatcherOptions, with its reason."""
 
-    nats_url: str = "nats://127.0.0.1:4222"
-    """Broker to connect to; several, comma-separated, are one cluster."""
     node_id: str = ""
     """This node, as its workers and the planner name it; empty takes the host name."""
     sources: tuple[SourceName, ...] = ("manual",)
@@ -131,16 +130,6 @@ class WatcherConfig:
     """Used if sources has eventbridge-sqs."""
     trace: TraceConfig = field(default_factory=TraceConfig)
     """Used if sources has trace."""
-    log_format: Literal["json", "console"] = "json"
-    """json for machines, console for people."""
-    log_level: str = "info"
-    """debug, info, warning or error."""
-    metrics_port: int | None = None
-    """Port of /metrics, /live and /health; none serves them not at all."""
-    metrics_host: str = "127.0.0.1"
-    """Address that the metrics port listens on."""
-    dies_with_parent: bool = False
-    """End when the process that started this one ends; the launcher sets it."""
 
     def __post_init__(self) -> None:
         if len(set(self.sources)) < len(self.sources):

@@ -8,6 +8,7 @@ from libs.contracts.subjects import alias_of
 from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_MS
+from libs.runtime.config import require_at_least
 from libs.runtime.service import ServiceConfig
 
 
@@ -107,7 +108,9 @@ class WorkerConfig(ServiceConfig):
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model: name a folder or a hub id")
-        for name in (
+        require_at_least(
+            1,
+            self,
             "threads",
             "block_tokens",
             "step_tokens_max",
@@ -118,28 +121,23 @@ class WorkerConfig(ServiceConfig):
             "report_interval_ms",
             "step_timeout_ms",
             "group_timeout_ms",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1")
+        )
         if self.step_tokens_max < self.sequences_max:
             raise ConfigError("step_tokens_max: must be at least sequences_max")
-        for name in ("drain_ms", "grace_reserve_ms", "guard_bytes_per_s"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: must not be negative")
+        require_at_least(0, self, "drain_ms", "grace_reserve_ms", "guard_bytes_per_s")
         if self.zone is not None and alias_of(self.zone) != self.zone:
             raise ConfigError(f"zone: 1 to 64 of a-z, 0-9, _ and -, not {self.zone!r}")
         if self.node_socket is not None and self.node_id is None:
             raise ConfigError("node_socket: set node_id, too")
-        for name in (
+        require_at_least(
+            1,
+            self,
             "kv_bytes",
             "blocks_total",
             "context_tokens_max",
             "memory_bytes",
             "host_kv_bytes",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}: must be at least 1, or none")
+        )
 
     @property
     def alias_served(self) -> str:

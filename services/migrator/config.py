@@ -6,6 +6,7 @@ from typing import Literal
 
 from libs.contracts.subjects import alias_of
 from libs.kernel.errors import ConfigError
+from libs.runtime.config import require_at_least
 from libs.runtime.service import StoringConfig
 
 
@@ -38,9 +39,7 @@ class MigratorConfig(StoringConfig):
         StoringConfig.__post_init__(self)  # a class with slots has no super() without arguments
         if not self.model and not self.alias:
             raise ConfigError("model: name the model whose fleet to look after, or its alias")
-        for name in ("link_mib_per_s", "prefill_tokens_per_s", "load_buffer_mib"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1")
+        require_at_least(1, self, "link_mib_per_s", "prefill_tokens_per_s", "load_buffer_mib")
 
     @property
     def alias_served(self) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from libs.kernel.errors import ConfigError
+from libs.runtime.config import require_positive
 from libs.runtime.service import StoringConfig
 
 
@@ -31,8 +32,8 @@ class QueueConfig(StoringConfig):
 
     def __post_init__(self) -> None:
         StoringConfig.__post_init__(self)  # a class with slots has no super() without arguments
-        for name in ("lines_running_max", "lease_s", "report_interval_s", "survey_interval_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}: must be positive")
+        require_positive(
+            self, "lines_running_max", "lease_s", "report_interval_s", "survey_interval_s"
+        )
         if not 0 <= self.urgent_share <= 1:
             raise ConfigError("urgent_share: must lie between 0 and 1")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from libs.kernel.errors import ConfigError
+from libs.runtime.config import require_at_least
 from libs.runtime.service import StoringConfig
 
 
@@ -28,8 +29,4 @@ class RouterConfig(StoringConfig):
         StoringConfig.__post_init__(self)  # a class with slots has no super() without arguments
         if not self.models:
             raise ConfigError("models: name at least one model to serve")
-        for name in ("ttft_slo_ms", "tpot_slo_ms"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1")
-        if self.sessions_max < 1:
-            raise ConfigError("sessions_max: must be at least 1")
+        require_at_least(1, self, "ttft_slo_ms", "tpot_slo_ms", "sessions_max")

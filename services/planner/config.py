@@ -7,6 +7,7 @@ from typing import Literal
 from libs.contracts.placement import Policy
 from libs.contracts.subjects import alias_of
 from libs.kernel.errors import ConfigError
+from libs.runtime.config import require_at_least, require_positive
 from libs.runtime.service import StoringConfig
 from services.planner.options import ECHOES_MISSED_MAX
 
@@ -77,20 +78,17 @@ class PlannerConfig(StoringConfig):
         StoringConfig.__post_init__(self)  # a class with slots has no super() without arguments
         if not self.model:
             raise ConfigError("model: name the model's folder")
-        if self.requests_per_s_min <= 0:
-            raise ConfigError("requests_per_s_min: must be above 0")
-        for name in ("report_interval_ms", "reports_missed_max"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1")
-        for name in (
+        require_positive(self, "requests_per_s_min")
+        require_at_least(1, self, "report_interval_ms", "reports_missed_max")
+        require_at_least(
+            0,
+            self,
             "workspace_bytes",
             "losses_per_node_hour",
             "nodes_max",
             "nodes_extra",
             "nodes_expected",
-        ):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: must not be negative")
+        )
         if not 0 <= self.gain_percent_min < 100:
             raise ConfigError("gain_percent_min: must be from 0 to 99")
         if self.nodes_max and not 1 <= self.nodes_min <= self.nodes_max:

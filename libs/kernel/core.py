@@ -14,6 +14,7 @@ from libs.kernel.errors import InvariantViolation
 
 EventT_contra = TypeVar("EventT_contra", contravariant=True)
 CommandT_co = TypeVar("CommandT_co", covariant=True)
+ValueT = TypeVar("ValueT")
 
 
 class Core(Protocol[EventT_contra, CommandT_co]):
@@ -62,3 +63,10 @@ def require(condition: bool, message: str) -> None:
     """Raise InvariantViolation unless the condition holds; stays on under `python -O`."""
     if not condition:
         raise InvariantViolation(message)
+
+
+def present(value: ValueT | None, message: str) -> ValueT:
+    """Return the value; raise InvariantViolation if there is none."""
+    if value is None:
+        raise InvariantViolation(message)
+    return value

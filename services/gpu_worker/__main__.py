@@ -14,6 +14,7 @@ import structlog
 
 from libs.engine.safepoints import SafepointCounters
 from libs.engine.scheduler import SchedulerOptions
+from libs.kernel.units import NS_PER_MS
 from libs.runtime.clock import SystemClock
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.notice_socket import NoticeListener
@@ -173,7 +174,7 @@ class ServingProcess:
                 engine=engine,
                 bus=self._bus,
                 clock=self._clock,
-                step_timeout_ns=config.step_timeout_ns,
+                step_timeout_ns=config.step_timeout_ms * NS_PER_MS,
                 copies=copies,
                 planned=planned,
                 hears_peers=options.guard_bytes_per_s > 0,

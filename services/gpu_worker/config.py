@@ -174,28 +174,3 @@ class WorkerConfig(ServiceConfig):
             ttft_slo_ns=self.ttft_slo_ms * NS_PER_MS,
             tbt_slo_ns=self.tbt_slo_ms * NS_PER_MS,
         )
-
-    @property
-    def grace_reserve_ns(self) -> int:
-        """The reserve in the core's unit."""
-        return self.grace_reserve_ms * NS_PER_MS
-
-    @property
-    def group_timeout_ns(self) -> int:
-        """The bound in nanoseconds."""
-        return self.group_timeout_ms * NS_PER_MS
-
-    @property
-    def report_interval_ns(self) -> int:
-        """The interval in the core's unit."""
-        return self.report_interval_ms * NS_PER_MS
-
-    @property
-    def step_timeout_ns(self) -> int:
-        """The bound in nanoseconds."""
-        return self.step_timeout_ms * NS_PER_MS
-
-    @property
-    def drain_ns_max(self) -> int:
-        """The bound in the core's unit."""
-        return self.drain_ms * NS_PER_MS

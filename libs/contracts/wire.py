@@ -6,6 +6,7 @@ answer goes out in the encoding in which the request came in.
 Evolution: a new field has a default and nobody may depend on it; a changed meaning is a new tag.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -77,6 +78,15 @@ MessageT = TypeVar("MessageT", bound=Message)
 def encoding_of(payload: bytes) -> Encoding:
     """Tell the encoding from the first byte that is not white space."""
     return Encoding.JSON if payload.lstrip()[:1] in (b"{", b"[") else Encoding.MSGPACK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """One message to publish, as bytes."""
+
+    subject: str
+    payload: bytes
+    reply_to: str | None = None
 
 
 def encode(message: Message, *, encoding: Encoding = Encoding.MSGPACK) -> bytes:

@@ -19,7 +19,6 @@ there; MKL, which transformers uses, is near that bound, so less is to be won th
 is not. A step of 32 costs at least 62 ms in the linears (28 of reading, 34 of multiplying).
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -41,7 +40,7 @@ from transformers import (
 )
 
 from benchmarks.peer import VllmPeer
-from benchmarks.provenance import provenance, write_record
+from benchmarks.provenance import provenance, record_parser, write_record
 from libs.engine.batch_run import run_to_completion
 from libs.engine.loading import EngineOptions, load_engine
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
@@ -314,8 +313,7 @@ def _record(options: BenchmarkOptions) -> dict[str, object]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print each turn to stderr, and write the JSON record."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file for the record; default: stdout")
+    parser = record_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=BenchmarkOptions().pairs)
     parser.add_argument("--seed", type=int, default=BenchmarkOptions().seed)
     parser.add_argument("--batch", type=int, action="append", help="repeatable; default: 1, 32")

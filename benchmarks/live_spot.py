@@ -12,7 +12,6 @@ The load is one that the fleet carries undisturbed: `--calm` shows how fast it i
 written to the file when it ends, and a run of the same options and commit goes on from there.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -29,7 +28,7 @@ from pydantic import TypeAdapter
 from benchmarks.engine import VOCABULARY, save_random_llama
 from benchmarks.live_fleet import ALIAS, LiveFleet, live_fleet
 from benchmarks.live_spot_rows import RE_PREFILL, RequestSeen, Run, parts_of, row_of
-from benchmarks.provenance import provenance, write_record
+from benchmarks.provenance import provenance, record_parser, write_record
 from libs.contracts.handover_record import HandoverStory
 from libs.contracts.placement import PinnedShape, Policy
 from libs.kernel.errors import ConfigError
@@ -354,8 +353,7 @@ def _seen(record: RequestRecord) -> RequestSeen:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print each run to stderr, and write the JSON record."""
     defaults = LiveSpotOptions()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file for the record; default: stdout")
+    parser = record_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=defaults.pairs)
     parser.add_argument("--runs-max", type=int, help="make at most so many runs, then stop")
     parser.add_argument("--seed", type=int, default=defaults.seed)

@@ -10,7 +10,6 @@ contexts on the then idle second node, in the same run: what a stream would wait
 anew and alone.
 """
 
-import argparse
 import asyncio
 import statistics
 import sys
@@ -23,7 +22,7 @@ from typing import Final
 
 from benchmarks.engine import VOCABULARY, save_random_llama
 from benchmarks.live_fleet import ALIAS, LiveFleet, live_fleet
-from benchmarks.provenance import provenance, write_record
+from benchmarks.provenance import provenance, record_parser, write_record
 from libs.client.client import TideClient
 from libs.contracts.placement import PinnedShape, Policy
 from libs.kernel.rng import Rng
@@ -200,8 +199,7 @@ def _row(policy: Policy, turns: Sequence[Turn]) -> Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print each turn to stderr, and write the JSON record."""
     defaults = MovedStreamsOptions()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file for the record; default: stdout")
+    parser = record_parser(__doc__)
     parser.add_argument("--turns", type=int, default=defaults.turns)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--streams", type=int, default=defaults.streams)

@@ -12,19 +12,17 @@ What bounds it: a matching is O(n^3) with a small constant; 1024 workers in grou
 groups on 256 slots.
 """
 
-import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy
 import scipy
 
-from benchmarks.provenance import provenance, write_record
+from benchmarks.provenance import provenance, record_parser, write_record
 from libs.contracts.placement import Policy
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.policy.device_mapping import HeldPosition, Holder, MappingTask, map_flat, map_in_order
@@ -225,8 +223,7 @@ def _mapping_task(view: ClusterView, plan: PlacementPlan) -> MappingTask:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print each row to stderr, and write the JSON record."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file for the record; default: stdout")
+    parser = record_parser(__doc__)
     parser.add_argument("--gpus", type=int, action="append", help="repeatable; default: 8 to 1024")
     parser.add_argument("--turns", type=int, default=TURNS)
     given = parser.parse_args(arguments)

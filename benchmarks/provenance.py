@@ -1,5 +1,6 @@
 """Where a figure comes from: without this no result is worth keeping."""
 
+import argparse
 import datetime
 import json
 import os
@@ -10,6 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from libs.runtime.profile_cache import processor_name
+
+
+def record_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser for a benchmark's options that takes --json, the file for its record."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="file for the record; default: stdout")
+    return parser
 
 
 def provenance(module: str) -> dict[str, object]:

@@ -12,7 +12,6 @@ oneDNN keeps a plan, half a megabyte, for each number of rows that a step may ha
 steps are kept small, and each number comes once before anything is counted.
 """
 
-import argparse
 import asyncio
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.provenance import provenance, write_record
+from benchmarks.provenance import provenance, record_parser, write_record
 from libs.client.client import TideClient
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import KIB, MIB
@@ -273,8 +272,7 @@ def _told(sizes: dict[str, int]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, tell the progress on stderr, write the JSON; 1 where a limit is broken."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file for the result; default: stdout")
+    parser = record_parser(__doc__)
     parser.add_argument("--requests", type=int, default=SoakOptions().requests)
     parser.add_argument("--rate", type=float, default=SoakOptions().rate)
     parser.add_argument("--streams", type=int, default=SoakOptions().streams)

@@ -12,7 +12,6 @@ What bounds it: the profile is that of one worker alone. Workers, router and bro
 fleet share the processor's cores, which the simulated ones do not.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ValidationError
 from rich.table import Table
 
-from benchmarks.provenance import provenance, write_record
+from benchmarks.provenance import provenance, record_parser, write_record
 from libs.contracts.placement import Policy
 from libs.contracts.wire import describe
 from libs.kernel.errors import ConfigError
@@ -225,10 +224,9 @@ def _figures(requests: Sequence[tuple[float, float]], *, output_tokens: int) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Replay every run, print the table and write the record."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = record_parser(__doc__)
     parser.add_argument("live", type=Path, help="record of `bench live-spot`")
     parser.add_argument("--profile", type=Path, required=True, help="of `tideserve profile`")
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     live = read_live(given.live)
     profile = _read_profile(given.profile, live.record.options)

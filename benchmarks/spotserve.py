@@ -18,7 +18,6 @@ What bounds it: a run is arithmetic over events; one takes one to three seconds 
 it in the scheduler's steps under tideserve. What is assumed stands in docs/SIMULATION.md.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +29,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.gains import Interval, geometric_mean
-from benchmarks.provenance import provenance, write_record
+from benchmarks.provenance import provenance, record_parser, write_record
 from benchmarks.spotserve_published import (
     ON_DEMAND_USD_PER_1K_TOKENS,
     PUBLISHED,
@@ -220,8 +219,7 @@ def _gain(rows: Sequence[Row], *, over: str) -> Interval | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a part, print its table and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path)
+    parser = record_parser(__doc__)
     parser.add_argument("--part", choices=sorted(PARTS), default="cells")
     parser.add_argument("--seeds", default="1", help="comma-separated (default %(default)s)")
     parser.add_argument("--spot-trace", help="a file, in place of the part's own traces")

@@ -17,7 +17,6 @@ be 0.9 at least. What bounds it: each byte is copied twice to gather and to scat
 kernel, and read twice for its checksums, on two cores. `loopback` is one process, so one core.
 """
 
-import argparse
 import asyncio
 import json
 import socket
@@ -28,13 +27,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final, get_args
 from urllib.parse import urlsplit
 
 import xxhash
 
-from benchmarks.provenance import provenance, write_record
+from benchmarks.provenance import provenance, record_parser, write_record
 from benchmarks.transfer_peer import ReceivingPeer
 from benchmarks.transfer_pool import (
     BLOCK_BYTES,
@@ -238,9 +236,8 @@ async def _peer_process(kind: TransportKind) -> AsyncIterator[dict[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print each size to stderr, and write the JSON record."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = record_parser(__doc__)
     defaults = BenchmarkOptions()
-    parser.add_argument("--json", type=Path, help="file for the record; default: stdout")
     parser.add_argument("--turns", type=int, default=defaults.turns)
     parser.add_argument("--kib", type=int, action="append", help="size; repeatable")
     kinds = [kind for kind in get_args(TransportKind) if kind != "auto"]

@@ -40,7 +40,7 @@ from libs.contracts.online import (
     TokensGenerated,
 )
 from libs.contracts.online import ToClient as Answer
-from libs.kernel.core import SetTimer, TimerFired, require
+from libs.kernel.core import SetTimer, TimerFired, present, require
 from libs.kernel.units import NS_PER_MS
 
 READER_TIMER: Final = "reader"
@@ -340,10 +340,8 @@ class StreamReader:
         self._commands.append(EndStream(outcome=outcome))
 
     def _move(self, sign: Sign) -> None:
-        phase = TRANSITIONS[self._phase].get(sign)
-        require(phase is not None, f"{self._request_id}: {sign} in {self._phase}")
-        assert phase is not None
-        self._phase = phase
+        after = TRANSITIONS[self._phase].get(sign)
+        self._phase = present(after, f"{self._request_id}: {sign} in {self._phase}")
 
     def _arm_timer(self) -> None:
         """Keep one timer at or before the next instant; a later instant waits for it to fire."""

@@ -243,6 +243,14 @@ PLANNER_REPORTS: Final = f"{ROOT}.report.planner.*"
 MIGRATOR_REPORTS: Final = f"{ROOT}.report.migrator.*"
 OFFLINE_QUEUE_REPORTS: Final = f"{ROOT}.report.offline_queue.*"
 GATEWAY_REPORTS: Final = f"{ROOT}.report.gateway.*"
+ALL_REPORTS: Final = (
+    WORKER_REPORTS,
+    ROUTER_REPORTS,
+    PLANNER_REPORTS,
+    MIGRATOR_REPORTS,
+    OFFLINE_QUEUE_REPORTS,
+    GATEWAY_REPORTS,
+)
 
 
 def notice(node_id: str) -> str:

@@ -6,6 +6,7 @@ answer goes out in the encoding in which the request came in.
 Evolution: a new field has a default and nobody may depend on it; a changed meaning is a new tag.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -21,9 +22,6 @@ from pydantic import (
 )
 
 from libs.kernel.errors import ContractViolation
-
-NESTING_DEPTH_MAX = 32
-"""Arrays and maps nested deeper than this are refused; no message of ours needs more than 6."""
 
 SubjectToken = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{1,64}$")]
 """One token of a subject: an alias, a service id or a journal id."""
@@ -80,6 +78,15 @@ MessageT = TypeVar("MessageT", bound=Message)
 def encoding_of(payload: bytes) -> Encoding:
     """Tell the encoding from the first byte that is not white space."""
     return Encoding.JSON if payload.lstrip()[:1] in (b"{", b"[") else Encoding.MSGPACK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """One message to publish, as bytes."""
+
+    subject: str
+    payload: bytes
+    reply_to: str | None = None
 
 
 def encode(message: Message, *, encoding: Encoding = Encoding.MSGPACK) -> bytes:

@@ -4,7 +4,7 @@ To add a dense family is to add a row here; code is needed only for a kind of la
 the others has.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 
@@ -90,19 +90,7 @@ LLAMA_NAMES: Final = TensorNames(
     up=("mlp.gate_proj", "mlp.up_proj"),
     down="mlp.down_proj",
 )
-QWEN3_NAMES: Final = TensorNames(
-    embedding=LLAMA_NAMES.embedding,
-    heads=LLAMA_NAMES.heads,
-    final_norm=LLAMA_NAMES.final_norm,
-    layer_prefix=LLAMA_NAMES.layer_prefix,
-    attention_norm=LLAMA_NAMES.attention_norm,
-    qkv=LLAMA_NAMES.qkv,
-    output=LLAMA_NAMES.output,
-    mlp_norm=LLAMA_NAMES.mlp_norm,
-    up=LLAMA_NAMES.up,
-    down=LLAMA_NAMES.down,
-    head_norms=("self_attn.q_norm", "self_attn.k_norm"),
-)
+QWEN3_NAMES: Final = replace(LLAMA_NAMES, head_norms=("self_attn.q_norm", "self_attn.k_norm"))
 GPT_NEOX_NAMES: Final = TensorNames(
     embedding="gpt_neox.embed_in.weight",
     heads=("embed_out.weight", "lm_head.weight"),

@@ -93,7 +93,6 @@ class ModelConfig:
     """Attention and MLP read the same input, and their outputs are added to it together."""
     is_embedding_tied: bool
     eos_token_ids: frozenset[int]
-    dtype_name: str | None
 
     @property
     def shape(self) -> DecoderShape:
@@ -208,7 +207,6 @@ def read_model_config(folder: Path) -> ModelConfig:
             "tie_word_embeddings", default=family.is_embedding_tied_default
         ),
         eos_token_ids=read_eos_token_ids(folder),
-        dtype_name=read_dtype_name(folder),
     )
     if config.heads % config.kv_heads != 0 or config.rotary_size % 2 != 0:
         raise ModelLoadError(

@@ -54,8 +54,6 @@ class SafepointCounters:
     """Spent at safepoints: reading the signal and waiting for the device, not the vote, which is
     part of a sum that is made anyway."""
     yields: int = 0
-    layers_given_up_at: int = 0
-    """Sum over yields of the layers computed for nothing."""
     stop_ns: int = 0
     """Sum over the yields that were requested here, from the signal to the stop."""
     stop_ns_max: int = 0
@@ -133,7 +131,6 @@ class Safepoints:
             requested_at_ns = self._requested_at_ns if is_own else None
         counters = self.counters
         counters.yields += 1
-        counters.layers_given_up_at += layer
         if requested_at_ns is not None:
             counters.stop_ns += stopped_at_ns - requested_at_ns
             counters.stop_ns_max = max(counters.stop_ns_max, stopped_at_ns - requested_at_ns)

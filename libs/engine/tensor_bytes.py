@@ -1,10 +1,6 @@
 """Tensors as bytes and bytes as tensors, without a copy, for what is sent to peers."""
 
-from typing import Final
-
 import torch
-
-ELEMENT_BYTES: Final = {torch.float32: 4, torch.bfloat16: 2}
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

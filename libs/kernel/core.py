@@ -14,6 +14,7 @@ from libs.kernel.errors import InvariantViolation
 
 EventT_contra = TypeVar("EventT_contra", contravariant=True)
 CommandT_co = TypeVar("CommandT_co", covariant=True)
+ValueT = TypeVar("ValueT")
 
 
 class Core(Protocol[EventT_contra, CommandT_co]):
@@ -30,23 +31,42 @@ class Core(Protocol[EventT_contra, CommandT_co]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SetTimer:
-    """Ask for TimerFired with this key after the delay; replaces a timer of the same key."""
+class Caused:
+    """What enters or leaves a core. It says on whose behalf, so that a story can be told of it."""
 
-    key: str
-    after_ns: int
     cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TimerFired:
+class Operation(Caused):
+    """A command that starts work, or the event that says how that work ended."""
+
+    op_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetTimer(Caused):
+    """Ask for TimerFired with this key after the delay; replaces a timer of the same key."""
+
+    key: str
+    after_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerFired(Caused):
     """The delay of the timer with this key has passed."""
 
     key: str
-    cause_id: str
 
 
 def require(condition: bool, message: str) -> None:
     """Raise InvariantViolation unless the condition holds; stays on under `python -O`."""
     if not condition:
         raise InvariantViolation(message)
+
+
+def present(value: ValueT | None, message: str) -> ValueT:
+    """Return the value; raise InvariantViolation if there is none."""
+    if value is None:
+        raise InvariantViolation(message)
+    return value

@@ -1,7 +1,4 @@
-"""How much is asked for: online requests at their SLO, and offline work that falls due.
-
-Capacity beyond that is kept only while what it harvests is worth its price.
-"""
+"""How much is asked for: online requests at their SLO, and offline work that falls due."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +8,6 @@ from libs.kernel.units import NS_PER_S
 
 DUE_NS_MIN: Final = NS_PER_S
 """Overdue work is asked for within a second: soon, yet not at an infinite rate."""
-SECONDS_PER_HOUR: Final = 3_600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +42,3 @@ def offline_tokens_per_s(work: Sequence[OfflineWork]) -> float:
         tokens += due_tokens
         rate = max(rate, tokens * NS_PER_S / max(due_after_ns, DUE_NS_MIN))
     return rate
-
-
-def is_harvest_worth_it(
-    *, usd_per_hour: float, tokens_per_s: float, usd_per_million_tokens_max: float
-) -> bool:
-    """Whether idle capacity earns its price in offline tokens."""
-    if tokens_per_s <= 0:
-        return False
-    usd_per_million = usd_per_hour / (tokens_per_s * SECONDS_PER_HOUR) * 1_000_000
-    return usd_per_million <= usd_per_million_tokens_max

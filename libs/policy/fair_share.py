@@ -39,7 +39,3 @@ class ServiceCounters:
         """Count service; a negative correction takes back what was predicted too high."""
         if tenant in self._served:
             self._served[tenant] += tokens
-
-    def least_served(self, tenants: Collection[str]) -> str:
-        """Return who goes next; ties go to the first by name."""
-        return min(sorted(tenants), key=self.served)

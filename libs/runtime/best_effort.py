@@ -1,10 +1,12 @@
 """Speaking to a broker that may be away, where the protocol says everything again."""
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from libs.kernel.errors import Unavailable
-from libs.runtime.bus import NO_HEADERS, CoreBus, Subscription
+from libs.runtime.bus import NO_HEADERS, BusMessage, CoreBus, Subscription
+from libs.runtime.shell import ActorShell, CommandT, EventT
 
 
 class BestEffortPublisher:
@@ -30,6 +32,23 @@ class BestEffortPublisher:
             await self._bus.publish(subject, payload, reply_to=reply_to, headers=headers)
         except Unavailable:
             self.messages_unsent += 1
+
+
+async def run_until(
+    stopping: asyncio.Event,
+    actor: ActorShell[EventT, CommandT],
+    *,
+    heard: Sequence[Subscription],
+    translate: Callable[[BusMessage], EventT | None],
+) -> None:
+    """Run the actor on what the subscriptions bring; when told to stop, close them and end."""
+    async with asyncio.TaskGroup() as tasks:
+        for subscription in heard:
+            tasks.create_task(actor.feed(subscription, translate))
+        tasks.create_task(actor.run())
+        await stopping.wait()
+        await close_all(heard)
+        actor.stop()
 
 
 async def close_all(subscriptions: Iterable[Subscription]) -> None:

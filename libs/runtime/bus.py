@@ -425,16 +425,7 @@ class Bus(CoreBus, Protocol):
         """Remove one message; return whether it was there."""
         ...
 
-    async def lease_consumer(
-        self,
-        stream: str,
-        durable: str,
-        *,
-        filter_subject: str,
-        ack_wait_ns: int,
-        deliveries_max: int,
-        leases_max: int,
-    ) -> LeaseConsumer:
+    async def lease_consumer(self, options: ConsumerOptions) -> LeaseConsumer:
         """Create or join the durable consumer; members share its messages.
 
         After `deliveries_max` deliveries a message is handed out no more but stays in the stream;
@@ -455,7 +446,6 @@ class Bus(CoreBus, Protocol):
         name: str,
         *,
         bytes_max: int,
-        history: int = 1,
         age_max_ns: int | None = None,
         storage: StorageName = "file",
     ) -> KeyValue:

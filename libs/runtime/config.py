@@ -6,6 +6,7 @@ one ConfigError that names the field. Nobody else in the project reads os.enviro
 """
 
 import dataclasses
+import operator
 import os
 import tomllib
 import types
@@ -47,6 +48,24 @@ def read_config(
     options = _build(shape, values, where=service)
     _log.info("config_resolved", service=service, **resolved(options))
     return options
+
+
+def require_at_least(least: int, options: object, *names: str) -> None:
+    """Raise ConfigError for the first of these fields that is lower; what is None may be.
+
+    A name may lead into a nested table: `aws.poll_interval_ms`.
+    """
+    for name in names:
+        value = operator.attrgetter(name)(options)
+        if value is not None and value < least:
+            raise ConfigError(f"{name}: must be at least {least}")
+
+
+def require_positive(options: object, *names: str) -> None:
+    """Raise ConfigError for the first of these fields that is not above 0."""
+    for name in names:
+        if getattr(options, name) <= 0:
+            raise ConfigError(f"{name}: must be above 0")
 
 
 def resolved(options: object) -> dict[str, object]:

@@ -42,7 +42,6 @@ def bucket_options(
     name: str,
     *,
     bytes_max: int,
-    history: int,
     age_max_ns: int | None,
     storage: StorageName,
 ) -> StreamOptions:
@@ -55,7 +54,7 @@ def bucket_options(
         messages_max=BUCKET_MESSAGES_MAX,
         bytes_max=bytes_max,
         age_max_ns=age_max_ns,
-        messages_per_subject_max=history,
+        messages_per_subject_max=1,
         duplicate_window_ns=window_ns if age_max_ns is None else min(window_ns, age_max_ns),
         storage=storage,
     )

@@ -279,7 +279,6 @@ class MemoryBroker:
         *,
         bytes_max: int,
         now_ns: int,
-        history: int = 1,
         age_max_ns: int | None = None,
         storage: StorageName = "memory",
     ) -> MemoryKeys:
@@ -287,7 +286,6 @@ class MemoryBroker:
         options = bucket_options(
             name,
             bytes_max=bytes_max,
-            history=history,
             age_max_ns=age_max_ns,
             storage=storage,
         )

@@ -194,27 +194,10 @@ class MemoryBus:
         """See Bus.delete_message."""
         return self._reach().delete_message(stream, sequence, now_ns=self._now_ns())
 
-    async def lease_consumer(
-        self,
-        stream: str,
-        durable: str,
-        *,
-        filter_subject: str,
-        ack_wait_ns: int,
-        deliveries_max: int,
-        leases_max: int,
-    ) -> "_MemoryLeaseConsumer":
+    async def lease_consumer(self, options: ConsumerOptions) -> "_MemoryLeaseConsumer":
         """See Bus.lease_consumer."""
-        options = ConsumerOptions(
-            stream=stream,
-            durable=durable,
-            filter_subject=filter_subject,
-            ack_wait_ns=ack_wait_ns,
-            deliveries_max=deliveries_max,
-            leases_max=leases_max,
-        )
         self._reach().ensure_consumer(options, now_ns=self._now_ns())
-        return _MemoryLeaseConsumer(self._hub, stream=stream, durable=durable)
+        return _MemoryLeaseConsumer(self._hub, stream=options.stream, durable=options.durable)
 
     async def delete_consumer(self, stream: str, durable: str) -> bool:
         """See Bus.delete_consumer."""
@@ -225,7 +208,6 @@ class MemoryBus:
         name: str,
         *,
         bytes_max: int,
-        history: int = 1,
         age_max_ns: int | None = None,
         storage: StorageName = "file",
     ) -> MemoryKeyValue:
@@ -233,7 +215,6 @@ class MemoryBus:
         keys = self._reach().ensure_bucket(
             name,
             bytes_max=bytes_max,
-            history=history,
             age_max_ns=age_max_ns,
             storage=storage,
             now_ns=self._now_ns(),

@@ -24,7 +24,6 @@ from libs.runtime.bus import (
 from libs.runtime.nats_connection import RETRY_AFTER_NS, NatsConnection
 
 CONSUMER_MISSING: Final = 10014
-INSUFFICIENT_RESOURCES: Final = 10023
 JETSTREAM_NOT_ENABLED_FOR_ACCOUNT: Final = 10039
 JETSTREAM_NOT_ENABLED: Final = 10076
 MESSAGE_MISSING: Final = 10037

@@ -8,13 +8,9 @@ from libs.runtime.bus import (
     BUS_TIMEOUT_NS,
     NO_HEADERS,
     PENDING_MESSAGES_MAX,
-    Appended,
     BusMessage,
     ConsumerOptions,
     StorageName,
-    StoredMessage,
-    StreamOptions,
-    StreamState,
 )
 from libs.runtime.inbox import Inbox
 from libs.runtime.keys import bucket_options
@@ -73,12 +69,11 @@ class NatsSubscription:
         self._inbox.offer(bus_message(message))
 
 
-class NatsBus:
+class NatsBus(NatsStreams):
     """One client of a NATS server; see bus.Bus for what each method guarantees."""
 
     def __init__(self, connection: NatsConnection, *, stream_replicas: int = 1) -> None:
-        self._connection = connection
-        self._streams = NatsStreams(connection, replicas=stream_replicas)
+        super().__init__(connection, replicas=stream_replicas)
         self._subscriptions: set[NatsSubscription] = set()
         self._consumers: set[NatsLeaseConsumer] = set()
 
@@ -174,86 +169,12 @@ class NatsBus:
             await consumer.close()
         await self._connection.close()
 
-    async def ensure_stream(self, options: StreamOptions) -> None:
-        """See Bus.ensure_stream."""
-        await self._streams.ensure_stream(options)
-
-    async def append(
-        self,
-        subject: str,
-        payload: bytes,
-        *,
-        message_id: str | None = None,
-        expected_last_subject_sequence: int | None = None,
-        headers: Mapping[str, str] = NO_HEADERS,
-        timeout_ns: int = BUS_TIMEOUT_NS,
-    ) -> Appended:
-        """See Bus.append."""
-        return await self._streams.append(
-            subject,
-            payload,
-            message_id=message_id,
-            expected_last_subject_sequence=expected_last_subject_sequence,
-            headers=headers,
-            timeout_ns=timeout_ns,
-        )
-
-    async def read_subject(
-        self, stream: str, subject: str, *, from_sequence: int = 1
-    ) -> list[StoredMessage]:
-        """See Bus.read_subject."""
-        return await self._streams.read_subject(stream, subject, from_sequence=from_sequence)
-
-    async def last_message(self, stream: str, subject: str) -> StoredMessage | None:
-        """See Bus.last_message."""
-        return await self._streams.last_message(stream, subject)
-
-    async def stream_state(self, stream: str) -> StreamState:
-        """See Bus.stream_state."""
-        return await self._streams.stream_state(stream)
-
-    async def subjects(self, stream: str, pattern: str = ">") -> dict[str, int]:
-        """See Bus.subjects."""
-        return await self._streams.subjects(stream, pattern)
-
-    async def purge(
-        self,
-        stream: str,
-        subject: str,
-        *,
-        before_sequence: int | None = None,
-        keep: int | None = None,
-    ) -> int:
-        """See Bus.purge."""
-        return await self._streams.purge(
-            stream, subject, before_sequence=before_sequence, keep=keep
-        )
-
-    async def delete_message(self, stream: str, sequence: int) -> bool:
-        """See Bus.delete_message."""
-        return await self._streams.delete_message(stream, sequence)
-
-    async def lease_consumer(
-        self,
-        stream: str,
-        durable: str,
-        *,
-        filter_subject: str,
-        ack_wait_ns: int,
-        deliveries_max: int,
-        leases_max: int,
-    ) -> NatsLeaseConsumer:
+    async def lease_consumer(self, options: ConsumerOptions) -> NatsLeaseConsumer:
         """See Bus.lease_consumer."""
-        options = ConsumerOptions(
-            stream=stream,
-            durable=durable,
-            filter_subject=filter_subject,
-            ack_wait_ns=ack_wait_ns,
-            deliveries_max=deliveries_max,
-            leases_max=leases_max,
-        )
         await ensure_consumer(self._connection, options)
-        consumer = NatsLeaseConsumer(self._connection, stream=stream, durable=durable)
+        consumer = NatsLeaseConsumer(
+            self._connection, stream=options.stream, durable=options.durable
+        )
         self._consumers.add(consumer)
         return consumer
 
@@ -269,7 +190,6 @@ class NatsBus:
         name: str,
         *,
         bytes_max: int,
-        history: int = 1,
         age_max_ns: int | None = None,
         storage: StorageName = "file",
     ) -> NatsKeyValue:
@@ -277,9 +197,8 @@ class NatsBus:
         options = bucket_options(
             name,
             bytes_max=bytes_max,
-            history=history,
             age_max_ns=age_max_ns,
             storage=storage,
         )
-        await self._streams.ensure_stream(options, is_bucket=True)
+        await self.ensure_stream(options, is_bucket=True)
         return NatsKeyValue(self._connection, bucket=name)

@@ -64,7 +64,6 @@ class ServerOptions:
     """With two missed pings a cut-off client is dropped after 10-15 s instead of minutes."""
     sync: SyncName = "always"
     """Whether an append returns after fsync; only from nats-server 2.10 on, ignored before."""
-    dies_with_parent: bool = True
 
 
 class NatsServer:
@@ -179,7 +178,7 @@ class NatsServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent if self._options.dies_with_parent else None,
+                preexec_fn=die_with_parent,
             )
         greeting = self._await_greeting(port)
         if greeting is None:

@@ -112,7 +112,7 @@ class NatsStreams:
             last_sequence=last_sequence,
         )
 
-    async def subjects(self, stream: str, pattern: str) -> dict[str, int]:
+    async def subjects(self, stream: str, pattern: str = ">") -> dict[str, int]:
         """See Bus.subjects; read in pages, so that it may miss what changes meanwhile."""
         counts: dict[str, int] = {}
         while True:
@@ -124,7 +124,12 @@ class NatsStreams:
                 return dict(sorted(counts.items()))
 
     async def purge(
-        self, stream: str, subject: str, *, before_sequence: int | None, keep: int | None
+        self,
+        stream: str,
+        subject: str,
+        *,
+        before_sequence: int | None = None,
+        keep: int | None = None,
     ) -> int:
         """See Bus.purge."""
         require_one_limit(before_sequence=before_sequence, keep=keep)

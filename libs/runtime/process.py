@@ -28,7 +28,6 @@ def run_service(
     main: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
     *,
     name: str,
-    dies_with_parent: bool = False,
 ) -> int:
     """Run the coroutine on uvloop until it returns; return the exit code for sys.exit.
 
@@ -36,8 +35,6 @@ def run_service(
     second signal ends the process at once. 0 after a graceful stop, 64 for a ConfigError (one line
     on stderr), 70 for an InvariantViolation (logged with its story).
     """
-    if dies_with_parent:
-        die_with_parent()
     try:
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             runner.run(_until_stopped(main))

@@ -2,7 +2,6 @@
 
     bus readers --accept (waits)--+
     own timers, outcomes --post---+--> mailbox --> core.handle --> commands --> interpret
-    engine thread --post_threadsafe                                               |
                      ^                                                            v
                      +---------- exactly one outcome event ---------- effect (task), timer
 
@@ -86,7 +85,6 @@ class ActorShell(Generic[EventT, CommandT]):
         self._effects: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._story: deque[tuple[int, EventT, Sequence[CommandT]]] = deque(maxlen=STORY_EVENTS)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._violation: InvariantViolation | None = None
         self._is_stopping = False
         self.events_handled = 0
@@ -94,26 +92,10 @@ class ActorShell(Generic[EventT, CommandT]):
         """Events that `offer` found no room for, and messages that could not be translated."""
         self.effects_failed = 0
 
-    @property
-    def mailbox_events(self) -> int:
-        """Events that wait."""
-        return len(self._mailbox)
-
-    @property
-    def effects_in_flight(self) -> int:
-        """Effects that have not reported yet."""
-        return len(self._effects)
-
     def post(self, event: EventT) -> None:
         """Add an event without waiting, whatever the bound; for outcomes and timers."""
         self._mailbox.append(event)
         self._filled.set()
-
-    def post_threadsafe(self, event: EventT) -> None:
-        """`post` from another thread, such as the engine's. Harmless once the shell has ended."""
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self.post, event)
 
     def offer(self, event: EventT) -> bool:
         """Add an event if there is room; otherwise refuse it, counted."""
@@ -153,7 +135,6 @@ class ActorShell(Generic[EventT, CommandT]):
 
         Raises: InvariantViolation, after logging the story that led to it.
         """
-        self._loop = asyncio.get_running_loop()
         try:
             while not (self._is_stopping and not self._mailbox):
                 await self._take_turn()

@@ -5,7 +5,8 @@ travels in the header `traceparent` of W3C, on HTTP as on the bus.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from libs.kernel.errors import ConfigError
@@ -84,13 +85,17 @@ class Tracing:
         self._provider.shutdown()
 
 
-def open_tracing(*, service: str, instance: str, endpoint: str | None) -> Tracing | None:
-    """Open tracing to this OTLP receiver over HTTP; None where none is set.
+@asynccontextmanager
+async def open_tracing(
+    *, service: str, instance: str, endpoint: str | None
+) -> AsyncIterator[Tracing | None]:
+    """Trace to this OTLP receiver over HTTP; None where none is set. At the end, send what is left.
 
     Raises: ConfigError if opentelemetry is not installed.
     """
     if endpoint is None:
-        return None
+        yield None
+        return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -104,10 +109,8 @@ def open_tracing(*, service: str, instance: str, endpoint: str | None) -> Tracin
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + TRACES_PATH)
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    return Tracing(provider)
-
-
-async def close_tracing(tracing: Tracing | None) -> None:
-    """Send what is left, beside the loop."""
-    if tracing is not None:
+    tracing = Tracing(provider)
+    try:
+        yield tracing
+    finally:
         await asyncio.to_thread(tracing.close)

@@ -48,11 +48,6 @@ class LinkRates:
         rate = self._rates.get(peer)
         return None if rate is None else max(1, round(rate))
 
-    def transfer_ns(self, peer: str, *, bytes_to_move: int) -> int | None:
-        """Return how long so many bytes would take, or None if nobody knows."""
-        rate = self.bytes_per_s(peer)
-        return None if rate is None else bytes_to_move * NS_PER_S // rate
-
     def forget(self, peer: str) -> None:
         """Drop what was measured: the peer's address may mean another link tomorrow."""
         self._rates.pop(peer)

@@ -5,7 +5,6 @@ Exit codes: 0 drained, 64 wrong configuration or model, 70 violated invariant, 7
 
 import asyncio
 import os
-import secrets
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,18 +12,15 @@ from pathlib import Path
 
 import structlog
 
-from libs.contracts.subjects import alias_of
 from libs.engine.safepoints import SafepointCounters
 from libs.engine.scheduler import SchedulerOptions
-from libs.kernel.errors import ConfigError, Unavailable
+from libs.kernel.units import NS_PER_MS
 from libs.runtime.clock import SystemClock
-from libs.runtime.config import read_config
-from libs.runtime.logs import set_up_logs
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.notice_socket import NoticeListener
-from libs.runtime.process import die_with_parent, run_service
-from libs.runtime.status_server import StatusServer
-from libs.runtime.tracing import close_tracing, open_tracing
+from libs.runtime.process import run_service
+from libs.runtime.service import broker, log_as, read_settings, status_port, unique_id
+from libs.runtime.tracing import open_tracing
 from services.gpu_worker.checkpoint_options import NO_ROOM, HostRoom
 from services.gpu_worker.commands import EXIT_DRAINED, EXIT_ENGINE_FAILED
 from services.gpu_worker.config import WorkerConfig
@@ -51,24 +47,15 @@ class WorkerProcess:
 
     async def serve(self, stopping: asyncio.Event) -> None:
         """Load, connect, announce, and serve until told to stop. Raises: ConfigError."""
-        config = _read_settings()
-        # Unique per start: nothing sent to an earlier process may reach this one.
-        worker_id = alias_of(f"{config.worker_id[:48]}-{secrets.token_hex(4)}")
-        set_up_logs(
-            service="gpu_worker",
-            format_name=config.log_format,
-            level=config.log_level,
-            worker_id=worker_id,
-        )
+        config = read_settings(WorkerConfig, service="gpu_worker")
+        worker_id = unique_id(config.worker_id)
+        log_as(config, service="gpu_worker", worker_id=worker_id)
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         try:
-            bus = await _connect(config, worker_id)
-            try:
+            async with broker(config.nats_url, name=worker_id) as bus:
                 process = ServingProcess(config, worker_id, bus, thread)
                 serving = process.serve_planned if config.is_planned else process.serve_solo
                 self.exit_code = await serving(stopping)
-            finally:
-                await bus.close()
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
 
@@ -178,47 +165,43 @@ class ServingProcess:
         planned: PlannedParts | None = None,
     ) -> int:
         config = self._config
-        tracing = open_tracing(
+        async with open_tracing(
             service="gpu-worker", instance=self._worker_id, endpoint=config.otlp_endpoint
-        )
-        shell = WorkerShell(
-            worker_id=self._worker_id,
-            core=core,
-            engine=engine,
-            bus=self._bus,
-            clock=self._clock,
-            step_timeout_ns=config.step_timeout_ns,
-            copies=copies,
-            planned=planned,
-            hears_peers=options.guard_bytes_per_s > 0,
-            notices=_notices(config),
-            spans=None if tracing is None else SessionSpans(tracing),
-        )
-        status = StatusServer(
-            metrics=worker_metrics(
+        ) as tracing:
+            shell = WorkerShell(
+                worker_id=self._worker_id,
+                core=core,
+                engine=engine,
+                bus=self._bus,
+                clock=self._clock,
+                step_timeout_ns=config.step_timeout_ms * NS_PER_MS,
+                copies=copies,
+                planned=planned,
+                hears_peers=options.guard_bytes_per_s > 0,
+                notices=_notices(config),
+                spans=None if tracing is None else SessionSpans(tracing),
+            )
+            metrics = worker_metrics(
                 core,
                 messages_dropped=lambda: shell.messages_dropped,
                 messages_refused=lambda: shell.actor.events_refused,
                 safepoints=safepoints,
-            ),
-            is_ready=lambda: self._bus.is_connected and not core.is_draining,
-        )
-        if config.metrics_port is not None:
-            await status.start(host=config.metrics_host, port=config.metrics_port)
-        _log.info(
-            "worker_ready",
-            alias=options.alias,
-            model=config.model,
-            placement=config.placement,
-            dtype=config.engine_dtype,
-            blocks_total=options.engine.blocks_total,
-            context_tokens_max=options.engine.context_tokens_max,
-        )
-        try:
-            return await shell.run(stopping)
-        finally:
-            await status.stop()
-            await close_tracing(tracing)
+            )
+            async with status_port(
+                config,
+                metrics,
+                is_ready=lambda: self._bus.is_connected and not core.is_draining,
+            ):
+                _log.info(
+                    "worker_ready",
+                    alias=options.alias,
+                    model=config.model,
+                    placement=config.placement,
+                    dtype=config.engine_dtype,
+                    blocks_total=options.engine.blocks_total,
+                    context_tokens_max=options.engine.context_tokens_max,
+                )
+                return await shell.run(stopping)
 
 
 def _notices(config: WorkerConfig) -> NodeNotices | None:
@@ -227,21 +210,6 @@ def _notices(config: WorkerConfig) -> NodeNotices | None:
         return None
     from_node = None if config.node_socket is None else NoticeListener(Path(config.node_socket))
     return NodeNotices(node_id=node_id, from_node=from_node)
-
-
-def _read_settings() -> WorkerConfig:
-    set_up_logs(service="gpu_worker")
-    config = read_config(WorkerConfig, service="gpu_worker")
-    if config.dies_with_parent:
-        die_with_parent()
-    return config
-
-
-async def _connect(config: WorkerConfig, worker_id: str) -> NatsBus:
-    try:
-        return await NatsBus.connect(config.nats_url, name=worker_id)
-    except Unavailable as error:
-        raise ConfigError(f"nats_url: {error}") from None
 
 
 def main() -> int:

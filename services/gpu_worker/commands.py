@@ -17,7 +17,7 @@ from libs.contracts.reports import WorkerReport
 from libs.contracts.sessions import ToRouter
 from libs.contracts.token_step import TokenStep
 from libs.engine.steps import StepPlan
-from libs.kernel.core import SetTimer
+from libs.kernel.core import Caused, Operation, SetTimer
 
 EXIT_DRAINED: Final = 0
 EXIT_ENGINE_FAILED: Final = 71
@@ -25,21 +25,19 @@ EXIT_ENGINE_FAILED: Final = 71
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunStep:
+class RunStep(Operation):
     """Run one engine step of this replica, on the engine's own thread.
 
     The lead of a replica of several workers sends the plan to all members first. A lead has at most
     one step under way; a member runs what its lead sends, in order.
     """
 
-    op_id: str
     replica_id: str
     plan: StepPlan
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class YieldStep:
+class YieldStep(Caused):
     """Ask the step that is under way to be given up, because an online session would be late.
 
     Has no outcome of its own: StepFinished says whether it was, and may have come already.
@@ -47,146 +45,123 @@ class YieldStep:
 
     replica_id: str
     step_id: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AllocatePosition:
+class AllocatePosition(Operation):
     """Make room for a position: its part of the model and its KV, both still empty.
 
     The lead also opens the rendezvous of the replica's group.
     """
 
-    op_id: str
     replica: ReplicaRoster
     rank: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadPosition:
+class LoadPosition(Operation):
     """Fetch the weights that the position lacks, and build its part of the model from them."""
 
-    op_id: str
     message: LoadWeights
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FormGroup:
+class FormGroup(Operation):
     """Meet the other workers of the replica, with KV of exactly so many blocks on each."""
 
-    op_id: str
     replica_id: str
     rendezvous: str
     kv_blocks: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CopyBlocks:
+class CopyBlocks(Operation):
     """Send these blocks of all ranks of the source to all ranks of the target, in this order."""
 
-    op_id: str
     source: ReplicaRoster
     target: ReplicaRoster
     blocks: tuple[tuple[int, int], ...]
     """(hash, block of the source); pinned until the outcome."""
     copy_until_unix_ns: int | None
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoreBlocks:
+class StoreBlocks(Operation):
     """Copy blocks of every rank of this replica to host memory, beside its steps."""
 
-    op_id: str
     replica_id: str
     pairs: tuple[tuple[int, int], ...]
     """(block, slot); the blocks are pinned until the outcome."""
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadBlocks:
+class LoadBlocks(Operation):
     """Copy blocks of every rank of this replica back from host memory, beside its steps."""
 
-    op_id: str
     replica_id: str
     pairs: tuple[tuple[int, int], ...]
     """(slot, block); the blocks are reserved until the outcome."""
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BreakGroup:
+class BreakGroup(Caused):
     """Abort the group: a peer is lost, and whoever waits for it shall know. Has no outcome."""
 
     replica_id: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FreePosition:
+class FreePosition(Operation):
     """Free what this position alone uses, once no step of it is under way."""
 
-    op_id: str
     replica_id: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerMigrator:
+class AnswerMigrator(Caused):
     """Publish to `migrator_control(migrator_id)`."""
 
     migrator_id: str
     message: ToMigrator
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerPeer:
+class AnswerPeer(Operation):
     """Tell the peer that asked which blocks are wanted and where they go; () is none."""
 
-    op_id: str
     blocks: tuple[tuple[int, int], ...]
     """(hash, block of the target)."""
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SendTokens:
+class SendTokens(Caused):
     """Publish to `router_tokens(router_id)`."""
 
     router_id: str
     step: TokenStep
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SendToRouter:
+class SendToRouter(Caused):
     """Publish to `router_control(router_id)`."""
 
     router_id: str
     message: ToRouter
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishReport:
+class PublishReport(Caused):
     """Publish to `worker_report(worker_id)`."""
 
     report: WorkerReport
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StopProcess:
+class StopProcess(Caused):
     """Send what was commanded before, then end the process. The core ignores what comes after."""
 
     exit_code: int
     message: str
-    cause_id: str
 
 
 PositionCommand = AllocatePosition | LoadPosition | FormGroup | CopyBlocks | FreePosition

@@ -8,16 +8,16 @@ from libs.contracts.subjects import alias_of
 from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_MS
+from libs.runtime.config import require_at_least
+from libs.runtime.service import ServiceConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConfig:
+class WorkerConfig(ServiceConfig):
     """What an operator sets; everything else is in WorkerOptions, with its reason."""
 
     model: str
     """Folder in Hugging Face form, or a hub id."""
-    nats_url: str = "nats://127.0.0.1:4222"
-    """Broker to connect to; several, comma-separated, are one cluster."""
     worker_id: str = "worker"
     """Prefix of this process's id; a random suffix makes it unique per start."""
     alias: str = ""
@@ -105,23 +105,15 @@ class WorkerConfig:
     group_timeout_ms: int = 10_000
     """Longest wait for another worker of the replica within a step; then it counts as lost. Above
     the longest that one stage computes while another waits."""
-    log_format: Literal["json", "console"] = "json"
-    """json for machines, console for people."""
-    log_level: str = "info"
-    """debug, info, warning or error."""
     otlp_endpoint: str | None = None
     """Where traces go: an OTLP receiver over HTTP, such as http://127.0.0.1:4318; None: nowhere."""
-    metrics_port: int | None = None
-    """Port of /metrics, /live and /health; none serves them not at all."""
-    metrics_host: str = "127.0.0.1"
-    """Address that the metrics port listens on."""
-    dies_with_parent: bool = False
-    """End when the process that started this one ends; the launcher sets it."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model: name a folder or a hub id")
-        for name in (
+        require_at_least(
+            1,
+            self,
             "threads",
             "block_tokens",
             "step_tokens_max",
@@ -132,28 +124,23 @@ class WorkerConfig:
             "report_interval_ms",
             "step_timeout_ms",
             "group_timeout_ms",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1")
+        )
         if self.step_tokens_max < self.sequences_max:
             raise ConfigError("step_tokens_max: must be at least sequences_max")
-        for name in ("drain_ms", "grace_reserve_ms", "guard_bytes_per_s"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: must not be negative")
+        require_at_least(0, self, "drain_ms", "grace_reserve_ms", "guard_bytes_per_s")
         if self.zone is not None and alias_of(self.zone) != self.zone:
             raise ConfigError(f"zone: 1 to 64 of a-z, 0-9, _ and -, not {self.zone!r}")
         if self.node_socket is not None and self.node_id is None:
             raise ConfigError("node_socket: set node_id, too")
-        for name in (
+        require_at_least(
+            1,
+            self,
             "kv_bytes",
             "blocks_total",
             "context_tokens_max",
             "memory_bytes",
             "host_kv_bytes",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}: must be at least 1, or none")
+        )
 
     @property
     def alias_served(self) -> str:
@@ -190,28 +177,3 @@ class WorkerConfig:
             ttft_slo_ns=self.ttft_slo_ms * NS_PER_MS,
             tbt_slo_ns=self.tbt_slo_ms * NS_PER_MS,
         )
-
-    @property
-    def grace_reserve_ns(self) -> int:
-        """The reserve in the core's unit."""
-        return self.grace_reserve_ms * NS_PER_MS
-
-    @property
-    def group_timeout_ns(self) -> int:
-        """The bound in nanoseconds."""
-        return self.group_timeout_ms * NS_PER_MS
-
-    @property
-    def report_interval_ns(self) -> int:
-        """The interval in the core's unit."""
-        return self.report_interval_ms * NS_PER_MS
-
-    @property
-    def step_timeout_ns(self) -> int:
-        """The bound in nanoseconds."""
-        return self.step_timeout_ms * NS_PER_MS
-
-    @property
-    def drain_ns_max(self) -> int:
-        """The bound in the core's unit."""
-        return self.drain_ms * NS_PER_MS

@@ -13,6 +13,7 @@ from libs.engine.loading import EngineOptions, LoadedEngine, load_engine
 from libs.engine.requests import SamplingOptions, SequenceRequest, StopOptions
 from libs.engine.runner import ModelRunner
 from libs.engine.scheduler import Scheduler, SchedulerOptions
+from libs.kernel.units import NS_PER_MS
 from services.gpu_worker.checkpoint_options import CheckpointOptions, HostRoom, host_room
 from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.options import WorkerOptions
@@ -139,9 +140,9 @@ def worker_options(
         zone=config.zone,
         market=Market(config.market),
         sessions_max=config.sessions_max,
-        report_interval_ns=config.report_interval_ns,
-        drain_ns_max=config.drain_ns_max,
-        grace_reserve_ns=config.grace_reserve_ns,
+        report_interval_ns=config.report_interval_ms * NS_PER_MS,
+        drain_ns_max=config.drain_ms * NS_PER_MS,
+        grace_reserve_ns=config.grace_reserve_ms * NS_PER_MS,
         guard_bytes_per_s=config.guard_bytes_per_s if config.is_planned else 0,
         checkpoints=CheckpointOptions(policy=config.checkpoints, room=room),
     )

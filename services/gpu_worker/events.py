@@ -7,114 +7,97 @@ from libs.contracts.preemption import NoticeWithdrawn, PreemptionNotice
 from libs.contracts.reports import LinkRate, WorkerReport
 from libs.contracts.sessions import AcknowledgeTokens, EndSession, StartSession
 from libs.engine.steps import StepPlan, StepResult
-from libs.kernel.core import TimerFired
+from libs.kernel.core import Caused, Operation, TimerFired
 from services.gpu_worker.checkpoint_options import NO_ROOM, HostRoom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStarted:
+class WorkerStarted(Caused):
     """The model is loaded and warm; the worker may announce itself. Comes once, first."""
-
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartReceived:
+class StartReceived(Caused):
     """A router asks to run a session."""
 
     message: StartSession
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AcknowledgeReceived:
+class AcknowledgeReceived(Caused):
     """A router says what it has journaled."""
 
     message: AcknowledgeTokens
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EndReceived:
+class EndReceived(Caused):
     """A router asks to forget a session."""
 
     message: EndSession
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepFinished:
+class StepFinished(Operation):
     """The engine has run the step of RunStep with this op_id."""
 
-    op_id: str
     result: StepResult | None
     """None on a member, which does not sample."""
     duration_ns: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepFailed:
+class StepFailed(Operation):
     """The engine raised during the step of RunStep with this op_id; its KV is not to be trusted.
 
     In a replica of several workers it may be a peer that is lost.
     """
 
-    op_id: str
     replica_id: str
     reason: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DrainRequested:
+class DrainRequested(Caused):
     """The process was told to end. A second one cuts the wait for running sessions short."""
 
-    cause_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NoticeReceived:
+class NoticeReceived(Caused):
     """Something was said about the end of this node, by its watcher or over the bus."""
 
     message: PreemptionNotice | NoticeWithdrawn
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShapeReceived:
+class ShapeReceived(Caused):
     """The migrator asks for a step of a hand-over."""
 
     message: ToShape
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PeerReported:
+class PeerReported(Caused):
     """A worker said how it is; one's own reports come back, too."""
 
     report: WorkerReport
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PositionAllocated:
+class PositionAllocated(Operation):
     """There is room for the position, with KV of `kv_blocks` blocks."""
 
-    op_id: str
     kv_blocks: int
     rendezvous: str
     """Where the members meet; empty from one that is not the lead."""
-    cause_id: str
     host_room: HostRoom = NO_ROOM
     """For checkpoints of its KV."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PositionLoaded:
+class PositionLoaded(Operation):
     """The position has its weights, `weights_bytes` of this worker in all."""
 
-    op_id: str
     weights_bytes: int
     bytes_planned: int
     bytes_from_peers: int
@@ -122,22 +105,17 @@ class PositionLoaded:
     bytes_kept: int
     link_rates: tuple[LinkRate, ...]
     duration_ns: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupFormed:
+class GroupFormed(Operation):
     """All workers of the replica have met."""
 
-    op_id: str
-    cause_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlocksCopied:
+class BlocksCopied(Operation):
     """The blocks are at the target, or as many as could be sent in time or found room."""
 
-    op_id: str
     hashes_held: tuple[int, ...]
     """Of those offered: what the target has now, whoever brought it."""
     blocks_moved: int
@@ -146,110 +124,93 @@ class BlocksCopied:
     bytes_copied_here: int
     link_rates: tuple[LinkRate, ...]
     duration_ns: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PositionFreed:
+class PositionFreed(Operation):
     """The position's memory is free; `weights_bytes` are still held for the other one."""
 
-    op_id: str
     weights_bytes: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PositionWorkFailed:
+class PositionWorkFailed(Operation):
     """A PositionCommand failed and left things as they were before."""
 
-    op_id: str
     reason: ShapeFailReason
     message: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanReceived:
+class PlanReceived(Caused):
     """The lead of a replica says what all its workers compute next."""
 
     replica_id: str
     replica_epoch: int
     plan: StepPlan
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PeerLost:
+class PeerLost(Caused):
     """The link to a worker of this replica broke."""
 
     replica_id: str
     replica_epoch: int
     worker_id: str
     reason: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KvOffered:
+class KvOffered(Operation):
     """The lead of a source offers blocks; answered by AnswerPeer with this op_id."""
 
-    op_id: str
     replica_id: str
     replica_epoch: int
     ticket_id: str
     hashes: tuple[int, ...]
     """In the order of the chain: what fits is taken from the front."""
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KvCommitted:
+class KvCommitted(Caused):
     """These blocks of an offer have arrived at every rank of this replica, verified."""
 
     replica_id: str
     replica_epoch: int
     ticket_id: str
     hashes: tuple[int, ...]
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KvDropped:
+class KvDropped(Caused):
     """Nothing more of this offer will be written here; what is not committed is garbage."""
 
     replica_id: str
     replica_epoch: int
     ticket_id: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlocksStored:
+class BlocksStored(Operation):
     """The blocks of a StoreBlocks lie in host memory, on every rank."""
 
-    op_id: str
     duration_ns: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlocksLoaded:
+class BlocksLoaded(Operation):
     """The blocks of a LoadBlocks lie on the device, on every rank, but for those that some rank
     found changed in host memory."""
 
-    op_id: str
     slots_corrupt: tuple[int, ...]
     duration_ns: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostCopyFailed:
+class HostCopyFailed(Operation):
     """A HostCommand failed, and nothing of it goes on; what it wrote is worthless."""
 
-    op_id: str
     message: str
-    cause_id: str
 
 
 HostEvent = BlocksStored | BlocksLoaded | HostCopyFailed

@@ -24,7 +24,7 @@ from libs.engine.parallel.member import ReplicaModel, build_member, new_attentio
 from libs.engine.parallel.position import Position, check_shape, position_at
 from libs.engine.parallel.slices import all_slices_of
 from libs.engine.safepoints import SafepointCounters
-from libs.kernel.core import require
+from libs.kernel.core import present
 from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
 from libs.runtime.clock import Clock
@@ -253,9 +253,7 @@ class HostedPositions:
 
     @property
     def _peers(self) -> PeerNetwork:
-        require(self._network is not None, "no peer network is connected")
-        assert self._network is not None
-        return self._network
+        return present(self._network, "no peer network is connected")
 
     def _find(self, replica_id: str) -> HostedPosition:
         hosted = self._hosted.get(replica_id)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from libs.contracts.peers import LoadFromHost, StoreToHost
-from libs.kernel.core import require
+from libs.kernel.core import present
 from services.gpu_worker.peers.network import PeerNetwork
 
 Pairs = Sequence[tuple[int, int]]
@@ -31,9 +31,7 @@ class MemberCopies:
 
     @property
     def _peers(self) -> PeerNetwork:
-        require(self._network is not None, "no peer network is connected")
-        assert self._network is not None
-        return self._network
+        return present(self._network, "no peer network is connected")
 
     def _next_id(self) -> str:
         self._copies += 1

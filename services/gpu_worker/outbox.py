@@ -11,9 +11,9 @@ from typing import Final
 
 import structlog
 
+from libs.contracts.wire import Outgoing
 from libs.kernel.errors import ContractViolation, Unavailable
 from libs.runtime.bus import CoreBus
-from services.gpu_worker.wire import Outgoing
 
 MESSAGES_MAX: Final = 4096
 

@@ -17,7 +17,7 @@ from libs.engine.parallel.member import ReplicaModel, read_replica_model
 from libs.engine.parallel.position import positions_of
 from libs.engine.scheduler import SchedulerOptions
 from libs.kernel.errors import ConfigError
-from libs.kernel.units import NS_PER_S, seconds
+from libs.kernel.units import NS_PER_MS, NS_PER_S, seconds
 from libs.runtime.clock import Clock
 from libs.transfer.opening import open_transport
 from libs.transfer.peer_secret import PeerSecret
@@ -108,7 +108,7 @@ def plan_worker(
         clock=clock,
         threads=config.threads,
         peer_host=peer_host,
-        group_timeout_ns=config.group_timeout_ns,
+        group_timeout_ns=config.group_timeout_ms * NS_PER_MS,
         copies=copies,
     )
     desk = PeerDesk()

@@ -13,7 +13,7 @@ from libs.contracts.token_step import SessionTokens
 from libs.engine.scheduler import Scheduler
 from libs.engine.steps import TokenEmitted
 from libs.kernel.bounded import RecentMap
-from libs.kernel.core import require
+from libs.kernel.core import present, require
 
 
 class HeldSession:
@@ -90,9 +90,8 @@ class HeldSession:
         self.token_ids.append(token.token_id)
         self.texts.append(token.text)
         if self.spec.sampling.logprobs is not None:
-            require(token.logprobs is not None, f"{self.sequence_id} lacks log probabilities")
-            assert token.logprobs is not None
-            self.logprobs.append(token.logprobs)
+            missing = f"{self.sequence_id} lacks log probabilities"
+            self.logprobs.append(present(token.logprobs, missing))
         if token.finish_reason is not None:
             self.finish_reason = FinishReason(token.finish_reason)
 

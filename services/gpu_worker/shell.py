@@ -13,7 +13,7 @@ from libs.contracts import subjects
 from libs.contracts.handover import ShapeFailed, ToMigrator
 from libs.contracts.preemption import Notice
 from libs.contracts.sessions import SessionRefused
-from libs.kernel.core import SetTimer, require
+from libs.kernel.core import SetTimer, present
 from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
 from libs.runtime.bus import BusMessage, CoreBus, Subscription
@@ -194,9 +194,7 @@ class WorkerShell:
         )
 
     def _host_effect(self, command: HostCommand) -> Effect[WorkerEvent]:
-        copies = self._copies
-        require(copies is not None, "a worker without host memory is told of checkpoints")
-        assert copies is not None
+        copies = present(self._copies, "a worker without host memory is told of checkpoints")
         return Effect(
             work=lambda: copies.carry_out(command),
             failed=lambda error: host_copy_failed(command, error),
@@ -211,9 +209,7 @@ class WorkerShell:
         return Effect(work=lambda: host.tell_members_to_yield(command))
 
     def _planned_parts(self) -> PlannedParts:
-        require(self._planned is not None, "a solo worker is told of another position")
-        assert self._planned is not None
-        return self._planned
+        return present(self._planned, "a solo worker is told of another position")
 
     def _interpret(self, command: WorkerCommand) -> Effect[WorkerEvent] | None:
         if self._spans is not None:

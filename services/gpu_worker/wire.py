@@ -3,15 +3,13 @@
 Pure: bytes in, events out; commands in, bytes out.
 """
 
-from dataclasses import dataclass
-
 from libs.contracts import subjects
 from libs.contracts.handover import WORKER_SHAPE
 from libs.contracts.preemption import NOTICES, Notice
 from libs.contracts.reports import REPORTS, WorkerReport
 from libs.contracts.sessions import WORKER_CONTROL, AcknowledgeTokens, EndSession, StartSession
 from libs.contracts.token_step import pack_step
-from libs.contracts.wire import encode
+from libs.contracts.wire import Outgoing, encode
 from libs.kernel.errors import ContractViolation
 from services.gpu_worker.commands import (
     AnswerMigrator,
@@ -31,14 +29,6 @@ from services.gpu_worker.events import (
 
 Sending = SendTokens | SendToRouter | AnswerMigrator | PublishReport
 """The commands that are one message each."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """One message to publish."""
-
-    subject: str
-    payload: bytes
 
 
 def outgoing(command: Sending) -> Outgoing:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from libs.contracts.batches import BATCH_FILE_BYTES_MAX
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import KIB, MIB
+from libs.runtime.config import require_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +63,12 @@ class GatewayConfig:
     """How often the gateway reports itself, and hears by its echo that the broker is there."""
     shutdown_wait_s: int = 30
     """How long open streams may go on after SIGTERM; then they are cut off and cancelled."""
-    dies_with_parent: bool = False
-    """End when the process that started this one ends; the launcher sets it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
             raise ConfigError("port: must lie between 0 and 65535")
-        for name in (
+        require_positive(
+            self,
             "body_bytes_max",
             "head_bytes_max",
             "headers_max",
@@ -82,9 +82,7 @@ class GatewayConfig:
             "streams_open_max",
             "report_interval_s",
             "shutdown_wait_s",
-        ):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}: must be positive")
+        )
         if min(self.spot_usd_per_gpu_hour, self.on_demand_usd_per_gpu_hour) < 0:
             raise ConfigError("spot_usd_per_gpu_hour, on_demand_usd_per_gpu_hour: not below 0")
         if self.request_timeout_s > 86_400:

@@ -42,14 +42,6 @@ from services.http_gateway.fleet_view import FleetView
 from services.http_gateway.http_protocol import bounded_protocol
 from services.http_gateway.measures import Measures
 
-REPORT_PATTERNS: Final = (
-    subjects.WORKER_REPORTS,
-    subjects.ROUTER_REPORTS,
-    subjects.GATEWAY_REPORTS,
-    subjects.PLANNER_REPORTS,
-    subjects.MIGRATOR_REPORTS,
-    subjects.OFFLINE_QUEUE_REPORTS,
-)
 KEEP_ALIVE_S: Final = 75
 """An idle connection is closed after this long: well after clients stop to use it. httpx, and with
 it OpenAI's client, gives one up after 5 s; to close it at that very moment would break requests."""
@@ -141,7 +133,7 @@ async def running_gateway(
             view.take(report, now_ns=clock.now_ns(), now_unix_ns=clock.now_unix_ns())
             feed.take_report(report)
 
-        tasks = [await _follow(bus, pattern, take) for pattern in REPORT_PATTERNS]
+        tasks = [await _follow(bus, pattern, take) for pattern in subjects.ALL_REPORTS]
         tasks += await feed.start()
         tasks.append(asyncio.create_task(client.until_failed()))
         serving = asyncio.create_task(server.serve(sockets=[listener]))

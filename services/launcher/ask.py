@@ -17,19 +17,15 @@ from libs.runtime.bus import CoreBus
 from services.launcher.connection import connected
 from services.launcher.console import say, show_json, show_piece
 from services.launcher.fleet_view import listen_once
+from services.launcher.options import AsJson, DataFolder, NatsUrl
 from services.launcher.state_file import DEFAULT_DATA_FOLDER, FleetState, find_nats_url
 
-NatsOption = Annotated[
-    str | None, typer.Option("--nats", help="Broker; else $TIDESERVE_NATS_URL or the fleet's.")
-]
-DataFolderOption = Annotated[Path, typer.Option("--data-dir", help="The fleet's folder.")]
 ModelOption = Annotated[
     str | None, typer.Option(help="Model to ask; the one that is served if not given.")
 ]
 MaxTokensOption = Annotated[int | None, typer.Option(help="End after so many tokens.", min=1)]
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.", min=0.0, max=2.0)]
 SeedOption = Annotated[int | None, typer.Option(help="Same seed, same answer.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
 
 
 def complete(
@@ -38,9 +34,9 @@ def complete(
     max_tokens: MaxTokensOption = 128,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
-    nats_url: NatsOption = None,
-    data_folder: DataFolderOption = DEFAULT_DATA_FOLDER,
-    is_json: JsonOption = False,
+    nats_url: NatsUrl = None,
+    data_folder: DataFolder = DEFAULT_DATA_FOLDER,
+    is_json: AsJson = False,
 ) -> None:
     """Let the model go on from a prompt and stream what it says."""
     url = find_nats_url(nats_url, data_folder)
@@ -68,9 +64,9 @@ def chat(
     max_tokens: MaxTokensOption = 256,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
-    nats_url: NatsOption = None,
-    data_folder: DataFolderOption = DEFAULT_DATA_FOLDER,
-    is_json: JsonOption = False,
+    nats_url: NatsUrl = None,
+    data_folder: DataFolder = DEFAULT_DATA_FOLDER,
+    is_json: AsJson = False,
 ) -> None:
     """Talk to the model; the conversation ends with an empty line or Ctrl-D."""
     url = find_nats_url(nats_url, data_folder)

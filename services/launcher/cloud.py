@@ -27,13 +27,11 @@ from services.launcher.completion import entity_ids, node_ids
 from services.launcher.connection import connected
 from services.launcher.console import show, show_json
 from services.launcher.fleet_view import FleetView, listen_once
+from services.launcher.options import AsJson, DataFolder
 from services.launcher.state_file import DEFAULT_DATA_FOLDER, FleetState
 
 ANSWER_TIMEOUT_NS = 10 * NS_PER_S
 """Starting the processes of a node takes well under a second."""
-
-DataFolder = Annotated[Path, typer.Option("--data-dir", help="The fleet's folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def preempt(

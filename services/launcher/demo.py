@@ -34,6 +34,7 @@ from services.launcher.demo_view import DemoView
 from services.launcher.fleet import Fleet
 from services.launcher.local_cloud import LocalCloud
 from services.launcher.model_source import find_model
+from services.launcher.options import AsJson
 from services.launcher.recipes import FleetOptions, PlannedOptions
 
 NODES: Final = 4
@@ -66,7 +67,7 @@ def demo(
     policy: Annotated[
         Policy, typer.Option(help="How the fleet follows its nodes.")
     ] = Policy.TIDESERVE,
-    is_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    is_json: AsJson = False,
 ) -> None:
     """Watch a fleet lose nodes and a router mid-stream, and no client notice."""
     with tempfile.TemporaryDirectory(prefix="tideserve-demo-") as folder:

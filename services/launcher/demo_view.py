@@ -14,7 +14,7 @@ from libs.runtime.clock import Clock
 from services.launcher.console import PROGRESS, say
 from services.launcher.demo_load import Load
 from services.launcher.fleet_view import FleetView
-from services.launcher.status import routers_table, workers_table
+from services.launcher.status import ROUTER_COLUMNS, WORKER_COLUMNS, table_of
 
 
 class DemoView:
@@ -79,9 +79,9 @@ class DemoView:
             Text(self._line()),
             ProgressBar(total=self._streams, completed=done, width=60),
             Text(""),
-            workers_table(self._view),
+            table_of(self._view.workers(), WORKER_COLUMNS),
             Text(""),
-            routers_table(self._view),
+            table_of(self._view.routers(), ROUTER_COLUMNS),
             Text(""),
             Text(self._newest_text(), style="dim", overflow="ellipsis", no_wrap=True),
             *(Text(line, style="red") for line in self._lines),

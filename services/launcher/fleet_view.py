@@ -1,7 +1,6 @@
 """The fleet as its reports show it: who is there, how loaded, since when silent."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
 from libs.contracts import subjects
@@ -42,14 +41,7 @@ class FleetView:
 
     async def start(self, bus: CoreBus) -> None:
         """Begin to listen."""
-        for pattern in (
-            subjects.WORKER_REPORTS,
-            subjects.ROUTER_REPORTS,
-            subjects.GATEWAY_REPORTS,
-            subjects.PLANNER_REPORTS,
-            subjects.MIGRATOR_REPORTS,
-            subjects.OFFLINE_QUEUE_REPORTS,
-        ):
+        for pattern in subjects.ALL_REPORTS:
             subscription = await bus.subscribe(pattern)
             self._subscriptions.append(subscription)
             self._tasks.append(asyncio.create_task(self._listen(subscription)))
@@ -64,27 +56,27 @@ class FleetView:
 
     def workers(self) -> list[WorkerReport]:
         """Workers heard recently, by id."""
-        return self._recent(WorkerReport, key=lambda report: report.worker_id)
+        return self._recent(WorkerReport)
 
     def routers(self) -> list[RouterReport]:
         """Routers heard recently, by id."""
-        return self._recent(RouterReport, key=lambda report: report.router_id)
+        return self._recent(RouterReport)
 
     def gateways(self) -> list[GatewayReport]:
         """Gateways heard recently, by id."""
-        return self._recent(GatewayReport, key=lambda report: report.gateway_id)
+        return self._recent(GatewayReport)
 
     def planners(self) -> list[PlannerReport]:
         """Planners heard recently, by id."""
-        return self._recent(PlannerReport, key=lambda report: report.planner_id)
+        return self._recent(PlannerReport)
 
     def migrators(self) -> list[MigratorReport]:
         """Migrators heard recently, by id."""
-        return self._recent(MigratorReport, key=lambda report: report.migrator_id)
+        return self._recent(MigratorReport)
 
     def offline_queues(self) -> list[OfflineQueueReport]:
         """Offline queues heard recently, by id."""
-        return self._recent(OfflineQueueReport, key=lambda report: report.queue_id)
+        return self._recent(OfflineQueueReport)
 
     def aliases(self) -> list[str]:
         """Models that some worker serves."""
@@ -119,8 +111,8 @@ class FleetView:
             except ContractViolation:
                 continue  # A report is repeated; one that cannot be read says nothing.
 
-    def _recent(self, kind: type[ReportT], *, key: Callable[[ReportT], str]) -> list[ReportT]:
-        return sorted((report for report in self._heard() if isinstance(report, kind)), key=key)
+    def _recent(self, kind: type[ReportT]) -> list[ReportT]:
+        return sorted((r for r in self._heard() if isinstance(r, kind)), key=sender_id)
 
     def _heard(self) -> list[Report]:
         since_ns = self._clock.now_ns() - SILENCE_NS_MAX

@@ -4,12 +4,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
 from services.launcher.batch_api import BatchApi
+from services.launcher.options import AsJson, DataFolder
 from services.launcher.state_file import DEFAULT_DATA_FOLDER, find_http_url
 
 OwnP = ParamSpec("OwnP")
@@ -26,10 +26,8 @@ class Gateway:
     api_key: Annotated[
         str, typer.Option(envvar="TIDESERVE_API_KEY", help="If the gateway asks for one.")
     ] = ""
-    data_folder: Annotated[Path, typer.Option("--data-dir", help="The fleet's folder.")] = (
-        DEFAULT_DATA_FOLDER
-    )
-    is_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False
+    data_folder: DataFolder = DEFAULT_DATA_FOLDER
+    is_json: AsJson = False
 
     def api(self) -> BatchApi:
         """Return its API. Raises: ConfigError."""

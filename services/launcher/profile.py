@@ -18,6 +18,7 @@ from libs.policy.measured_profile import (
 from libs.runtime.profile_cache import ProfileCache, cache_folder, processor_name
 from services.launcher.console import RESULTS, say, show, show_json
 from services.launcher.model_source import find_model
+from services.launcher.options import AsJson
 
 ERROR_MAX = 0.05
 """Above, predictions are worth little: something else ran on the machine, or the model is one that
@@ -45,9 +46,7 @@ def profile(
     seconds: Annotated[
         int, typer.Option(help="Time to measure for; loading comes on top.", min=1)
     ] = 90,
-    is_json: Annotated[
-        bool, typer.Option("--json", help="Print the profile as one line of JSON.")
-    ] = False,
+    is_json: AsJson = False,
 ) -> None:
     """Measure how long engine steps take here, for the scheduler and the planner.
 

@@ -56,7 +56,6 @@ class FleetOptions:
     device: str = "cpu"
     profile: str | None = None
     """File with the model's measured profile, for all who predict; None: they assume."""
-    http_host: str = "127.0.0.1"
     http_port: int = 8000
     """0 takes a free one."""
     nats_url: str | None = None
@@ -196,7 +195,6 @@ class Recipes:
     def _gateway(self, number: int) -> ChildOptions:
         settings = {
             "gateway_id": f"gateway-{number}",
-            "host": self.options.http_host,
             "port": str(self.options.http_port),
             "blob_store": self._blob_store,
         }

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +15,7 @@ from libs.runtime.nats_bus import NatsBus
 from services.launcher.connection import connected
 from services.launcher.console import show, show_json
 from services.launcher.fleet_view import listen_once
+from services.launcher.options import AsJson, DataFolder, NatsUrl
 from services.launcher.state_file import DEFAULT_DATA_FOLDER, find_nats_url
 
 
@@ -26,13 +26,9 @@ def shape(
     alias: Annotated[
         str | None, typer.Option("--model", help="Which model, if several are served.")
     ] = None,
-    nats_url: Annotated[
-        str | None, typer.Option("--nats", help="Broker; else $TIDESERVE_NATS_URL or the fleet's.")
-    ] = None,
-    data_folder: Annotated[
-        Path, typer.Option("--data-dir", help="The fleet's folder.")
-    ] = DEFAULT_DATA_FOLDER,
-    is_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    nats_url: NatsUrl = None,
+    data_folder: DataFolder = DEFAULT_DATA_FOLDER,
+    is_json: AsJson = False,
 ) -> None:
     """Pin the shape of replicas as long as it fits, or let the planner choose again (auto)."""
     pin = parse_shape(wanted)

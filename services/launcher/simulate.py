@@ -10,6 +10,7 @@ from rich.table import Table
 
 from libs.policy.paper_profiles import PAPER_PROFILES
 from services.launcher.console import PROGRESS, RESULTS, show, show_json
+from services.launcher.options import AsJson
 from services.launcher.what_if import what_if
 from services.simulator.spot.files import write_comparison, write_run
 from services.simulator.spot.hardware import HARDWARE
@@ -56,7 +57,7 @@ def simulate(
     story: Annotated[
         str, typer.Option(help="Print what befell this node, replica, hand-over or request.")
     ] = "",
-    is_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    is_json: AsJson = False,
 ) -> None:
     """Run the fleet's deciding cores under virtual time; see docs/SIMULATION.md."""
     if context.invoked_subcommand is not None:

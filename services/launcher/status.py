@@ -1,29 +1,34 @@
 """`tideserve status`: the fleet as it reports itself right now."""
 
 import asyncio
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
-import typer
 from rich.table import Table
 
-from libs.contracts.reports import WorkerReport
+from libs.contracts.reports import (
+    GatewayReport,
+    MigratorReport,
+    OfflineQueueReport,
+    PlannerReport,
+    Report,
+    ReportT,
+    RouterReport,
+    WorkerReport,
+)
 from libs.kernel.errors import Unavailable
 from libs.kernel.units import MIB, NS_PER_S
 from services.launcher.connection import connected
 from services.launcher.console import RESULTS, show_json, working
 from services.launcher.fleet_view import FleetView, listen_once
+from services.launcher.options import AsJson, DataFolder, NatsUrl
 from services.launcher.state_file import DEFAULT_DATA_FOLDER, find_nats_url
 
 
 def status(
-    nats_url: Annotated[
-        str | None, typer.Option("--nats", help="Broker; else $TIDESERVE_NATS_URL or the fleet's.")
-    ] = None,
-    data_folder: Annotated[
-        Path, typer.Option("--data-dir", help="The fleet's folder.")
-    ] = DEFAULT_DATA_FOLDER,
-    is_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
+    nats_url: NatsUrl = None,
+    data_folder: DataFolder = DEFAULT_DATA_FOLDER,
+    is_json: AsJson = False,
 ) -> None:
     """Show who is there: replicas, workers and every kind of service, with their load."""
     url = find_nats_url(nats_url, data_folder)
@@ -46,32 +51,34 @@ async def _listen(url: str) -> FleetView:
 
 def as_dictionary(view: FleetView) -> dict[str, list[dict[str, Any]]]:
     """Return the reports as plain data; cached block hashes are counted, not listed."""
-    workers = []
-    for report in view.workers():
-        fields = report.model_dump(mode="json", exclude={"type", "prefix_hashes"})
-        workers.append({**fields, "prefix_blocks_reported": len(report.prefix_hashes)})
-    return {
-        "workers": workers,
-        "routers": [r.model_dump(mode="json", exclude={"type"}) for r in view.routers()],
-        "gateways": [r.model_dump(mode="json", exclude={"type"}) for r in view.gateways()],
-        "planners": [r.model_dump(mode="json", exclude={"type"}) for r in view.planners()],
-        "offline_queues": [
-            r.model_dump(mode="json", exclude={"type"}) for r in view.offline_queues()
-        ],
-        "migrators": [r.model_dump(mode="json", exclude={"type"}) for r in view.migrators()],
+    kinds: dict[str, Sequence[Report]] = {
+        "workers": view.workers(),
+        "routers": view.routers(),
+        "gateways": view.gateways(),
+        "planners": view.planners(),
+        "offline_queues": view.offline_queues(),
+        "migrators": view.migrators(),
     }
+    return {name: [_plain(report) for report in reports] for name, reports in kinds.items()}
+
+
+def _plain(report: Report) -> dict[str, Any]:
+    fields = report.model_dump(mode="json", exclude={"type", "prefix_hashes"})
+    if isinstance(report, WorkerReport):
+        fields["prefix_blocks_reported"] = len(report.prefix_hashes)
+    return fields
 
 
 def tables(view: FleetView) -> list[Table]:
-    """Return what a person reads: one table per kind of process."""
+    """Return what a person reads: one table per kind of process; empty where there is none."""
     return [
         replicas_table(view),
-        workers_table(view),
-        routers_table(view),
-        gateways_table(view),
-        offline_table(view),
-        planners_table(view),
-        migrators_table(view),
+        table_of(view.workers(), WORKER_COLUMNS),
+        table_of(view.routers(), ROUTER_COLUMNS),
+        table_of(view.gateways(), GATEWAY_COLUMNS),
+        table_of(view.offline_queues(), OFFLINE_QUEUE_COLUMNS),
+        table_of(view.planners(), PLANNER_COLUMNS),
+        table_of(view.migrators(), MIGRATOR_COLUMNS),
     ]
 
 
@@ -94,105 +101,6 @@ def replicas_table(view: FleetView) -> Table:
             str(sum(report.sessions_running + report.sessions_waiting for report in serving)),
             f"{serving[0].step_ms_recent:.1f}" if serving else "",
             _replica_state(workers),
-        )
-    return table
-
-
-def workers_table(view: FleetView) -> Table:
-    """Return the workers with their load."""
-    table = _table("worker", "model", "running", "waiting", "KV used", "tokens", "step ms", "state")
-    for report in view.workers():
-        table.add_row(
-            report.worker_id,
-            report.alias,
-            str(report.sessions_running),
-            str(report.sessions_waiting),
-            _blocks_used(report),
-            str(report.tokens_generated),
-            f"{report.step_ms_recent:.1f}",
-            _worker_state(report),
-        )
-    return table
-
-
-def routers_table(view: FleetView) -> Table:
-    """Return the routers with what they have carried."""
-    table = _table(
-        "router",
-        "open",
-        "waiting",
-        "accepted",
-        "resumed",
-        "tokens",
-        "offline",
-        "TTFT p99",
-        "TPOT p99",
-        "in SLO",
-    )
-    for report in view.routers():
-        table.add_row(
-            report.router_id,
-            str(report.sessions_open),
-            str(report.sessions_waiting),
-            str(report.sessions_accepted),
-            str(report.sessions_resumed),
-            str(report.tokens_relayed),
-            str(report.tokens_offline),
-            _milliseconds(report.ttft_ms_p99),
-            _milliseconds(report.tpot_ms_p99),
-            _share(report.online_within_slo, of=report.online_ended),
-        )
-    return table
-
-
-def offline_table(view: FleetView) -> Table:
-    """Return the offline queues with their work; empty where none runs."""
-    table = _table(
-        "offline queue", "batches", "waiting", "running", "completed", "failed", "expired",
-        "tokens", "to spare",
-    )  # fmt: skip
-    for report in view.offline_queues():
-        table.add_row(
-            report.queue_id,
-            str(report.batches_open),
-            str(report.lines_waiting),
-            f"{report.lines_running} of {report.lines_running_max}",
-            str(report.lines_completed),
-            str(report.lines_failed),
-            str(report.lines_expired),
-            str(report.tokens_harvested),
-            "" if report.laxity_s_min is None else f"{report.laxity_s_min:,.0f} s",
-        )
-    return table
-
-
-def planners_table(view: FleetView) -> Table:
-    """Return the planners; one leads."""
-    table = _table("planner", "revision", "nodes", "leaving", "requests/s", "state")
-    for report in view.planners():
-        table.add_row(
-            report.planner_id,
-            str(report.plan_revision),
-            str(report.nodes_live),
-            str(report.nodes_leaving),
-            f"{report.requests_per_s:.2f}",
-            report.why_no_plan or ("leads" if report.is_leader else "stands by"),
-        )
-    return table
-
-
-def migrators_table(view: FleetView) -> Table:
-    """Return the migrators with what they moved."""
-    table = _table("migrator", "reached", "done", "weights MiB", "KV MiB", "stall ms", "state")
-    for report in view.migrators():
-        table.add_row(
-            report.migrator_id,
-            str(report.plan_revision_reached),
-            str(report.handovers_done),
-            f"{report.weight_bytes_moved / MIB:.1f}",
-            f"{report.kv_bytes_moved / MIB:.1f}",
-            f"{report.stall_ms_recent:.1f}",
-            report.state or ("owner" if report.is_owner else "stands by"),
         )
     return table
 
@@ -222,14 +130,6 @@ def _worker_state(report: WorkerReport) -> str:
     return "serving" if report.is_serving else "spare"
 
 
-def gateways_table(view: FleetView) -> Table:
-    """Return the gateways with their addresses."""
-    table = _table("gateway", "address", "streams open")
-    for report in view.gateways():
-        table.add_row(report.gateway_id, report.http_url, str(report.streams_open))
-    return table
-
-
 def _blocks_used(report: WorkerReport) -> str:
     used = report.blocks_total - report.blocks_free
     return f"{100 * used / max(1, report.blocks_total):.1f} %"
@@ -241,3 +141,68 @@ def _table(first: str, *others: str) -> Table:
     for name in others:
         table.add_column(name, justify="left" if name in ("model", "address", "state") else "right")
     return table
+
+
+def table_of(reports: Sequence[ReportT], columns: Mapping[str, Callable[[ReportT], str]]) -> Table:
+    """Return a row for each report, with what the columns read of it."""
+    table = _table(*columns)
+    for report in reports:
+        table.add_row(*(read(report) for read in columns.values()))
+    return table
+
+
+WORKER_COLUMNS: Final[Mapping[str, Callable[[WorkerReport], str]]] = {
+    "worker": lambda r: r.worker_id,
+    "model": lambda r: r.alias,
+    "running": lambda r: str(r.sessions_running),
+    "waiting": lambda r: str(r.sessions_waiting),
+    "KV used": _blocks_used,
+    "tokens": lambda r: str(r.tokens_generated),
+    "step ms": lambda r: f"{r.step_ms_recent:.1f}",
+    "state": _worker_state,
+}
+ROUTER_COLUMNS: Final[Mapping[str, Callable[[RouterReport], str]]] = {
+    "router": lambda r: r.router_id,
+    "open": lambda r: str(r.sessions_open),
+    "waiting": lambda r: str(r.sessions_waiting),
+    "accepted": lambda r: str(r.sessions_accepted),
+    "resumed": lambda r: str(r.sessions_resumed),
+    "tokens": lambda r: str(r.tokens_relayed),
+    "offline": lambda r: str(r.tokens_offline),
+    "TTFT p99": lambda r: _milliseconds(r.ttft_ms_p99),
+    "TPOT p99": lambda r: _milliseconds(r.tpot_ms_p99),
+    "in SLO": lambda r: _share(r.online_within_slo, of=r.online_ended),
+}
+GATEWAY_COLUMNS: Final[Mapping[str, Callable[[GatewayReport], str]]] = {
+    "gateway": lambda r: r.gateway_id,
+    "address": lambda r: r.http_url,
+    "streams open": lambda r: str(r.streams_open),
+}
+OFFLINE_QUEUE_COLUMNS: Final[Mapping[str, Callable[[OfflineQueueReport], str]]] = {
+    "offline queue": lambda r: r.queue_id,
+    "batches": lambda r: str(r.batches_open),
+    "waiting": lambda r: str(r.lines_waiting),
+    "running": lambda r: f"{r.lines_running} of {r.lines_running_max}",
+    "completed": lambda r: str(r.lines_completed),
+    "failed": lambda r: str(r.lines_failed),
+    "expired": lambda r: str(r.lines_expired),
+    "tokens": lambda r: str(r.tokens_harvested),
+    "to spare": lambda r: "" if r.laxity_s_min is None else f"{r.laxity_s_min:,.0f} s",
+}
+PLANNER_COLUMNS: Final[Mapping[str, Callable[[PlannerReport], str]]] = {
+    "planner": lambda r: r.planner_id,
+    "revision": lambda r: str(r.plan_revision),
+    "nodes": lambda r: str(r.nodes_live),
+    "leaving": lambda r: str(r.nodes_leaving),
+    "requests/s": lambda r: f"{r.requests_per_s:.2f}",
+    "state": lambda r: r.why_no_plan or ("leads" if r.is_leader else "stands by"),
+}
+MIGRATOR_COLUMNS: Final[Mapping[str, Callable[[MigratorReport], str]]] = {
+    "migrator": lambda r: r.migrator_id,
+    "reached": lambda r: str(r.plan_revision_reached),
+    "done": lambda r: str(r.handovers_done),
+    "weights MiB": lambda r: f"{r.weight_bytes_moved / MIB:.1f}",
+    "KV MiB": lambda r: f"{r.kv_bytes_moved / MIB:.1f}",
+    "stall ms": lambda r: f"{r.stall_ms_recent:.1f}",
+    "state": lambda r: r.state or ("owner" if r.is_owner else "stands by"),
+}

@@ -16,6 +16,7 @@ import typer
 from libs.kernel.errors import ConfigError
 from services.launcher.completion import entity_ids
 from services.launcher.console import show, show_json
+from services.launcher.options import AsJson, DataFolder
 from services.launcher.state_file import DEFAULT_DATA_FOLDER
 
 FRAME_FIELDS: Final = frozenset({"timestamp", "event", "level", "service", "logger"})
@@ -47,13 +48,11 @@ def story(
             autocompletion=entity_ids,
         ),
     ],
-    data_folder: Annotated[
-        Path, typer.Option("--data-dir", help="The fleet's folder.")
-    ] = DEFAULT_DATA_FOLDER,
+    data_folder: DataFolder = DEFAULT_DATA_FOLDER,
     log_folder: Annotated[
         Path | None, typer.Option("--logs", help="Logs from elsewhere, one JSON line each.")
     ] = None,
-    is_json: Annotated[bool, typer.Option("--json", help="Print the lines as JSON.")] = False,
+    is_json: AsJson = False,
 ) -> None:
     """Tell everything that happened to ID, in order, with the cause of each step."""
     folder = log_folder or data_folder / "logs"

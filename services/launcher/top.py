@@ -1,10 +1,7 @@
 """`tideserve top`: the fleet as it is, again and again, until Ctrl-C."""
 
 import asyncio
-from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
@@ -13,6 +10,7 @@ from libs.kernel.errors import ConfigError
 from services.launcher.connection import connected
 from services.launcher.console import RESULTS
 from services.launcher.fleet_view import LISTEN_NS, FleetView
+from services.launcher.options import DataFolder, NatsUrl
 from services.launcher.state_file import DEFAULT_DATA_FOLDER, find_nats_url
 from services.launcher.status import tables
 
@@ -20,12 +18,8 @@ REFRESHES_PER_S = 4
 
 
 def top(
-    nats_url: Annotated[
-        str | None, typer.Option("--nats", help="Broker; else $TIDESERVE_NATS_URL or the fleet's.")
-    ] = None,
-    data_folder: Annotated[
-        Path, typer.Option("--data-dir", help="The fleet's folder.")
-    ] = DEFAULT_DATA_FOLDER,
+    nats_url: NatsUrl = None,
+    data_folder: DataFolder = DEFAULT_DATA_FOLDER,
 ) -> None:
     """Watch nodes, replicas, workers and hand-overs live; Ctrl-C ends it."""
     if not RESULTS.is_terminal:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from libs.policy.paper_profiles import PAPER_PROFILES
 from services.launcher.console import PROGRESS, RESULTS, show, show_json
+from services.launcher.options import AsJson
 from services.simulator.spot.hardware import HARDWARE
 from services.simulator.what_if.run import Answer, answer, compared_cells
 from services.simulator.what_if.scenario import Buying, Scenario
@@ -38,7 +39,7 @@ def what_if(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes; default: one for each core.")
     ] = None,
-    is_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    is_json: AsJson = False,
 ) -> None:
     """Ask what a fleet of any size would cost on spot, and on demand; see docs/SIMULATION.md."""
     scenario = Scenario(

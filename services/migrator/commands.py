@@ -10,11 +10,11 @@ from libs.contracts.handover import ToShape
 from libs.contracts.handover_record import HandoverRecord, HandoverState
 from libs.contracts.placement import Policy
 from libs.contracts.reports import MigratorReport
-from libs.kernel.core import SetTimer
+from libs.kernel.core import Caused, Operation, SetTimer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(Caused):
     """One line of the log: a hand-over enters a state, or a record changes its owner."""
 
     name: str
@@ -25,63 +25,51 @@ class Decision:
     source_replica_ids: tuple[str, ...] = ()
     target_replica_ids: tuple[str, ...] = ()
     reason: str = ""
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoreRecord:
+class StoreRecord(Operation):
     """Write the record if its key has this revision (0: is absent).
 
     -> RecordStored | RecordConflict | RecordUnavailable.
     """
 
-    op_id: str
     record: HandoverRecord
     revision: int
     decisions: tuple[Decision, ...] = ()
     """What becomes true with it."""
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadRecord:
+class ReadRecord(Operation):
     """Read the record and its revision -> RecordRead | RecordUnavailable."""
 
-    op_id: str
-    cause_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadPlacement:
+class ReadPlacement(Operation):
     """Read the committed placement -> PlacementRead | PlacementUnavailable."""
 
-    op_id: str
-    cause_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SendToWorker:
+class SendToWorker(Caused):
     """Publish an order to `worker_shape(worker_id)`."""
 
     worker_id: str
     message: ToShape
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PingWorker:
+class PingWorker(Caused):
     """Ask the broker whether anybody listens for the worker; nobody becomes WorkerUnreachable."""
 
     worker_id: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishReport:
+class PublishReport(Caused):
     """Publish our heartbeat."""
 
     report: MigratorReport
-    cause_id: str
 
 
 MigratorCommand = (

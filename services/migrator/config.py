@@ -6,18 +6,14 @@ from typing import Literal
 
 from libs.contracts.subjects import alias_of
 from libs.kernel.errors import ConfigError
-from libs.runtime.bus import STREAM_REPLICAS
+from libs.runtime.config import require_at_least
+from libs.runtime.service import StoringConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MigratorConfig:
+class MigratorConfig(StoringConfig):
     """What an operator sets; everything else is in MigratorOptions, with its reason."""
 
-    nats_url: str = "nats://127.0.0.1:4222"
-    """Broker to connect to; several, comma-separated, are one cluster."""
-    stream_replicas: int = 1
-    """Copies that the brokers of a cluster keep of each stream: 3 there, the same for all services;
-    1 for a broker alone."""
     migrator_id: str = "migrator"
     """Prefix of this process's id; a random suffix makes it unique per start."""
     model: str = ""
@@ -38,23 +34,12 @@ class MigratorConfig:
     where that is faster."""
     load_buffer_mib: int = 64
     """Memory beyond its weights that a worker may use while it loads."""
-    log_format: Literal["json", "console"] = "json"
-    """json for machines, console for people."""
-    log_level: str = "info"
-    """debug, info, warning or error."""
-    metrics_port: int | None = None
-    """Port of /metrics, /live and /health; none serves them not at all."""
-    metrics_host: str = "127.0.0.1"
-    """Address that the metrics port listens on."""
 
     def __post_init__(self) -> None:
-        if self.stream_replicas not in STREAM_REPLICAS:
-            raise ConfigError("stream_replicas: must be 1, 3 or 5")
+        StoringConfig.__post_init__(self)  # a class with slots has no super() without arguments
         if not self.model and not self.alias:
             raise ConfigError("model: name the model whose fleet to look after, or its alias")
-        for name in ("link_mib_per_s", "prefill_tokens_per_s", "load_buffer_mib"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1")
+        require_at_least(1, self, "link_mib_per_s", "prefill_tokens_per_s", "load_buffer_mib")
 
     @property
     def alias_served(self) -> str:

@@ -11,7 +11,7 @@ import structlog
 
 from libs.kernel.core import SetTimer
 from libs.kernel.units import NS_PER_S
-from libs.runtime.best_effort import BestEffortPublisher, close_all
+from libs.runtime.best_effort import BestEffortPublisher, run_until
 from libs.runtime.bus import Bus, BusMessage
 from libs.runtime.clock import Clock
 from libs.runtime.reachability import is_worker_reachable
@@ -73,13 +73,7 @@ class MigratorShell:
             now_unix_ns=self._clock.now_unix_ns(), cause_id=self._options.migrator_id
         )
         self._actor.post(started)
-        async with asyncio.TaskGroup() as tasks:
-            for subscription in subscriptions:
-                tasks.create_task(self._actor.feed(subscription, self._translate))
-            tasks.create_task(self._actor.run())
-            await stopping.wait()
-            await close_all(subscriptions)
-            self._actor.stop()
+        await run_until(stopping, self._actor, heard=subscriptions, translate=self._translate)
 
     def _translate(self, message: BusMessage) -> MigratorEvent | None:
         return event_of(

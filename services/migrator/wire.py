@@ -3,13 +3,11 @@
 Pure: bytes in, events out; commands in, bytes out.
 """
 
-from dataclasses import dataclass
-
 from libs.contracts import subjects
 from libs.contracts.handover import MIGRATOR_CONTROL
 from libs.contracts.placement import PLACEMENTS, Placement
 from libs.contracts.reports import REPORTS, MigratorReport, WorkerReport
-from libs.contracts.wire import encode
+from libs.contracts.wire import Outgoing, encode
 from libs.kernel.errors import ContractViolation
 from services.migrator.commands import PublishReport, SendToWorker
 from services.migrator.events import (
@@ -22,14 +20,6 @@ from services.migrator.events import (
 
 Sending = SendToWorker | PublishReport
 """The commands that are one message each."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """One message to publish."""
-
-    subject: str
-    payload: bytes
 
 
 def listening(migrator_id: str, alias: str) -> tuple[str, ...]:

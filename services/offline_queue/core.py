@@ -6,23 +6,20 @@ only by a task, which some queue's clerk leases: this core asks for one whenever
 a batch needs to be looked at and nobody has been asked.
 
 The parts: `holding` (what is leased), `intake` (which line goes next), `harvest` (how many may
-run), `surveying` (what becomes of whole batches).
+run), `taking_up` (what starts now), `surveying` (what becomes of whole batches).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import assert_never
 
-from libs.contracts.batches import OFFLINE_PRIORITY, BatchRecord, BatchStatus
+from libs.contracts.batches import BatchRecord, BatchStatus
 from libs.contracts.reports import OfflineQueueReport
 from libs.kernel.core import SetTimer, TimerFired, require
 from libs.kernel.units import NS_PER_S
-from libs.policy.deadlines import priority_at
 from libs.policy.fair_share import cost
 from services.offline_queue.commands import (
-    FailLine,
     PublishReport,
     QueueCommand,
-    StartLine,
 )
 from services.offline_queue.counters import QueueCounters
 from services.offline_queue.events import (
@@ -46,14 +43,11 @@ from services.offline_queue.holding import Holding
 from services.offline_queue.intake import Choice, Intake, Source
 from services.offline_queue.options import QueueOptions
 from services.offline_queue.surveying import Due, Surveying
+from services.offline_queue.taking_up import TakingUp
 
 REPORT_TIMER = "report"
 SURVEY_TIMER = "survey"
 KEEP_TIMER = "keep"
-EXPIRED_CODE = "expired"
-GIVEN_UP_CODE = "given_up"
-LINES_AHEAD_MIN = 4
-"""Lines held ready beyond those that run, so that a free place is filled at once."""
 
 
 class QueueCore:
@@ -68,6 +62,14 @@ class QueueCore:
         self._holding = Holding(
             options, intake=self.intake, surveying=self.surveying, counters=self.counters
         )
+        self._taking_up = TakingUp(
+            options,
+            intake=self.intake,
+            harvest=self.harvest,
+            surveying=self.surveying,
+            holding=self._holding,
+            counters=self.counters,
+        )
         self._commands: list[QueueCommand] = []
         self._now_ns = 0
         self._cause_id = ""
@@ -81,8 +83,12 @@ class QueueCore:
         self._now_ns = now_ns
         self._cause_id = event.cause_id
         self._apply(event)
-        if not self._is_stopping:
-            self._dispatch()
+        if self._unix_ns_at_0 and not self._is_stopping:
+            self._emit(
+                *self._taking_up.take_up(
+                    now_ns=now_ns, now_unix_s=self.now_unix_s(), cause_id=self._cause_id
+                )
+            )
         commands, self._commands = self._commands, []
         return commands
 
@@ -170,7 +176,7 @@ class QueueCore:
             batches_open=due.batches_open,
             lines_waiting=max(0, due.lines_left - running),
             lines_running=running,
-            lines_running_max=sum(map(self._lines_max, self._aliases())),
+            lines_running_max=sum(map(self._taking_up.lines_max, self._taking_up.aliases())),
             lines_completed=self.counters.lines_completed,
             lines_failed=self.counters.lines_failed,
             lines_expired=self.counters.lines_expired,
@@ -209,9 +215,6 @@ class QueueCore:
         for record in self.surveying.in_progress():
             self.intake.put_source(self._source_of(record))
 
-    def _aliases(self) -> list[str]:
-        return sorted({source.alias for source in self.intake.sources.values()})
-
     # ------------------------------------------------------------------ lines
 
     def _line_stored(self, event: LineStored) -> None:
@@ -248,99 +251,16 @@ class QueueCore:
         held.not_before_ns = self._now_ns + wait_ns
         if held.attempts >= self._options.attempts_max:
             choice = self._choice(event.part_key, event.line)
-            self._fail(choice, code="server_error", message=event.failure)
+            self._emit(
+                self._taking_up.fail(
+                    choice, "server_error", message=event.failure, cause_id=self._cause_id
+                )
+            )
 
     def _choice(self, part_key: str, line: int) -> Choice:
         part = self.intake.parts[part_key]
         source = self.intake.sources[part.source_id]
         return Choice(source=source, part=part, line=part.lines[line])
-
-    def _fail(self, choice: Choice, *, code: str, message: str) -> None:
-        self.intake.start(choice, is_urgent=False)
-        self._emit(
-            FailLine(
-                part_key=choice.part.part_key,
-                line=choice.line.waiting.line,
-                code=code,
-                message=message,
-                cause_id=self._cause_id,
-            )
-        )
-
-    # ------------------------------------------------------------------ taking up
-
-    def _dispatch(self) -> None:
-        """Start what may start, in order; then lease what is wanted next."""
-        urgent = self.surveying.urgent(now_unix_s=self.now_unix_s())
-        ranked = self.intake.ranked(urgent=urgent)
-        room = {alias: self._room(alias) for alias in self._aliases()}
-        for source in ranked:
-            while (choice := self.intake.next_of(source, now_ns=self._now_ns)) is not None:
-                if choice.part.is_given_up:
-                    message = f"taken up {self._options.deliveries_max} times, never to its end"
-                    self._fail(choice, code=GIVEN_UP_CODE, message=message)
-                elif source.deadline_at_ns <= self._now_ns:
-                    if source.source_id in self.surveying:
-                        break  # its clerk tells of all lines that are missing at the end
-                    self.counters.lines_expired += 1
-                    self._fail(choice, code=EXPIRED_CODE, message="its deadline has passed")
-                elif room[source.alias] > 0:
-                    room[source.alias] -= 1
-                    self._start(choice)
-                else:
-                    break
-        if self._unix_ns_at_0:
-            self._lease(ranked, room)
-
-    def _lease(self, ranked: Sequence[Source], room: Mapping[str, int]) -> None:
-        """Have lines ready for what will be free next."""
-        wanted = {
-            alias: max(LINES_AHEAD_MIN, self._lines_max(alias) // 2) + max(0, free)
-            for alias, free in room.items()
-        }
-        self._emit(
-            *self._holding.lease(
-                ranked, lines_wanted=wanted, now_ns=self._now_ns, cause_id=self._cause_id
-            )
-        )
-
-    def _room(self, alias: str) -> int:
-        return self._lines_max(alias) - self.intake.running(alias)
-
-    def _lines_max(self, alias: str) -> int:
-        return self.harvest.lines_max(
-            alias,
-            running=self.intake.running(alias),
-            tokens_per_line=self.surveying.tokens_per_line(alias),
-        )
-
-    def _start(self, choice: Choice) -> None:
-        priority = self._priority(choice.source)
-        is_urgent = priority > OFFLINE_PRIORITY
-        self.counters.lines_started += 1
-        self.intake.start(choice, is_urgent=is_urgent)
-        self.harvest.line_started(choice.source.alias)
-        self._emit(
-            StartLine(
-                part_key=choice.part.part_key,
-                line=choice.line.waiting.line,
-                attempt=choice.line.attempts,
-                priority=priority,
-                expires_after_ns=choice.source.deadline_at_ns - self._now_ns,
-                cause_id=self._cause_id,
-            )
-        )
-
-    def _priority(self, source: Source) -> int:
-        """Return the priority of the source's next line; only a reserved share may be raised."""
-        reserved = self._options.urgent_share * self._lines_max(source.alias)
-        if self.intake.urgent() >= max(1.0, reserved):
-            return OFFLINE_PRIORITY
-        laxity_ns = self.surveying.laxity_ns(source.source_id, now_unix_s=self.now_unix_s())
-        if laxity_ns is None:
-            laxity_ns = source.deadline_at_ns - self._now_ns
-        slack_ns = min(self._options.slack_ns, source.window_ns // 4)
-        return priority_at(laxity_ns, slack_ns=max(1, slack_ns), priority_idle=OFFLINE_PRIORITY)
 
     # ------------------------------------------------------------------ small things
 

@@ -5,54 +5,47 @@ from typing import TypeAlias
 
 from libs.contracts.batches import BatchRecord
 from libs.contracts.reports import OfflineQueueReport, WorkerReport
-from libs.kernel.core import TimerFired
+from libs.kernel.core import Caused, TimerFired
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueStarted:
+class QueueStarted(Caused):
     """Comes first and once."""
 
     now_unix_ns: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueStopping:
+class QueueStopping(Caused):
     """The process is about to end: take up nothing more; what is held goes to other queues."""
 
-    cause_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchRead:
+class BatchRead(Caused):
     """A batch is like this now."""
 
     record: BatchRecord
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchForgotten:
+class BatchForgotten(Caused):
     """The record of a batch was deleted."""
 
     batch_id: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerReported:
+class WorkerReported(Caused):
     """A worker's report."""
 
     report: WorkerReport
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueReported:
+class QueueReported(Caused):
     """A queue's report; our own comes back, too."""
 
     report: OfflineQueueReport
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,24 +81,22 @@ class LeasedJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartsLeased:
+class PartsLeased(Caused):
     """How a lease of parts ended; empty if there were none, or the broker was away."""
 
     source_id: str
     parts: tuple[LeasedPart, ...]
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobsLeased:
+class JobsLeased(Caused):
     """How a lease of jobs ended; likewise."""
 
     jobs: tuple[LeasedJob, ...]
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LineStored:
+class LineStored(Caused):
     """The line has ended, and how it did is stored durably."""
 
     part_key: str
@@ -113,11 +104,10 @@ class LineStored:
     is_completed: bool
     prompt_tokens: int
     answer_tokens: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinePutOff:
+class LinePutOff(Caused):
     """The line did not end; nothing is stored."""
 
     part_key: str
@@ -126,29 +116,26 @@ class LinePutOff:
     """Whether the fleet has no room: fewer lines should run."""
     failure: str = ""
     """Why it failed in the fleet, if it did: then an attempt is used up."""
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartAcknowledged:
+class PartAcknowledged(Caused):
     """How an acknowledgement ended."""
 
     part_key: str
     is_done: bool
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartKept:
+class PartKept(Caused):
     """The broker was told to renew the lease of a part, if it was ours still."""
 
     part_key: str
     asked_at_ns: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchSurveyed:
+class BatchSurveyed(Caused):
     """What the streams hold of a batch."""
 
     batch_id: str
@@ -156,7 +143,6 @@ class BatchSurveyed:
     tasks_left: int
     completed: int
     failed: int
-    cause_id: str
 
 
 QueueEvent: TypeAlias = (

@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
 
 from libs.client.client import ClientOptions, TideClient
 from libs.client.reader_events import ReaderOptions
@@ -50,7 +49,6 @@ from services.offline_queue.events import (
     BatchSurveyed,
     JobsLeased,
     LinePutOff,
-    LineStored,
     PartAcknowledged,
     PartKept,
     PartsLeased,
@@ -61,10 +59,11 @@ from services.offline_queue.events import (
     WorkerReported,
 )
 from services.offline_queue.janitor import Janitor
-from services.offline_queue.job_runner import JobRunner, LoadedJob
+from services.offline_queue.job_runner import JobRunner
 from services.offline_queue.leases import Leases
 from services.offline_queue.line_runner import LineRunner
 from services.offline_queue.options import QueueOptions
+from services.offline_queue.running_lines import RunningLines
 from services.offline_queue.store import OfflineStore
 
 STORE_TIMEOUT_NS: Final = 30 * NS_PER_S
@@ -74,8 +73,6 @@ READER_OPTIONS: Final = ReaderOptions(
 )
 """A rejection for want of room is told at once: it sets the pace. Longer than the 8 s that a
 broker's cluster may need to elect a leader."""
-
-LineOutcome = LineStored | LinePutOff
 
 
 class QueueShell:
@@ -99,9 +96,12 @@ class QueueShell:
         self._client = TideClient(bus, options=ClientOptions(reader=READER_OPTIONS))
         self._leases = Leases(store, blobs)
         self._asking = Asking(self._client)
-        self._lines = LineRunner(self._asking, store, blobs)
-        self._jobs = JobRunner(self._asking, store)
-        self._running: dict[tuple[str, int], asyncio.Task[LineOutcome]] = {}
+        self._lines = RunningLines(
+            self._leases,
+            self._asking,
+            lines=LineRunner(self._asking, store, blobs),
+            jobs=JobRunner(self._asking, store),
+        )
         self._desk = Desk(bus, store)
         self._clerk = Clerk(store, blobs, lease_ns=options.lease_ns)
         self._janitor = Janitor(store, blobs)
@@ -156,12 +156,8 @@ class QueueShell:
 
     async def _leave(self) -> None:
         """Hand everything over: lines go on with the routers, parts back to the stream."""
-        self._asking.is_leaving = True
         self.actor.post(QueueStopping(cause_id=self._options.queue_id))
-        running = list(self._running.values())
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await self._lines.leave()
         await self._leases.give_back_all()
 
     def _translate(self, message: BusMessage) -> QueueEvent | None:
@@ -202,7 +198,7 @@ class QueueShell:
                 )
             case StartLine() | FailLine():
                 return Effect(
-                    work=lambda: self._run_line(command),
+                    work=lambda: self._lines.run(command),
                     failed=lambda error: LinePutOff(
                         part_key=command.part_key,
                         line=command.line,
@@ -211,7 +207,8 @@ class QueueShell:
                     ),
                 )
             case DropPart():
-                self._drop(command.part_key)
+                self._leases.drop(command.part_key)
+                self._lines.drop(command.part_key)
                 return None
             case AcknowledgePart():
                 return Effect(
@@ -247,45 +244,6 @@ class QueueShell:
                 assert_never(command)
         return None
 
-    # ------------------------------------------------------------------ lines
-
-    async def _run_line(self, command: StartLine | FailLine) -> LineOutcome:
-        """Run the line as a task of its own, which a dropped part or our leaving cancels."""
-        key = (command.part_key, command.line)
-        put_off = LinePutOff(
-            part_key=command.part_key, line=command.line, cause_id=command.cause_id
-        )
-        work = self._work_on(command)
-        if work is None or self._asking.is_leaving:
-            return put_off
-        task = asyncio.create_task(work)
-        self._running[key] = task
-        try:
-            await asyncio.wait({task})
-        finally:
-            task.cancel()
-            if self._running.get(key) is task:
-                del self._running[key]
-        return put_off if task.cancelled() else task.result()
-
-    def _work_on(self, command: StartLine | FailLine) -> Coroutine[Any, Any, LineOutcome] | None:
-        loaded = self._leases.line(command.part_key, command.line)
-        if loaded is None:
-            return None
-        if isinstance(loaded, LoadedJob):
-            if isinstance(command, StartLine):
-                return self._jobs.run(loaded, command)
-            return self._jobs.fail(loaded, command)
-        if isinstance(command, StartLine):
-            return self._lines.run(loaded, command)
-        return self._lines.fail(loaded, command)
-
-    def _drop(self, part_key: str) -> None:
-        self._leases.drop(part_key)
-        for (held_key, _), task in list(self._running.items()):
-            if held_key == part_key:
-                task.cancel()
-
     async def _keep(self, command: KeepPart) -> PartKept:
         await self._leases.keep(command.part_key)
         return PartKept(
@@ -295,8 +253,6 @@ class QueueShell:
     async def _acknowledge(self, command: AcknowledgePart) -> PartAcknowledged:
         await self._leases.acknowledge(command.part_key)
         return PartAcknowledged(part_key=command.part_key, is_done=True, cause_id=command.cause_id)
-
-    # ------------------------------------------------------------------ the rest
 
     async def _survey(self, command: SurveyBatch) -> BatchSurveyed:
         # Work first: of a part that is gone by then, all lines are among the outcomes.

@@ -23,6 +23,7 @@ from libs.kernel.errors import ContractViolation
 from libs.kernel.units import MIB, NS_PER_S
 from libs.runtime.bus import (
     Bus,
+    ConsumerOptions,
     KeyExists,
     LeaseConsumer,
     StoredMessage,
@@ -197,12 +198,14 @@ class OfflineStore:
 
     async def _consumer(self, name: str, pattern: str) -> LeaseConsumer:
         return await self._bus.lease_consumer(
-            subjects.JOB_STREAM,
-            name,
-            filter_subject=pattern,
-            ack_wait_ns=self._lease_ns,
-            deliveries_max=DELIVERIES_MAX,
-            leases_max=LEASES_MAX,
+            ConsumerOptions(
+                stream=subjects.JOB_STREAM,
+                durable=name,
+                filter_subject=pattern,
+                ack_wait_ns=self._lease_ns,
+                deliveries_max=DELIVERIES_MAX,
+                leases_max=LEASES_MAX,
+            )
         )
 
 

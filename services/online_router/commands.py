@@ -10,112 +10,95 @@ from libs.contracts.online import SubmitRequest, ToClient
 from libs.contracts.reports import RouterReport
 from libs.contracts.sessions import ToWorker
 from libs.contracts.wire import Encoding
-from libs.kernel.core import SetTimer
+from libs.kernel.core import Caused, Operation, SetTimer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(Caused):
     """Send a message to a client's reply subject; it may be lost, the client asks again."""
 
     reply_to: str
     encoding: Encoding
     message: ToClient
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tokenize:
+class Tokenize(Operation):
     """Render and tokenise the prompt, and try the answer's schema, off the loop
     -> PromptTokenized | PromptRefused."""
 
-    op_id: str
     alias: str
     submission: SubmitRequest
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimRequest:
+class ClaimRequest(Operation):
     """Bind the request id to our journal -> ClaimMade | ClaimHeld | ClaimUnavailable.
 
     With a revision only if the claim still has it; `is_forced` whatever stands there, which only
     the router that has fenced the former owner may ask. A claim that is ours already is made.
     """
 
-    op_id: str
     request_id: str
     journal_id: str
     revision: int | None = None
     is_forced: bool = False
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AppendJournal:
+class AppendJournal(Operation):
     """Append one batch if the journal's last sequence is this -> JournalAppended | ...Failed."""
 
-    op_id: str
     journal_id: str
     message_id: str
     expected_sequence: int
     records: tuple[JournalRecord, ...]
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadJournalTail:
+class ReadJournalTail(Operation):
     """Read the last message of a journal -> JournalTailRead | JournalUnavailable."""
 
-    op_id: str
     journal_id: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadJournal:
+class ReadJournal(Operation):
     """Read a whole journal -> JournalRead | JournalUnavailable."""
 
-    op_id: str
     journal_id: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ListJournals:
+class ListJournals(Operation):
     """List the journals that hold messages -> JournalsListed | JournalUnavailable."""
 
-    op_id: str
-    cause_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PurgeJournal:
+class PurgeJournal(Caused):
     """Drop the journal's messages before this sequence. May fail: it only saves space."""
 
     journal_id: str
     before_sequence: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SendToWorker:
+class SendToWorker(Caused):
     """Send a control message; nobody listening becomes PeerUnreachable."""
 
     worker_id: str
     message: ToWorker
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PingRouter:
+class PingRouter(Caused):
     """Find out whether anybody listens for the router; nobody becomes PeerUnreachable."""
 
     router_id: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardSubmission:
+class ForwardSubmission(Caused):
     """Hand a repeated submission to the router that owns it, with the client's reply subject."""
 
     router_id: str
@@ -123,15 +106,13 @@ class ForwardSubmission:
     submission: SubmitRequest
     reply_to: str
     encoding: Encoding
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishReport:
+class PublishReport(Caused):
     """Publish our heartbeat."""
 
     report: RouterReport
-    cause_id: str
 
 
 RouterCommand = (

@@ -20,7 +20,7 @@ from libs.contracts.online import FinishReason, SubmitRequest, TokenLogprobs
 from libs.contracts.sessions import SessionSpec, StartSession, TokenReceipt
 from libs.contracts.token_step import SessionTokens
 from libs.contracts.wire import Encoding
-from libs.kernel.core import require
+from libs.kernel.core import present, require
 
 
 class Phase(StrEnum):
@@ -117,9 +117,7 @@ class Session:
     def known_spec(self) -> SessionSpec:
         """Return the spec, which every session from OPENING on has."""
         spec = self.spec
-        require(spec is not None, f"session {self.request_id} has no spec in {self.phase}")
-        assert spec is not None
-        return spec
+        return present(spec, f"session {self.request_id} has no spec in {self.phase}")
 
     def start_message(self, *, router_id: str) -> StartSession:
         """What tells the worker to run the session from here."""

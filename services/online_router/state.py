@@ -13,7 +13,7 @@ from libs.contracts.online import (
 )
 from libs.contracts.sessions import EndSession
 from libs.engine.prefix_hashes import prefix_block_hashes
-from libs.kernel.core import require
+from libs.kernel.core import present
 from libs.policy.liveness import EchoLiveness
 from services.online_router.commands import Reply, RouterCommand, SendToWorker
 from services.online_router.ended import EndedSessions
@@ -236,11 +236,9 @@ class RouterState:
                 reason=session.failure.reason,
                 message=session.failure.message,
             )
-        require(session.finish_reason is not None, "an ended session without an end")
-        assert session.finish_reason is not None
         return RequestFinished(
             request_id=session.request_id,
-            finish_reason=session.finish_reason,
+            finish_reason=present(session.finish_reason, "an ended session without an end"),
             prompt_tokens=len(session.known_spec().prompt_token_ids),
             completion_tokens=len(session.token_ids),
         )

@@ -11,7 +11,7 @@ from libs.contracts.online import CANCELLATIONS, SUBMISSIONS
 from libs.contracts.reports import REPORTS, RouterReport, WorkerReport
 from libs.contracts.sessions import ROUTER_CONTROL
 from libs.contracts.token_step import unpack_step
-from libs.contracts.wire import Encoding, encode, encoding_of
+from libs.contracts.wire import Encoding, Outgoing, encode, encoding_of
 from libs.kernel.errors import ContractViolation
 from services.online_router.commands import (
     ForwardSubmission,
@@ -39,15 +39,6 @@ _ONLINE: Final = subjects.ONLINE_ALL.removesuffix("*")
 _CANCEL: Final = subjects.CANCEL_ALL.removesuffix("*")
 _REPORTS: Final = f"{subjects.ROOT}.report."
 _ROUTER: Final = f"{subjects.ROOT}.router."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """One message to publish."""
-
-    subject: str
-    payload: bytes
-    reply_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

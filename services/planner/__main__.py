@@ -2,21 +2,15 @@
 
 import asyncio
 import os
-import secrets
 import sys
 from pathlib import Path
 
 import structlog
 
-from libs.contracts.subjects import alias_of
-from libs.kernel.errors import ConfigError, Unavailable
 from libs.runtime.bus import Bus
 from libs.runtime.clock import Clock, SystemClock
-from libs.runtime.config import read_config
-from libs.runtime.logs import set_up_logs
-from libs.runtime.nats_bus import NatsBus
 from libs.runtime.process import run_service
-from libs.runtime.status_server import StatusServer
+from libs.runtime.service import broker, log_as, read_settings, status_port, unique_id
 from services.planner.config import PlannerConfig
 from services.planner.options import PlannerOptions
 from services.planner.planner_metrics import planner_metrics
@@ -33,36 +27,20 @@ _log = structlog.get_logger(__name__)
 
 async def serve(stopping: asyncio.Event) -> None:
     """Read the settings, connect, and plan until told to stop. Raises: ConfigError."""
-    set_up_logs(service="planner")  # for the line that reading the settings writes
-    config = read_config(PlannerConfig, service="planner")
-    # Unique per start: leadership is bound to the process, not to the name it was given.
-    planner_id = alias_of(f"{config.planner_id[:48]}-{secrets.token_hex(4)}")
-    set_up_logs(
-        service="planner",
-        format_name=config.log_format,
-        level=config.log_level,
-        planner_id=planner_id,
-    )
-    profile = read_profile(
-        Path(config.model).expanduser(), device=config.device, profile=config.profile
-    )
+    config = read_settings(PlannerConfig, service="planner")
+    planner_id = unique_id(config.planner_id)
+    log_as(config, service="planner", planner_id=planner_id)
+    folder = Path(config.model).expanduser()
     options = planner_options(
         config,
-        profile=profile,
-        model=read_model(Path(config.model).expanduser()),
+        profile=read_profile(folder, device=config.device, profile=config.profile),
+        model=read_model(folder),
         planner_id=planner_id,
         process_id=os.getpid(),
     )
-    try:
-        bus = await NatsBus.connect(
-            config.nats_url, name=planner_id, stream_replicas=config.stream_replicas
-        )
-    except Unavailable as error:
-        raise ConfigError(f"nats_url: {error}") from None
-    try:
+    replicas = config.stream_replicas
+    async with broker(config.nats_url, name=planner_id, stream_replicas=replicas) as bus:
         await _plan(config, options, bus, stopping)
-    finally:
-        await bus.close()
 
 
 async def _plan(
@@ -83,14 +61,11 @@ async def _plan(
         messages_unsent=lambda: shell.messages_unsent,
         messages_refused=lambda: shell.actor.events_refused,
     )
-    status = StatusServer(metrics=metrics, is_ready=lambda: bus.is_connected)
-    if config.metrics_port is not None:
-        await status.start(host=config.metrics_host, port=config.metrics_port)
-    _log.info("planner_ready", alias=options.alias, profile=options.profile.source)
     try:
-        await shell.run(stopping)
+        async with status_port(config, metrics, is_ready=lambda: bus.is_connected):
+            _log.info("planner_ready", alias=options.alias, profile=options.profile.source)
+            await shell.run(stopping)
     finally:
-        await status.stop()
         await provisioner.close()
 
 

@@ -6,82 +6,71 @@ from typing import TypeAlias
 from libs.contracts.placement import CapacityWanted, PinAnswer, Placement
 from libs.contracts.reports import PlannerReport
 from libs.contracts.wire import Encoding
-from libs.kernel.core import SetTimer
+from libs.kernel.core import Caused, Operation, SetTimer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadPlacement:
+class ReadPlacement(Operation):
     """Read the committed placement: ends in PlacementRead or StoreUnavailable."""
 
-    op_id: str
-    cause_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommitPlacement:
+class CommitPlacement(Operation):
     """Write the placement if the key still has this revision (None: does not exist).
 
     Ends in PlacementCommitted, PlacementConflict or StoreUnavailable.
     """
 
-    op_id: str
     placement: Placement
     revision: int | None
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnnouncePlacement:
+class AnnouncePlacement(Caused):
     """Publish what was committed, for those who do not watch the store. May be lost."""
 
     placement: Placement
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishCapacity:
+class PublishCapacity(Caused):
     """Say which nodes are wanted, and let the provisioner, if there is one, get them."""
 
     wanted: CapacityWanted
     spot_node_ids: tuple[str, ...]
     """Those that are there and stay."""
     on_demand_node_ids: tuple[str, ...]
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PingWorker:
+class PingWorker(Caused):
     """Ask the broker whether anybody listens for the worker; nobody becomes WorkerUnreachable."""
 
     worker_id: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishReport:
+class PublishReport(Caused):
     """Send the heartbeat. May be lost."""
 
     report: PlannerReport
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerPin:
+class AnswerPin(Caused):
     """Tell an operator what became of a wish for a shape. May be lost."""
 
     reply_to: str
     encoding: Encoding
     answer: PinAnswer
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TellDecision:
+class TellDecision(Caused):
     """One log line: what was decided and why; `story` finds it by the ids in its fields."""
 
     decision: str
     fields: tuple[tuple[str, str | int | float | tuple[str, ...]], ...]
-    cause_id: str
 
 
 PlannerCommand: TypeAlias = (

@@ -7,7 +7,8 @@ from typing import Literal
 from libs.contracts.placement import Policy
 from libs.contracts.subjects import alias_of
 from libs.kernel.errors import ConfigError
-from libs.runtime.bus import STREAM_REPLICAS
+from libs.runtime.config import require_at_least, require_positive
+from libs.runtime.service import StoringConfig
 from services.planner.options import ECHOES_MISSED_MAX
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -32,14 +33,9 @@ class KubernetesConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannerConfig:
+class PlannerConfig(StoringConfig):
     """What an operator sets; everything else is in PlannerOptions, with its reason."""
 
-    nats_url: str = "nats://127.0.0.1:4222"
-    """Broker to connect to; several, comma-separated, are one cluster."""
-    stream_replicas: int = 1
-    """Copies that the brokers of a cluster keep of each stream: 3 there, the same for all services;
-    1 for a broker alone."""
     planner_id: str = "planner"
     """Prefix of this process's id; a random suffix makes it unique per start."""
     model: str = ""
@@ -77,34 +73,22 @@ class PlannerConfig:
     """Heartbeat; planners count missed ones, so all processes of a fleet use the same."""
     reports_missed_max: int = ECHOES_MISSED_MAX
     """Reports in a row after which a silent worker, or the leader, counts as dead."""
-    log_format: Literal["json", "console"] = "json"
-    """json for machines, console for people."""
-    log_level: str = "info"
-    """debug, info, warning or error."""
-    metrics_port: int | None = None
-    """Port of /metrics, /live and /health; none serves them not at all."""
-    metrics_host: str = "127.0.0.1"
-    """Address that the metrics port listens on."""
 
     def __post_init__(self) -> None:
-        if self.stream_replicas not in STREAM_REPLICAS:
-            raise ConfigError("stream_replicas: must be 1, 3 or 5")
+        StoringConfig.__post_init__(self)  # a class with slots has no super() without arguments
         if not self.model:
             raise ConfigError("model: name the model's folder")
-        if self.requests_per_s_min <= 0:
-            raise ConfigError("requests_per_s_min: must be above 0")
-        for name in ("report_interval_ms", "reports_missed_max"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1")
-        for name in (
+        require_positive(self, "requests_per_s_min")
+        require_at_least(1, self, "report_interval_ms", "reports_missed_max")
+        require_at_least(
+            0,
+            self,
             "workspace_bytes",
             "losses_per_node_hour",
             "nodes_max",
             "nodes_extra",
             "nodes_expected",
-        ):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: must not be negative")
+        )
         if not 0 <= self.gain_percent_min < 100:
             raise ConfigError("gain_percent_min: must be from 0 to 99")
         if self.nodes_max and not 1 <= self.nodes_min <= self.nodes_max:

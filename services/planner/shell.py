@@ -13,7 +13,7 @@ import structlog
 from libs.contracts.reports import PlannerReport
 from libs.kernel.core import SetTimer
 from libs.kernel.units import NS_PER_S, milliseconds
-from libs.runtime.best_effort import BestEffortPublisher, close_all
+from libs.runtime.best_effort import BestEffortPublisher, run_until
 from libs.runtime.bus import Bus, BusMessage
 from libs.runtime.clock import Clock
 from libs.runtime.reachability import is_worker_reachable
@@ -114,13 +114,7 @@ class PlannerShell:
         self.actor.post(
             PlannerStarted(now_unix_ns=self._clock.now_unix_ns(), cause_id=self._options.planner_id)
         )
-        async with asyncio.TaskGroup() as tasks:
-            for subscription in subscriptions:
-                tasks.create_task(self.actor.feed(subscription, self._translate))
-            tasks.create_task(self.actor.run())
-            await stopping.wait()
-            await close_all(subscriptions)
-            self.actor.stop()
+        await run_until(stopping, self.actor, heard=subscriptions, translate=self._translate)
 
     def _translate(self, message: BusMessage) -> PlannerEvent | None:
         return event_of(

@@ -3,7 +3,6 @@
 Pure: bytes in, events out; commands in, bytes out.
 """
 
-from dataclasses import dataclass
 from typing import Final, assert_never
 
 from libs.contracts import subjects
@@ -16,7 +15,7 @@ from libs.contracts.reports import (
     RouterReport,
     WorkerReport,
 )
-from libs.contracts.wire import encode, encoding_of
+from libs.contracts.wire import Outgoing, encode, encoding_of
 from services.planner.commands import AnnouncePlacement, AnswerPin, PublishCapacity, PublishReport
 from services.planner.events import (
     NoticeReceived,
@@ -33,14 +32,6 @@ Sending = AnnouncePlacement | PublishCapacity | PublishReport | AnswerPin
 """The commands that are one message each."""
 
 _NOTICES: Final = subjects.NOTICES_ALL.removesuffix("*")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """One message to publish."""
-
-    subject: str
-    payload: bytes
 
 
 def listening(alias: str) -> tuple[str, ...]:

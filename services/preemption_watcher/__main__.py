@@ -10,11 +10,9 @@ import structlog
 from libs.contracts.subjects import alias_of
 from libs.kernel.units import NS_PER_MS
 from libs.runtime.clock import SystemClock
-from libs.runtime.config import read_config
-from libs.runtime.logs import set_up_logs
 from libs.runtime.nats_bus import NatsBus
-from libs.runtime.process import die_with_parent, run_service
-from libs.runtime.status_server import StatusServer
+from libs.runtime.process import run_service
+from libs.runtime.service import log_as, read_settings, status_port
 from services.preemption_watcher.bus_link import BusLink
 from services.preemption_watcher.config import WatcherConfig
 from services.preemption_watcher.core import WatcherCore
@@ -30,17 +28,9 @@ _log = structlog.get_logger(__name__)
 
 async def serve(stopping: asyncio.Event) -> None:
     """Read the settings, open the sources, and watch until told to stop. Raises: ConfigError."""
-    set_up_logs(service="preemption_watcher")  # for the line that reading the settings writes
-    config = read_config(WatcherConfig, service="preemption_watcher")
-    if config.dies_with_parent:
-        die_with_parent()
+    config = read_settings(WatcherConfig, service="preemption_watcher")
     node_id = alias_of(config.node_id or platform.node())
-    set_up_logs(
-        service="preemption_watcher",
-        format_name=config.log_format,
-        level=config.log_level,
-        node_id=node_id,
-    )
+    log_as(config, service="preemption_watcher", node_id=node_id)
     clock = SystemClock()
     sources = open_sources(config, node_id=node_id, clock=clock)
     core = WatcherCore(_options(config, sources, node_id=node_id))
@@ -53,19 +43,15 @@ async def serve(stopping: asyncio.Event) -> None:
         clock=clock,
         socket_path=config.socket_path,
     )
-    status = StatusServer(
-        metrics=watcher_metrics(core, link, shell.socket), is_ready=lambda: link.is_connected
-    )
+    metrics = watcher_metrics(core, link, shell.socket)
     try:
-        if config.metrics_port is not None:
-            await status.start(host=config.metrics_host, port=config.metrics_port)
-        _log.info("watcher_ready", sources=list(config.sources))
-        async with asyncio.TaskGroup() as group:
-            hearing = group.create_task(_hear_signals(sources, stopping))
-            await shell.run(stopping)
-            hearing.cancel()
+        async with status_port(config, metrics, is_ready=lambda: link.is_connected):
+            _log.info("watcher_ready", sources=list(config.sources))
+            async with asyncio.TaskGroup() as group:
+                hearing = group.create_task(_hear_signals(sources, stopping))
+                await shell.run(stopping)
+                hearing.cancel()
     finally:
-        await status.stop()
         await link.close()
 
 

@@ -9,53 +9,46 @@ from enum import StrEnum
 
 from libs.contracts.preemption import Notice, NoticeAnswer
 from libs.contracts.wire import Encoding
-from libs.kernel.core import SetTimer
+from libs.kernel.core import Caused, Operation, SetTimer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PollSource:
+class PollSource(Operation):
     """Ask the source which notices there are. At most one poll of a source is under way."""
 
-    op_id: str
     source: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishNotice:
+class PublishNotice(Caused):
     """Publish to `notice(node_id)`."""
 
     notice: Notice
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TellWorkers:
+class TellWorkers(Caused):
     """Send over the node's socket to every worker, or to the one that has just connected."""
 
     notices: tuple[Notice, ...]
     connection_id: int | None
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConfirmToSource:
+class ConfirmToSource(Operation):
     """Tell the cloud that it need not wait."""
 
-    op_id: str
     source: str
     notice_id: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerRequest:
+class AnswerRequest(Caused):
     """Publish to the reply subject of a request, in the encoding of the request."""
 
     reply_to: str
     encoding: Encoding
     answer: NoticeAnswer
-    cause_id: str
 
 
 class Outcome(StrEnum):
@@ -73,21 +66,18 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogOutcome:
+class LogOutcome(Caused):
     """Write one line."""
 
     outcome: Outcome
     source: str
     detail: str
-    cause_id: str
     notice: Notice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StopProcess:
+class StopProcess(Caused):
     """End. The core ignores what comes after."""
-
-    cause_id: str
 
 
 WatcherCommand = (

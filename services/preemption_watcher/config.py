@@ -6,6 +6,8 @@ from typing import Literal
 
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_MS
+from libs.runtime.config import require_at_least
+from libs.runtime.service import ServiceConfig
 
 SourceName = Literal[
     "manual", "aws", "gcp", "azure", "kubernetes", "slurm", "eventbridge-sqs", "trace"
@@ -102,11 +104,9 @@ class TraceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatcherConfig:
+class WatcherConfig(ServiceConfig):
     """What an operator sets; everything else is in WatcherOptions, with its reason."""
 
-    nats_url: str = "nats://127.0.0.1:4222"
-    """Broker to connect to; several, comma-separated, are one cluster."""
     node_id: str = ""
     """This node, as its workers and the planner name it; empty takes the host name."""
     sources: tuple[SourceName, ...] = ("manual",)
@@ -131,29 +131,22 @@ class WatcherConfig:
     """Used if sources has eventbridge-sqs."""
     trace: TraceConfig = field(default_factory=TraceConfig)
     """Used if sources has trace."""
-    log_format: Literal["json", "console"] = "json"
-    """json for machines, console for people."""
-    log_level: str = "info"
-    """debug, info, warning or error."""
-    metrics_port: int | None = None
-    """Port of /metrics, /live and /health; none serves them not at all."""
-    metrics_host: str = "127.0.0.1"
-    """Address that the metrics port listens on."""
-    dies_with_parent: bool = False
-    """End when the process that started this one ends; the launcher sets it."""
 
     def __post_init__(self) -> None:
         if len(set(self.sources)) < len(self.sources):
             raise ConfigError("sources: name each source once")
-        _require_positive("aws.poll_interval_ms", self.aws.poll_interval_ms)
-        _require_positive("azure.poll_interval_ms", self.azure.poll_interval_ms)
-        _require_not_negative("safety_ms", self.safety_ms)
-        _require_not_negative("grace_ms_max", self.grace_ms_max)
-        _require_not_negative("gcp.grace_ms", self.gcp.grace_ms)
-        _require_not_negative("gcp.maintenance_grace_ms", self.gcp.maintenance_grace_ms)
-        _require_not_negative("kubernetes.grace_ms", self.kubernetes.grace_ms)
-        _require_not_negative("slurm.sigterm_grace_ms", self.slurm.sigterm_grace_ms)
-        _require_not_negative("slurm.sigusr1_grace_ms", self.slurm.sigusr1_grace_ms)
+        require_at_least(1, self, "aws.poll_interval_ms", "azure.poll_interval_ms")
+        require_at_least(
+            0,
+            self,
+            "safety_ms",
+            "grace_ms_max",
+            "gcp.grace_ms",
+            "gcp.maintenance_grace_ms",
+            "kubernetes.grace_ms",
+            "slurm.sigterm_grace_ms",
+            "slurm.sigusr1_grace_ms",
+        )
         self._require_named()
 
     def _require_named(self) -> None:
@@ -179,13 +172,3 @@ class WatcherConfig:
             for name, grace_ms in graces_ms.items()
             if grace_ms is not None
         }
-
-
-def _require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name}: must be at least 1")
-
-
-def _require_not_negative(name: str, value: int | None) -> None:
-    if value is not None and value < 0:
-        raise ConfigError(f"{name}: must not be negative")

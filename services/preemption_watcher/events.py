@@ -4,37 +4,31 @@ from dataclasses import dataclass
 
 from libs.contracts.preemption import NoticeRequest
 from libs.contracts.wire import Encoding
-from libs.kernel.core import TimerFired
+from libs.kernel.core import Caused, Operation, TimerFired
 from services.preemption_watcher.readings import Observation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatcherStarted:
+class WatcherStarted(Caused):
     """Sources and socket are there. Comes once, first."""
-
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceObserved:
+class SourceObserved(Operation):
     """The poll with this op_id brought an answer, be it that there is no notice."""
 
-    op_id: str
     source: str
     observation: Observation
     now_unix_ns: int
     """The wall clock at the end of the poll; turns the source's instants into our own time."""
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFailed:
+class SourceFailed(Operation):
     """The poll with this op_id brought nothing: the source does not answer, or refuses."""
 
-    op_id: str
     source: str
     reason: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,54 +41,44 @@ class Asker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestReceived:
+class RequestReceived(Caused):
     """Somebody asks for something."""
 
     request: NoticeRequest
     asker: Asker
     now_unix_ns: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestUnreadable:
+class RequestUnreadable(Caused):
     """Somebody sent something that is no request."""
 
     asker: Asker
     reason: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvacuationConfirmed:
+class EvacuationConfirmed(Operation):
     """The cloud has taken the word of ConfirmToSource with this op_id."""
 
-    op_id: str
-    cause_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConfirmationFailed:
+class ConfirmationFailed(Operation):
     """The cloud could not be told."""
 
-    op_id: str
     reason: str
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConnected:
+class WorkerConnected(Caused):
     """A worker of this node has opened the socket and knows nothing yet."""
 
     connection_id: int
-    cause_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StopRequested:
+class StopRequested(Caused):
     """The process was told to end."""
-
-    cause_id: str
 
 
 WatcherEvent = (

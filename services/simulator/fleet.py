@@ -79,7 +79,6 @@ class SimFleet:
         broker.ensure_stream(JOURNAL_OPTIONS, now_ns=0)
         broker.ensure_bucket(
             CLAIM_BUCKET,
-            history=1,
             age_max_ns=CLAIM_AGE_MAX_NS,
             bytes_max=CLAIM_BYTES_MAX,
             storage="file",

@@ -124,27 +124,6 @@ def read_replica_model(model: str, *, options: EngineOptions) -> ReplicaModel:
     )
 
 
-def load_replica_member(
-    model: ReplicaModel,
-    position: Position,
-    store: WeightStore,
-    *,
-    kv_blocks: int,
-    micro_batch_tokens_min: int = MICRO_BATCH_TOKENS_MIN,
-) -> ReplicaMember:
-    """Build a position whose slices are all in the store, and make room for its KV.
-
-    Raises: ModelLoadError if so few blocks cannot hold a sequence.
-    """
-    return build_member(
-        model,
-        position,
-        store,
-        new_attention(model, position, kv_blocks=kv_blocks),
-        micro_batch_tokens_min=micro_batch_tokens_min,
-    )
-
-
 def new_attention(model: ReplicaModel, position: Position, *, kv_blocks: int) -> PagedAttention:
     """Make room for a position's KV, into which blocks can be copied before it has weights.
 

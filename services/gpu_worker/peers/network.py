@@ -20,7 +20,7 @@ from libs.contracts.peers import (
 from libs.contracts.transfers import TRANSFER_REQUESTS, IntroducePeer
 from libs.contracts.wire import encode
 from libs.engine.steps import StepPlan
-from libs.kernel.core import require
+from libs.kernel.core import present, require
 from libs.kernel.errors import ContractViolation
 from libs.runtime.clock import Clock
 from libs.transfer.layout import TensorSlice
@@ -122,9 +122,7 @@ class PeerNetwork:
     @property
     def address(self) -> str:
         """Where peers reach this worker. Raises: InvariantViolation before `start`."""
-        require(self._listener is not None, "the peer network was not started")
-        assert self._listener is not None
-        return self._listener.address
+        return present(self._listener, "the peer network was not started").address
 
     @property
     def link_rates(self) -> Mapping[str, int]:

@@ -21,6 +21,7 @@ from services.launcher.doctor.machine import (
     check_python,
     check_torch_and_gpu,
 )
+from services.launcher.options import AsJson
 from services.launcher.state_file import DEFAULT_DATA_FOLDER, FleetState
 
 EXIT_FAULTS: Final = 1
@@ -38,7 +39,7 @@ def doctor(
     data_folder: Annotated[
         Path, typer.Option("--data-dir", help="Where the fleet keeps its data.")
     ] = DEFAULT_DATA_FOLDER,
-    is_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    is_json: AsJson = False,
 ) -> None:
     """Look for what would keep TideServe from working here, and say how to mend it."""
     running = FleetState.read(data_folder)

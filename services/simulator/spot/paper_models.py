@@ -47,7 +47,6 @@ def _model(
         is_residual_parallel=family == "gpt_neox",
         is_embedding_tied=is_embedding_tied,
         eos_token_ids=frozenset(),
-        dtype_name="float32",
     )
 
 

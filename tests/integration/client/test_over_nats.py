@@ -9,12 +9,12 @@ import pytest
 
 from libs.client.client import ClientOptions, TideClient
 from libs.client.reader_events import ReaderOptions
-from libs.client.scripted_router import LossyLink, Script, ScriptedRouter
 from libs.contracts.wire import Encoding
 from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_MS
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.nats_server import NatsServer
+from tests.scripted_router import LossyLink, Script, ScriptedRouter
 
 TEXTS = tuple(f"w{i} " for i in range(60))
 

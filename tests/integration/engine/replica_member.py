@@ -18,12 +18,13 @@ import torch
 from libs.engine.checkpoint import Checkpoint
 from libs.engine.kv_blocks import kv_piece_bytes
 from libs.engine.loading import EngineOptions
+from libs.engine.parallel import member
 from libs.engine.parallel.group import ReplicaBroken, ReplicaGroup
 from libs.engine.parallel.member import (
     ReplicaMember,
     ReplicaModel,
     StageRunner,
-    load_replica_member,
+    new_attention,
     read_replica_model,
 )
 from libs.engine.parallel.position import Position, position_at
@@ -40,9 +41,8 @@ def build_member(
     with Checkpoint(model.folder) as checkpoint:
         store.load(slices, checkpoint)
     store.keep_only(slices)
-    return load_replica_member(
-        model, position, store, kv_blocks=kv_blocks, micro_batch_tokens_min=tokens_min
-    )
+    attention = new_attention(model, position, kv_blocks=kv_blocks)
+    return member.build_member(model, position, store, attention, micro_batch_tokens_min=tokens_min)
 
 
 class MemberProcess:

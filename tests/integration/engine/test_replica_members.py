@@ -12,7 +12,7 @@ from libs.engine.batch_run import run_to_completion
 from libs.engine.checkpoint import Checkpoint
 from libs.engine.loading import EngineOptions
 from libs.engine.model_config import ModelLoadError, VariantNotSupported
-from libs.engine.parallel.member import load_replica_member, read_replica_model
+from libs.engine.parallel.member import new_attention, read_replica_model
 from libs.engine.parallel.memory_needs import ReplicaMemory
 from libs.engine.parallel.position import position_at, positions_of
 from libs.engine.parallel.slices import all_slices_of
@@ -69,7 +69,7 @@ def test_too_few_blocks_are_refused(llama_folder: Path) -> None:
     model = read_replica_model(str(llama_folder), options=OPTIONS)
     position = position_at(model.config, stages=1, shards=1, stage=0, shard=0)
     with pytest.raises(ModelLoadError, match="cannot hold a sequence"):
-        load_replica_member(model, position, model.new_store(), kv_blocks=0)
+        new_attention(model, position, kv_blocks=0)
 
 
 @pytest.mark.parametrize("pack_linears", [True, False])

@@ -2,10 +2,10 @@
 
 import asyncio
 
+from libs.contracts.wire import Outgoing
 from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
 from services.gpu_worker.outbox import Outbox
-from services.gpu_worker.wire import Outgoing
 
 
 def a_message(number: int, *, payload_bytes: int = 2) -> Outgoing:

@@ -21,6 +21,7 @@ from libs.kernel.errors import EXIT_CONFIG_ERROR, ConfigError
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.nats_server import NatsServer, ServerOptions
 from libs.runtime.nats_server_search import find_nats_server
+from libs.runtime.process import die_with_parent
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "models" / "tide-tiny"
@@ -44,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 
 
 def start_worker(server_url: str, **settings: str) -> subprocess.Popen[str]:
-    fields = {"MODEL": str(MODEL), "NATS_URL": server_url, "DIES_WITH_PARENT": "true", **settings}
+    fields = {"MODEL": str(MODEL), "NATS_URL": server_url, **settings}
     return subprocess.Popen(
         [sys.executable, "-m", "services.gpu_worker"],
         cwd=ROOT,
@@ -55,6 +56,7 @@ def start_worker(server_url: str, **settings: str) -> subprocess.Popen[str]:
         },
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=die_with_parent,
     )
 
 

@@ -14,7 +14,6 @@ import httpx
 import openai
 import pytest
 
-from libs.client.scripted_router import LossyLink, Script, ScriptedRouter
 from libs.contracts.online import SubmitRequest
 from libs.runtime.blob_store import open_blob_store
 from libs.runtime.bus import Bus
@@ -25,6 +24,7 @@ from libs.runtime.nats_server import NatsServer, ServerOptions
 from services.http_gateway.config import GatewayConfig
 from services.http_gateway.gateway import RunningGateway, running_gateway
 from tests.scripted_queue import QueueScript, ScriptedQueue
+from tests.scripted_router import LossyLink, Script, ScriptedRouter
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from libs.client.scripted_router import Script
 from libs.contracts.online import FinishReason, SubmitRequest
+from tests.scripted_router import Script
 
 HELLO = [{"role": "user", "content": "which tide?"}]
 TABLE = {

@@ -2,10 +2,10 @@
 
 import pytest
 
-from libs.client.scripted_router import Script
 from libs.contracts.online import SubmitRequest
 from libs.kernel.units import NS_PER_MS
 from tests.installed_clients import output_of, python_client
+from tests.scripted_router import Script
 
 TEXTS = ("The", " tide", " comes", " in")
 WHOLE = "".join(TEXTS)

@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from libs.client.scripted_router import Script, ScriptedRouter
 from libs.contracts import subjects
 from libs.contracts.online import FailReason
 from libs.contracts.reports import REPORTS, GatewayReport
@@ -15,6 +14,7 @@ from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
 from services.http_gateway.config import GatewayConfig
 from services.http_gateway.gateway import running_gateway
+from tests.scripted_router import Script, ScriptedRouter
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

@@ -5,9 +5,9 @@ import asyncio
 import openai
 import pytest
 
-from libs.client.scripted_router import LossyLink, Script
 from libs.contracts.online import FailReason, FinishReason, RejectReason
 from libs.kernel.units import NS_PER_MS
+from tests.scripted_router import LossyLink, Script
 
 HELLO = [{"role": "user", "content": "hello"}]
 TEXTS = ("The", " tide", "", " comes", " in", " é", "🌊")

@@ -5,9 +5,9 @@ import math
 import openai
 import pytest
 
-from libs.client.scripted_router import Script
 from libs.contracts.online import FailReason, RejectReason, SubmitRequest
 from libs.kernel.units import NS_PER_MS
+from tests.scripted_router import Script
 
 HELLO = [{"role": "user", "content": "hello"}]
 TEXTS = ("The", " tide", "", " é", "🌊")

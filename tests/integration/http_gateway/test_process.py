@@ -9,9 +9,9 @@ from pathlib import Path
 
 import httpx
 
-from libs.client.scripted_router import Script, ScriptedRouter
 from libs.kernel.units import NS_PER_MS
 from libs.runtime.nats_bus import NatsBus
+from tests.scripted_router import Script, ScriptedRouter
 
 COMMAND = (sys.executable, "-m", "services.http_gateway")
 

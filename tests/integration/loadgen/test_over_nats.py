@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from libs.client.scripted_router import LossyLink, Script, ScriptedRouter
 from libs.contracts.online import FailReason, FinishReason, RejectReason
 from libs.kernel.units import NS_PER_MS
 from libs.runtime.clock import SystemClock
@@ -17,6 +16,7 @@ from loadgen.clients.sampling import Sampling
 from loadgen.records import Ending, Observation, Outcome
 from loadgen.run import LoadRun, RunLimits
 from loadgen.workload import LoadRequest
+from tests.scripted_router import LossyLink, Script, ScriptedRouter
 
 Build = Callable[..., LoadRequest]
 THREE = ("a", "b", "c")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from libs.client.scripted_router import LossyLink, Script, ScriptedRouter
 from libs.contracts import subjects
 from libs.contracts.batches import (
     BATCH_ANSWERS,
@@ -40,6 +39,7 @@ from libs.runtime.nats_server import NatsServer, ServerOptions
 from services.offline_queue.options import QueueOptions
 from services.offline_queue.shell import QueueShell
 from services.offline_queue.store import OfflineStore, open_offline_store
+from tests.scripted_router import LossyLink, Script, ScriptedRouter
 
 COMPLETIONS = "/v1/completions"
 LEASE_NS = 1_000 * NS_PER_MS

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from libs.client.scripted_router import LossyLink, Script
 from libs.contracts import subjects
 from libs.contracts.batches import (
     BATCH_ANSWERS,
@@ -20,6 +19,7 @@ from libs.contracts.batches import (
 )
 from libs.contracts.online import FailReason, RejectReason, SubmitRequest
 from tests.integration.offline_queue.conftest import COMPLETIONS, a_line, echo_of, lines
+from tests.scripted_router import LossyLink, Script
 
 
 async def test_every_line_is_answered_once_as_post_would_have_answered_it(any_world) -> None:

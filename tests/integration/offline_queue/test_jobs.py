@@ -3,13 +3,13 @@
 import asyncio
 import json
 
-from libs.client.scripted_router import Script
 from libs.contracts import subjects
 from libs.contracts.batches import SubmitJob
 from libs.contracts.online import FailReason, FinishReason, RejectReason, SubmitRequest
 from libs.contracts.wire import encode
 from libs.kernel.units import NS_PER_MS
 from tests.integration.offline_queue.conftest import echo_of
+from tests.scripted_router import Script
 
 
 def a_job(request_id: str, prompt: str = "the tide", **fields: object) -> SubmitJob:

@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
-from libs.client.scripted_router import Script
 from libs.contracts import subjects
 from libs.contracts.batches import BatchPart, BatchStatus
 from libs.contracts.online import SubmitRequest
@@ -13,6 +12,7 @@ from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.runtime.nats_server import NatsServer, ServerOptions
 from services.offline_queue.janitor import Janitor
 from tests.integration.offline_queue.conftest import Worlds, echo_of, lines
+from tests.scripted_router import Script
 
 LONG_LEASE_NS = 3_600 * NS_PER_S
 """Whoever waits for it to run out waits too long."""

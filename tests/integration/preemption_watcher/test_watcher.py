@@ -37,6 +37,7 @@ from libs.runtime.nats_bus import NatsBus
 from libs.runtime.nats_server import NatsServer, ServerOptions
 from libs.runtime.nats_server_search import find_nats_server
 from libs.runtime.notice_socket import NoticeListener
+from libs.runtime.process import die_with_parent
 
 ROOT = Path(__file__).parents[3]
 WAIT_S = 20.0
@@ -84,7 +85,6 @@ class Node:
             "NATS_URL": server.url,
             "NODE_ID": "node-a",
             "SOCKET_PATH": str(self.socket_path),
-            "DIES_WITH_PARENT": "true",
             **settings,
         }
         self.worker = Ear()
@@ -104,6 +104,7 @@ class Node:
                 env={**os.environ, **settings},
                 stderr=subprocess.PIPE,
                 text=True,
+                preexec_fn=die_with_parent,
             )
         )
 

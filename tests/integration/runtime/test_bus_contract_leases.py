@@ -10,6 +10,7 @@ from libs.kernel.errors import ConfigError
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.runtime.bus import (
     Bus,
+    ConsumerOptions,
     LeaseConsumer,
 )
 
@@ -32,12 +33,14 @@ def a_work_queue(a_stream):
     ) -> LeaseConsumer:
         await a_stream(bus, name, retention="work_queue")
         return await bus.lease_consumer(
-            name,
-            "workers",
-            filter_subject=f"{name}.>",
-            ack_wait_ns=ack_wait_ns,
-            deliveries_max=deliveries_max,
-            leases_max=leases_max,
+            ConsumerOptions(
+                stream=name,
+                durable="workers",
+                filter_subject=f"{name}.>",
+                ack_wait_ns=ack_wait_ns,
+                deliveries_max=deliveries_max,
+                leases_max=leases_max,
+            )
         )
 
     return build
@@ -200,12 +203,14 @@ async def test_a_filter_that_overlaps_another_consumers_is_refused(world, a_work
         await a_work_queue(bus, name)
         with pytest.raises(ConfigError, match="other"):
             await bus.lease_consumer(
-                name,
-                "other",
-                filter_subject=f"{name}.j",
-                ack_wait_ns=ACK_WAIT_NS,
-                deliveries_max=5,
-                leases_max=5,
+                ConsumerOptions(
+                    stream=name,
+                    durable="other",
+                    filter_subject=f"{name}.j",
+                    ack_wait_ns=ACK_WAIT_NS,
+                    deliveries_max=5,
+                    leases_max=5,
+                )
             )
 
 

@@ -9,6 +9,7 @@ import pytest
 from libs.kernel.errors import ConfigError, ContractViolation
 from libs.kernel.units import NS_PER_MS
 from libs.runtime.bus import (
+    ConsumerOptions,
     NoResponders,
     PayloadTooLarge,
     StreamFull,
@@ -256,7 +257,14 @@ async def test_a_missing_stream_is_named_as_such(world):
             await bus.read_subject(name, f"{name}.a")
         with pytest.raises(StreamMissing):
             await bus.lease_consumer(
-                name, "d", filter_subject="a", ack_wait_ns=1, deliveries_max=1, leases_max=1
+                ConsumerOptions(
+                    stream=name,
+                    durable="d",
+                    filter_subject="a",
+                    ack_wait_ns=1,
+                    deliveries_max=1,
+                    leases_max=1,
+                )
             )
 
 

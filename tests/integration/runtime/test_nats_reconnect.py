@@ -13,7 +13,7 @@ import pytest
 
 from libs.kernel.errors import ConfigError, Unavailable
 from libs.kernel.units import NS_PER_MS, NS_PER_S
-from libs.runtime.bus import InitialStateComplete, KeyUpdated, StreamOptions
+from libs.runtime.bus import ConsumerOptions, InitialStateComplete, KeyUpdated, StreamOptions
 from libs.runtime.nats_bus import NatsBus
 from libs.runtime.nats_server import NatsServer, ServerOptions
 
@@ -43,12 +43,14 @@ async def test_after_a_killed_server_returns_everything_works_again(nats_world):
         await bus.ensure_stream(a_journal(name))
         subscription = await bus.subscribe(f"{name}.a")
         consumer = await bus.lease_consumer(
-            name,
-            "workers",
-            filter_subject=f"{name}.b",
-            ack_wait_ns=NS_PER_S,
-            deliveries_max=9,
-            leases_max=9,
+            ConsumerOptions(
+                stream=name,
+                durable="workers",
+                filter_subject=f"{name}.b",
+                ack_wait_ns=NS_PER_S,
+                deliveries_max=9,
+                leases_max=9,
+            )
         )
         for number in range(50):
             await bus.append(f"{name}.a", b"%d" % number)
@@ -90,12 +92,14 @@ async def test_a_fetch_under_way_fails_at_once_when_the_connection_is_lost(nats_
         name = nats_world.name("fetching")
         await bus.ensure_stream(a_journal(name))
         consumer = await bus.lease_consumer(
-            name,
-            "workers",
-            filter_subject=f"{name}.>",
-            ack_wait_ns=NS_PER_S,
-            deliveries_max=9,
-            leases_max=9,
+            ConsumerOptions(
+                stream=name,
+                durable="workers",
+                filter_subject=f"{name}.>",
+                ack_wait_ns=NS_PER_S,
+                deliveries_max=9,
+                leases_max=9,
+            )
         )
         fetch = asyncio.create_task(consumer.fetch(5, timeout_ns=60 * NS_PER_S))
         await asyncio.sleep(0.1)

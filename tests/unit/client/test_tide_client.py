@@ -11,7 +11,6 @@ import pytest
 from libs.client.client import ClientOptions, TideClient
 from libs.client.errors import RequestFailedError, RequestRefused
 from libs.client.reader_events import ReaderOptions
-from libs.client.scripted_router import LossyLink, Script, ScriptedRouter
 from libs.client.token_stream import TokenStream
 from libs.contracts import subjects
 from libs.contracts.online import FailReason, FinishReason, RejectReason, SubmitRequest
@@ -21,6 +20,7 @@ from libs.kernel.errors import InvariantViolation, Unavailable
 from libs.kernel.units import NS_PER_MS, NS_PER_S
 from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
+from tests.scripted_router import LossyLink, Script, ScriptedRouter
 
 TEXTS = tuple(f"w{i} " for i in range(40))
 QUICK = ReaderOptions(

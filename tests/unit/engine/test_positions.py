@@ -40,7 +40,6 @@ A_MODEL = ModelConfig(
     is_residual_parallel=False,
     is_embedding_tied=False,
     eos_token_ids=frozenset(),
-    dtype_name=None,
 )
 NEOX = replace(A_MODEL, family=FAMILIES["gpt_neox"], kv_heads=12, has_mlp_bias=True)
 OPT = replace(A_MODEL, family=FAMILIES["opt"], kv_heads=12, is_embedding_tied=True)

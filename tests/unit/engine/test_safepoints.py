@@ -117,7 +117,6 @@ def test_counters_tell_what_safepoints_cost_and_what_was_computed_for_nothing(
     engine.run(a_plan(8))
     counters = engine.safepoints.counters
     assert (counters.steps, counters.checks, counters.yields) == (2, 4, 1)
-    assert counters.layers_given_up_at == 8
     (event,) = engine.yields
     assert event.requested_at_ns is not None
     assert counters.stop_ns == counters.stop_ns_max == event.stopped_at_ns - event.requested_at_ns

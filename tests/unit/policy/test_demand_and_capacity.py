@@ -1,6 +1,5 @@
 """What is asked for, and which nodes it takes."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +8,6 @@ from libs.policy.capacity import CapacityMix, OwnedNode, ZoneBoard, mix, nodes_t
 from libs.policy.demand import (
     Demand,
     OfflineWork,
-    is_harvest_worth_it,
     offline_tokens_per_s,
 )
 
@@ -45,21 +43,6 @@ def test_at_that_rate_nothing_misses_its_deadline_and_at_less_something_does(
 def test_both_kinds_of_demand_become_one_rate_of_requests() -> None:
     demand = Demand(online_requests_per_s=2.0, offline=(due(1_280, 10),))
     assert demand.requests_per_s(output_tokens=128) == 3.0
-
-
-@pytest.mark.parametrize(
-    ("tokens_per_s", "is_worth_it"), [(0.0, False), (250.0, False), (300.0, True)]
-)
-def test_idle_capacity_is_kept_only_while_its_tokens_are_cheap_enough(
-    tokens_per_s: float, is_worth_it: bool
-) -> None:
-    # 1 USD per hour for 1.08 million tokens at 300 tokens/s: 0.93 USD per million.
-    assert (
-        is_harvest_worth_it(
-            usd_per_hour=1.0, tokens_per_s=tokens_per_s, usd_per_million_tokens_max=1.0
-        )
-        is is_worth_it
-    )
 
 
 def test_on_demand_fills_in_exactly_what_spot_does_not_bring() -> None:

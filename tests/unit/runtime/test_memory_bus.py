@@ -6,7 +6,7 @@ import pytest
 
 from libs.kernel.errors import Unavailable
 from libs.kernel.units import NS_PER_S
-from libs.runtime.bus import StreamOptions
+from libs.runtime.bus import ConsumerOptions, StreamOptions
 from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
 
@@ -21,12 +21,14 @@ def test_while_the_broker_is_away_everything_is_unavailable_and_nothing_is_lost(
             )
         )
         consumer = await bus.lease_consumer(
-            "s",
-            "w",
-            filter_subject="s.>",
-            ack_wait_ns=NS_PER_S,
-            deliveries_max=1,
-            leases_max=9,
+            ConsumerOptions(
+                stream="s",
+                durable="w",
+                filter_subject="s.>",
+                ack_wait_ns=NS_PER_S,
+                deliveries_max=1,
+                leases_max=9,
+            )
         )
         subscription = await bus.subscribe("s.a")
         await bus.append("s.a", b"1")
@@ -60,7 +62,14 @@ def test_a_fetch_that_waits_ends_when_the_broker_goes_away():
             )
         )
         consumer = await bus.lease_consumer(
-            "s", "w", filter_subject="s.>", ack_wait_ns=1, deliveries_max=1, leases_max=9
+            ConsumerOptions(
+                stream="s",
+                durable="w",
+                filter_subject="s.>",
+                ack_wait_ns=1,
+                deliveries_max=1,
+                leases_max=9,
+            )
         )
         fetch = asyncio.create_task(consumer.fetch(1, timeout_ns=60 * NS_PER_S))
         await asyncio.sleep(0)

@@ -1,5 +1,6 @@
 """Spans: whose child, ended once, and none of it where no endpoint is set."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -59,4 +60,8 @@ def test_a_span_ends_once_and_keeps_its_first_end(
 
 
 def test_without_an_endpoint_nothing_is_opened() -> None:
-    assert open_tracing(service="x", instance="x-1", endpoint=None) is None
+    async def opened() -> Tracing | None:
+        async with open_tracing(service="x", instance="x-1", endpoint=None) as tracing:
+            return tracing
+
+    assert asyncio.run(opened()) is None

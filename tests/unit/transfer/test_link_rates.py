@@ -17,13 +17,11 @@ def measured(*transfers: tuple[int, int]) -> LinkRates:
 
 def test_a_link_that_was_never_measured_is_unknown() -> None:
     assert LinkRates().bytes_per_s("peer") is None
-    assert LinkRates().transfer_ns("peer", bytes_to_move=1) is None
 
 
 def test_the_first_measurement_is_the_estimate() -> None:
     rates = measured((GB, NS_PER_S))
     assert rates.bytes_per_s("peer") == GB
-    assert rates.transfer_ns("peer", bytes_to_move=GB // 2) == NS_PER_S // 2
 
 
 @pytest.mark.parametrize(("size", "duration_ns"), [(0, 5), (5, 0), (-1, 5), (5, -1)])

@@ -8,13 +8,8 @@ TESTS_OF = $(wildcard $(addprefix tests/,$(1)))
 # The quick kinds first, so that a mistake shows early.
 KINDS := tidy unit contract properties sim integration gpu e2e
 
-# Of `make evidence`: where to, which seeds, and what it cannot find by itself.
-EVIDENCE ?= evidence
-SEEDS ?= 1,2,3
-LONG_TRACE ?=
-LIVE ?=
-PROFILE ?=
-TODAY := $(shell date -u +%F)
+# For `make evidence`, which says what they are.
+export EVIDENCE SEEDS PARTS LONG_TRACE LIVE PROFILE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types unit sim integration fuzzapi e2e bench evidence peers \
@@ -66,25 +61,8 @@ e2e: $(STAMP) ## whole fleets as processes, and as containers where a Docker eng
 bench: $(STAMP) ## the published table of the engine; appends nothing by itself
 	$(BIN)/tideserve bench engine --json bench_engine.json
 
-evidence: $(STAMP) ## simulated tables, with provenance; EVIDENCE=benchmarks/results keeps them
-	mkdir -p $(EVIDENCE)
-	for part in cells cost arrivals load batching ablation; do \
-	  $(BIN)/tideserve bench spotserve --part $$part --seeds $(SEEDS) \
-	    --json $(EVIDENCE)/$(TODAY)-spotserve-$$part.json || exit 1; \
-	done
-	$(BIN)/tideserve bench conserve --jobs 2 --json $(EVIDENCE)/$(TODAY)-conserve.json
-	$(BIN)/tideserve bench spot-cost --seeds $(SEEDS) --json $(EVIDENCE)/$(TODAY)-spot-cost.json
-	@# Neither a long trace nor a live run comes with the project: they are named where there is one.
-	if [ -n "$(LONG_TRACE)" ]; then \
-	  $(BIN)/tideserve bench spotserve --part long --spot-trace $(LONG_TRACE) --seeds $(SEEDS) \
-	    --json $(EVIDENCE)/$(TODAY)-spotserve-long.json || exit 1; \
-	  $(BIN)/tideserve bench spot-cost --spot-trace $(LONG_TRACE) --seeds $(SEEDS) \
-	    --json $(EVIDENCE)/$(TODAY)-spot-cost-long.json || exit 1; \
-	fi
-	if [ -n "$(LIVE)" ]; then \
-	  $(BIN)/tideserve bench spot-replay $(LIVE) --profile $(PROFILE) \
-	    --json $(EVIDENCE)/$(TODAY)-spot-replay.json || exit 1; \
-	fi
+evidence: $(STAMP) ## simulated tables, with provenance; options in tools/evidence.sh
+	BIN=$(BIN) bash tools/evidence.sh
 
 peers: ## an environment beside .venv with vLLM's CPU build, for `bench engine --peers`
 	$(PYTHON) -m venv .venv-peers

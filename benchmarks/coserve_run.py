@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from benchmarks.coserve_rows import SliceResult
+from benchmarks.provenance import write_whole
 from libs.kernel.errors import ConfigError
 
 _RESULTS = TypeAdapter(SliceResult)
@@ -41,7 +42,7 @@ class RunFolder:
         file = self._calibration_file
         if file is not None:
             kept = {"options": options, "calibration": json.loads(calibration)}
-            _write_whole(file, json.dumps(kept))
+            write_whole(file, json.dumps(kept))
 
     def result(self, number: int, policy: str) -> SliceResult | None:
         """Return what this policy did with this slice, if it was measured."""
@@ -54,7 +55,7 @@ class RunFolder:
         """Keep what this policy did with this slice."""
         file = self._slice_file(number, policy)
         if file is not None:
-            _write_whole(file, json.dumps(asdict(result)))
+            write_whole(file, json.dumps(asdict(result)))
 
     @property
     def _calibration_file(self) -> Path | None:
@@ -63,9 +64,3 @@ class RunFolder:
     def _slice_file(self, number: int, policy: str) -> Path | None:
         name = "".join(letter if letter.isalnum() else "_" for letter in policy)
         return None if self._folder is None else self._folder / "slices" / f"{number}-{name}.json"
-
-
-def _write_whole(file: Path, text: str) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)

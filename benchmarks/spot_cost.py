@@ -11,17 +11,20 @@ whose SLO attainment is at least that of the spot fleet under the same arrivals.
 SLO: a request has ended within twice the time that SpotServe's table 1 gives for one alone on the
 model's least replica. A spot node costs 0.487 of one on demand; what is above that in the last
 column is paid for launches, for the time after a notice, for spare nodes, and for nodes on demand.
+
+The record is written after every workload, and a run whose record of the same commit is there goes
+on from it: half a minute of one core each on a trace of 20 minutes, five on one of ten hours.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
-from rich.console import Console
-from rich.progress import Progress
+from pydantic import TypeAdapter
 from rich.table import Table
 
 from benchmarks.gains import Interval, geometric_mean
@@ -49,6 +52,8 @@ SLO_FACTOR: Final = 2
 LOADS: Final = ("gpt-20b:0.35", "gpt-20b:0.7", "opt-6.7b:3")
 """The paper's for GPT-20B, and two that need as many nodes as spot markets may not have."""
 NODES_MAX: Final = 40
+Workload: TypeAlias = tuple[str, str, float, int, int]
+"""Model, trace, requests/s, spare nodes and seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,11 @@ class Row:
     """The proof that no smaller fleet would do; None: there is none."""
 
     @property
+    def workload(self) -> Workload:
+        """What it is a row of."""
+        return self.model, self.trace, self.requests_per_s, self.nodes_extra, self.seed
+
+    @property
     def cost_ratio(self) -> float:
         """Cost of a token on spot by that on demand."""
         return self.spot.usd_per_1k_tokens / self.on_demand.usd_per_1k_tokens
@@ -105,18 +115,25 @@ def compare(setting: Setting, capacity: CapacityOptions) -> Row:
         nodes += 1
     while nodes > nodes_min and on_demand(nodes - 1).attainment >= spot.attainment:
         nodes -= 1
+    model, trace, requests_per_s, nodes_extra, seed = workload_of(setting, capacity)
     return Row(
-        model=setting.model,
-        trace=Path(setting.spot_trace).name,
+        model=model,
+        trace=trace,
         arrivals=setting.arrivals,
-        requests_per_s=setting.requests_per_s or 0.0,
-        nodes_extra=capacity.nodes_extra,
-        seed=setting.seed,
+        requests_per_s=requests_per_s,
+        nodes_extra=nodes_extra,
+        seed=seed,
         slo_s=round(slo_ns / NS_PER_S, 2),
         spot=spot,
         on_demand=on_demand(nodes),
         on_demand_one_less=tried.get(nodes - 1),
     )
+
+
+def workload_of(setting: Setting, capacity: CapacityOptions) -> Workload:
+    """Return what tells the rows of a record apart."""
+    trace, rate = Path(setting.spot_trace).name, setting.requests_per_s or 0.0
+    return setting.model, trace, rate, capacity.nodes_extra, setting.seed
 
 
 def slo_of(model: str) -> int:
@@ -179,19 +196,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     capacity = CapacityOptions(
         nodes_max=NODES_MAX, nodes_extra=given.nodes_extra, workers_per_node=4
     )
+    known = rows_kept(given.json, commit=str(provenance("")["commit"]))
     rows: list[Row] = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("simulating", total=len(settings))
-        for setting in settings:
-            rows.append(compare(setting, capacity))
-            progress.advance(task)
-    ratio = geometric_mean([row.cost_ratio for row in rows])
-    RESULTS.print(_table(rows, ratio))
-    if given.json is not None:
-        cells = [{**asdict(row), "cost_ratio": round(row.cost_ratio, 4)} for row in rows]
-        head = provenance("benchmarks.spot_cost")
-        write_record({**head, "cost_ratio": asdict(ratio), "cells": cells}, given.json)
+    for number, setting in enumerate(settings, start=1):
+        row = known.get(workload_of(setting, capacity))
+        rows.append(compare(setting, capacity) if row is None else row)
+        done = f"{number} of {len(settings)}: {rows[-1].workload} costs {rows[-1].cost_ratio:.3f}"
+        print(done, file=sys.stderr)
+        if given.json is not None:
+            keep(rows, given.json)
+    RESULTS.print(_table(rows, ratio_of(rows)))
     return 0
+
+
+def rows_kept(path: Path | None, *, commit: str) -> dict[Workload, Row]:
+    """Return the rows of a record of this commit, from which a run goes on; none of another's.
+
+    Nor of a changed checkout: nothing says that it was the same change.
+    """
+    if path is None or not path.exists():
+        return {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record["commit"] != commit or commit.endswith("-dirty"):
+        return {}
+    rows = TypeAdapter(list[Row]).validate_python(record["cells"])
+    return {row.workload: row for row in rows}
+
+
+def keep(rows: Sequence[Row], path: Path) -> None:
+    """Write the record of the rows so far."""
+    cells = [{**asdict(row), "cost_ratio": round(row.cost_ratio, 4)} for row in rows]
+    head = provenance("benchmarks.spot_cost")
+    write_record({**head, "cost_ratio": asdict(ratio_of(rows)), "cells": cells}, path)
+
+
+def ratio_of(rows: Sequence[Row]) -> Interval:
+    """Return what a token costs on spot, as a part of what it costs on demand."""
+    return geometric_mean([row.cost_ratio for row in rows])
 
 
 def _table(rows: Sequence[Row], ratio: Interval) -> Table:

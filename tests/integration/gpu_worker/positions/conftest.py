@@ -388,11 +388,13 @@ class Fleet:
         if number % 2:
             sampling = {"temperature": 0.9, "top_p": 0.95, "seed": 1000 + number}
         question = f"{QUESTIONS[number % len(QUESTIONS)]} ({number})"
-        stream = self._client.stream(
-            model=ALIAS,
-            messages=[{"role": "user", "content": question}],
-            **{"max_tokens": ANSWER_TOKENS, "ignore_eos": True, **sampling, **request},
-        )
+        asked = {
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": ANSWER_TOKENS,
+            "ignore_eos": True,
+            **sampling,
+        }
+        stream = self._client.stream(model=ALIAS, **(asked | request))
         async with stream:
             async for token in stream:
                 assert token.index == len(answer.tokens)

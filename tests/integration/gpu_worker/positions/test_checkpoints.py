@@ -12,8 +12,8 @@ OFFLINE_STREAMS = 3
 OFFLINE_TOKENS = 150
 ONLINE_ROUNDS = 4
 OFFLINE = {"priority": -1, "max_tokens": OFFLINE_TOKENS}
-LONG_ANSWER = {"max_tokens": 280}
-"""With its prompt nearly all blocks of the small pool."""
+LONG_QUESTION = {"messages": [{"role": "user", "content": "tide " * 300}], "max_tokens": 4}
+"""With its answer nearly all blocks of the small pool."""
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ async def test_all_ranks_store_and_load_their_part_and_the_answers_are_the_same(
         answers = fleet.start_answers(OFFLINE_STREAMS, **OFFLINE)
         for index in range(ONLINE_ROUNDS):
             await fleet.until_tokens(answers, 5 + 15 * index)
-            await fleet.undisturbed(1, **LONG_ANSWER)
+            await fleet.undisturbed(1, **LONG_QUESTION)
         assert await fleet.finished(answers) == undisturbed
         shown = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
         counts = dict(line.rsplit(" ", 1) for line in shown.splitlines() if line[0] != "#")

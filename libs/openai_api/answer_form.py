@@ -29,6 +29,16 @@ class AnswerHead:
     model: str
     """As the caller wrote it."""
 
+    def above(self, choices: Sequence[JsonValue], *, kind: str) -> JsonObject:
+        """Return an object of this kind with these choices."""
+        return {
+            "id": self.answer_id,
+            "object": kind,
+            "created": self.created_at_unix_s,
+            "model": self.model,
+            "choices": list(choices),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Final, Self, Unpack
 
 from libs.client.answers import Token, Usage
@@ -139,12 +138,7 @@ class TideClient:
             await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def stream(self, *, model: str, **arguments: Unpack[RequestArguments]) -> TokenStream:

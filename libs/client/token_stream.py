@@ -3,7 +3,6 @@
 import asyncio
 import weakref
 from collections.abc import AsyncIterator
-from types import TracebackType
 from typing import Final, NoReturn, Self, assert_never
 
 from libs.client.answers import Token, Usage
@@ -92,12 +91,7 @@ class TokenStream:
         self._open()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def __aiter__(self) -> AsyncIterator[Token]:

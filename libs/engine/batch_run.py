@@ -13,7 +13,6 @@ class PlanRunner(Protocol):
 
     def run(self, plan: StepPlan) -> StepResult:
         """Carry out one plan."""
-        ...
 
 
 def run_to_completion(

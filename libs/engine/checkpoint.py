@@ -20,7 +20,6 @@ class StoredTensor(Protocol):
 
     def __getitem__(self, part: slice | tuple[slice, ...]) -> torch.Tensor:
         """Read a part."""
-        ...
 
 
 class Checkpoint:

@@ -111,15 +111,12 @@ class ShardSum(Protocol):
 
     def add_up_(self, partial_NC: torch.Tensor) -> None:
         """Replace the tensor by its sum over the shards."""
-        ...
 
     def add_up_voting_(self, partial_NC: torch.Tensor, *, is_for: bool) -> bool:
         """As `add_up_`, in the same sum; return whether any shard is for what they vote on."""
-        ...
 
     def join_columns(self, part_RV: torch.Tensor, *, columns: int) -> torch.Tensor | None:
         """Return all shards' columns, in their order, on shard 0; None on the others."""
-        ...
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,18 +17,15 @@ class ForwardPass(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the logits are."""
-        ...
 
     @property
     def safepoints(self) -> Safepoints:
         """Where its steps may be given up, and their signal."""
-        ...
 
     def logits(self, plan: StepPlan) -> torch.Tensor | None:
         """Compute the plan's rows, write their KV, and return logits_RV of the wanted ones: entry
         by entry, `PlanEntry.logit_rows` of each. None if the step was given up at a safepoint: its
         KV is then to be computed again."""
-        ...
 
 
 class StepDecoder(Protocol):
@@ -37,19 +34,16 @@ class StepDecoder(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, the KV and the logits."""
-        ...
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        ...
 
     def forward(
         self, step: DecoderStep, *, attention: PagedAttention, safepoints: Safepoints | None = None
     ) -> torch.Tensor | None:
         """Compute the rows, write their KV, and return logits_RV of the wanted ones; None if they
         were given up at a safepoint."""
-        ...
 
 
 class WholePass:

@@ -24,11 +24,9 @@ class Detokenizer(Protocol):
 
     def decode(self, token_ids: list[int]) -> str:
         """Return the text, special tokens left out, incomplete UTF-8 as U+FFFD."""
-        ...
 
     def is_byte_fallback(self, token_id: int) -> bool:
         """Whether the token stands for one raw byte whose meaning depends on its neighbours."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,10 @@ class Core(Protocol[EventT_contra, CommandT_co]):
 
     def handle(self, event: EventT_contra, *, now_ns: int) -> Sequence[CommandT_co]:
         """Apply one event and return what the world should now do, in order."""
-        ...
 
     def check_invariants(self) -> None:
         """Raise InvariantViolation if the state contradicts itself. Called after every event in
         tests and simulation."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,16 @@ class AnswerHead:
     model: str
     """As the caller wrote it."""
 
+    def above(self, choices: Sequence[JsonValue], *, kind: str) -> JsonObject:
+        """Return an object of this kind with these choices."""
+        return {
+            "id": self.answer_id,
+            "object": kind,
+            "created": self.created_at_unix_s,
+            "model": self.model,
+            "choices": list(choices),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
@@ -84,23 +94,18 @@ class AnswerForm(Protocol):
 
     def openings(self) -> Sequence[JsonObject]:
         """Return the chunks before the first text."""
-        ...
 
     def piece(self, piece: Piece) -> JsonObject | None:
         """Return a chunk with more text; None if these tokens show nothing."""
-        ...
 
     def ending(self, ended: Ended) -> JsonObject:
         """Return the chunk that says why a choice ends; comes once for each."""
-        ...
 
     def usage_only(self) -> JsonObject:
         """Return a chunk without choices, to carry the usage."""
-        ...
 
     def whole(self, choices: Sequence[tuple[Piece, Ended]], *, usage: Usage) -> JsonObject:
         """Return the answer in one object; each choice with all of its tokens, in order."""
-        ...
 
 
 def usage_object(usage: Usage) -> JsonObject:

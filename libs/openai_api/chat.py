@@ -112,7 +112,7 @@ class ChatForm:
 
     def usage_only(self) -> JsonObject:
         """See AnswerForm.usage_only."""
-        return self._object("chat.completion.chunk", [])
+        return self._head.above([], kind="chat.completion.chunk")
 
     def whole(self, choices: Sequence[tuple[Piece, Ended]], *, usage: Usage) -> JsonObject:
         """See AnswerForm.whole."""
@@ -125,7 +125,7 @@ class ChatForm:
             }
             for piece, ended in choices
         ]
-        answer = self._object("chat.completion", shown)
+        answer = self._head.above(shown, kind="chat.completion")
         return self._with_prompt({**answer, "usage": dict(usage_object(usage))})
 
     def _first_delta(self, index: int) -> dict[str, JsonValue]:
@@ -177,7 +177,7 @@ class ChatForm:
             "finish_reason": finish_reason,
             **self._beside(piece),
         }
-        return self._object("chat.completion.chunk", [choice])
+        return self._head.above([choice], kind="chat.completion.chunk")
 
     def _beside(self, piece: Piece | None) -> dict[str, JsonValue]:
         beside: dict[str, JsonValue] = {"logprobs": None}
@@ -191,15 +191,6 @@ class ChatForm:
         if not self._shown.token_ids:
             return content
         return {**content, "prompt_token_ids": list(self._prompt.token_ids)}
-
-    def _object(self, kind: str, choices: list[JsonValue]) -> JsonObject:
-        return {
-            "id": self._head.answer_id,
-            "object": kind,
-            "created": self._head.created_at_unix_s,
-            "model": self._head.model,
-            "choices": choices,
-        }
 
 
 def _text(message: Message, index: int) -> str:

@@ -156,10 +156,4 @@ class CompletionForm:
         return str(ended.finish_reason if self._shown.answer else FinishReason.LENGTH)
 
     def _object(self, choices: list[JsonValue]) -> JsonObject:
-        return {
-            "id": self._head.answer_id,
-            "object": "text_completion",
-            "created": self._head.created_at_unix_s,
-            "model": self._head.model,
-            "choices": choices,
-        }
+        return self._head.above(choices, kind="text_completion")

@@ -104,7 +104,6 @@ class ShapeMemory(Protocol):
     def bytes_needed(self, shape: ReplicaShape, *, tokens: int) -> int | None:
         """Return the least memory of every worker for KV of so many tokens, at least those of the
         longest session that workers admit; None if the model cannot be cut so."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

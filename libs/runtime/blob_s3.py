@@ -7,7 +7,6 @@ completed. Source: the Amazon S3 API reference (a part has at least 5 MiB, the l
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from botocore.config import Config
@@ -185,12 +184,7 @@ class S3BlobWriter:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.abort()
 
     async def _send_part(self, content: bytes) -> None:

@@ -15,7 +15,6 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Protocol, Self
 from urllib.parse import parse_qsl, urlsplit
 
@@ -49,27 +48,19 @@ class BlobWriter(Protocol):
 
     async def write(self, content: bytes) -> None:
         """Append these bytes. Raises: Unavailable; the writer is then of no further use."""
-        ...
 
     async def commit(self) -> int:
         """Make the blob durable and visible, in place of an older one; return its size in bytes.
 
         Raises: Unavailable where that is not known; write it again then.
         """
-        ...
 
     async def abort(self) -> None:
         """Forget what was written; harmless after a commit, and twice."""
-        ...
 
     async def __aenter__(self) -> Self: ...
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    async def __aexit__(self, *_: object) -> None: ...
 
 
 class BlobStore(Protocol):
@@ -79,7 +70,6 @@ class BlobStore(Protocol):
 
     async def create(self, key: str) -> BlobWriter:
         """Begin a blob."""
-        ...
 
     def read(
         self, key: str, *, first_byte: int = 0, bytes_max: int | None = None
@@ -88,23 +78,18 @@ class BlobStore(Protocol):
 
         None reads to the end; an offset at or beyond it yields nothing. Raises: BlobMissing.
         """
-        ...
 
     async def size_bytes(self, key: str) -> int | None:
         """Return the blob's size; None if there is none."""
-        ...
 
     async def delete(self, key: str) -> bool:
         """Remove the blob; return whether it was there, as far as the store tells."""
-        ...
 
     async def list_blobs(self, prefix: str = "") -> list[BlobFacts]:
         """Return the blobs whose key begins so, sorted by key."""
-        ...
 
     async def sweep_unfinished(self, *, older_than_s: int) -> int:
         """Remove what writers left behind that died this long ago; return how many."""
-        ...
 
 
 async def read_whole(store: BlobStore, key: str, *, bytes_max: int) -> bytes:

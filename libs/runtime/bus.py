@@ -185,7 +185,6 @@ class Subscription(Protocol):
     @property
     def messages_dropped(self) -> int:
         """Messages lost to the bound since the subscription began."""
-        ...
 
     def __aiter__(self) -> AsyncIterator[BusMessage]: ...
 
@@ -193,7 +192,6 @@ class Subscription(Protocol):
 
     async def close(self) -> None:
         """Withdraw interest. Calling it twice is harmless."""
-        ...
 
 
 class Lease(Protocol):
@@ -205,26 +203,21 @@ class Lease(Protocol):
     @property
     def delivery_count(self) -> int:
         """1 for the first delivery."""
-        ...
 
     async def ack(self) -> None:
         """Done: the message leaves the work queue. Returns after the broker has confirmed.
 
         Raises: Unavailable where that is not known; the message may then come again.
         """
-        ...
 
     async def nak(self, *, delay_ns: int = 0) -> None:
         """Give it back, to be handed out again after the delay."""
-        ...
 
     async def in_progress(self) -> None:
         """Still at work: start `ack_wait_ns` anew."""
-        ...
 
     async def term(self) -> None:
         """Never deliver it again: a work queue drops it."""
-        ...
 
 
 class LeaseConsumer(Protocol):
@@ -236,7 +229,6 @@ class LeaseConsumer(Protocol):
         Returns an empty list when the time passes or when `leases_max` are out.
         Raises: Unavailable; StreamMissing when consumer or stream is gone.
         """
-        ...
 
 
 class KeyWatch(Protocol):
@@ -258,31 +250,24 @@ class KeyValue(Protocol):
 
     async def get(self, key: str) -> Entry | None:
         """Return the latest value, read from the leader; None if absent or deleted."""
-        ...
 
     async def create(self, key: str, value: bytes) -> int:
         """Write a key that must not exist; return its revision. Raises: KeyExists."""
-        ...
 
     async def update(self, key: str, value: bytes, *, revision: int) -> int:
         """Write if the latest revision is this one; return the new. Raises: WrongRevision."""
-        ...
 
     async def put(self, key: str, value: bytes) -> int:
         """Write whatever is there; return the revision."""
-        ...
 
     async def delete(self, key: str, *, revision: int | None = None) -> None:
         """Delete, leaving a marker for watchers. Raises: WrongRevision if one was given."""
-        ...
 
     async def keys(self) -> list[str]:
         """Return the keys that exist, sorted."""
-        ...
 
     async def watch(self, pattern: str = ">") -> KeyWatch:
         """Follow the keys that match; see KeyWatch."""
-        ...
 
 
 class CoreBus(Protocol):
@@ -291,7 +276,6 @@ class CoreBus(Protocol):
     @property
     def payload_bytes_max(self) -> int:
         """What payload plus headers may weigh together."""
-        ...
 
     @property
     def is_connected(self) -> bool: ...
@@ -299,11 +283,9 @@ class CoreBus(Protocol):
     @property
     def disconnects(self) -> int:
         """How often the connection was lost since the start."""
-        ...
 
     def new_inbox(self) -> str:
         """Return a subject that nobody else uses, for replies."""
-        ...
 
     async def publish(
         self,
@@ -318,7 +300,6 @@ class CoreBus(Protocol):
         Raises: PayloadTooLarge, before anything is sent; ContractViolation for a subject or
         header that cannot be sent; Unavailable while disconnected.
         """
-        ...
 
     async def request(
         self,
@@ -332,7 +313,6 @@ class CoreBus(Protocol):
 
         Raises: NoResponders at once if nobody listens; Unavailable when the time has passed.
         """
-        ...
 
     async def subscribe(
         self,
@@ -345,15 +325,12 @@ class CoreBus(Protocol):
 
         The broker knows of the interest when this returns. Survives reconnects.
         """
-        ...
 
     async def flush(self) -> None:
         """Return once the broker has seen everything published before. Raises: Unavailable."""
-        ...
 
     async def close(self) -> None:
         """Finish what is under way, deliver what was received, then disconnect."""
-        ...
 
 
 class Bus(CoreBus, Protocol):
@@ -364,7 +341,6 @@ class Bus(CoreBus, Protocol):
 
         Raises: ConfigError naming the field that the broker refused, dropped or changed.
         """
-        ...
 
     async def append(
         self,
@@ -384,7 +360,6 @@ class Bus(CoreBus, Protocol):
         Raises: WrongLastSequence, StreamFull, PayloadTooLarge; NoResponders if no stream
         captures the subject; Unavailable when the outcome is not known.
         """
-        ...
 
     async def read_subject(
         self, stream: str, subject: str, *, from_sequence: int = 1
@@ -393,19 +368,15 @@ class Bus(CoreBus, Protocol):
 
         Leases nothing. Raises: StreamMissing, Unavailable.
         """
-        ...
 
     async def last_message(self, stream: str, subject: str) -> StoredMessage | None:
         """Return the newest stored message of the subject pattern, read from the leader."""
-        ...
 
     async def stream_state(self, stream: str) -> StreamState:
         """Return how full the stream is. Raises: StreamMissing."""
-        ...
 
     async def subjects(self, stream: str, pattern: str = ">") -> dict[str, int]:
         """Return the subjects that hold messages, with how many, sorted by subject."""
-        ...
 
     async def purge(
         self,
@@ -419,11 +390,9 @@ class Bus(CoreBus, Protocol):
 
         At most one of: only those below a sequence, or all but the newest `keep`.
         """
-        ...
 
     async def delete_message(self, stream: str, sequence: int) -> bool:
         """Remove one message; return whether it was there."""
-        ...
 
     async def lease_consumer(self, options: ConsumerOptions) -> LeaseConsumer:
         """Create or join the durable consumer; members share its messages.
@@ -432,14 +401,12 @@ class Bus(CoreBus, Protocol):
         `$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.<stream>.<durable>` says so once, in JSON with
         `stream_seq`. Raises: ConfigError, StreamMissing, Unavailable.
         """
-        ...
 
     async def delete_consumer(self, stream: str, durable: str) -> bool:
         """Remove a durable consumer; return whether it was there. Its members' fetches then fail.
 
         Raises: Unavailable.
         """
-        ...
 
     async def ensure_bucket(
         self,
@@ -450,4 +417,3 @@ class Bus(CoreBus, Protocol):
         storage: StorageName = "file",
     ) -> KeyValue:
         """Create or join a key-value bucket. `age_max_ns` runs anew with each write of a key."""
-        ...

@@ -9,11 +9,9 @@ class Clock(Protocol):
 
     def now_ns(self) -> int:
         """Return the monotonic time of this machine: for durations, deadlines and timers."""
-        ...
 
     def now_unix_ns(self) -> int:
         """Return the time since 1970: only for what crosses nodes or is shown to people."""
-        ...
 
 
 class SystemClock:

@@ -16,7 +16,7 @@ import structlog
 from libs.kernel.errors import ContractViolation, Unavailable
 from libs.kernel.units import KIB, MIB, seconds
 from libs.transfer.framing import allocated, body_bytes, checked_segments
-from libs.transfer.link_calls import LinkCalls
+from libs.transfer.guarded_connection import GuardedConnection
 from libs.transfer.staging import StagingPool
 from libs.transfer.transport import (
     Allocate,
@@ -140,43 +140,26 @@ class _Pipe:
         await self._changed.wait()
 
 
-class LoopbackConnection:
+class LoopbackConnection(GuardedConnection):
     """One end of two pipes."""
 
     def __init__(self, *, outgoing: _Pipe, incoming: _Pipe, peer_address: str) -> None:
+        super().__init__(peer_address=peer_address, broken_by=(EOFError,))
         self._outgoing = outgoing
         self._incoming = incoming
-        self._peer_address = peer_address
-        self._calls = LinkCalls(
-            peer_address=peer_address, interrupt=self._interrupt, broken_by=(EOFError,)
-        )
-
-    @property
-    def peer_address(self) -> str:
-        """Where the peer is, for logs."""
-        return self._peer_address
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether either side has closed it, as far as this side knows."""
-        return self._calls.is_closed
 
     async def send(self, header: bytes, body: Sequence[Buffer], *, timeout_ns: int) -> None:
         """See Connection."""
         segments = checked_segments(header, body)
-        async with self._calls.call("send", timeout_ns=timeout_ns):
+        async with self._call("send", timeout_ns=timeout_ns):
             await self._outgoing.put(header, segments)
 
     async def receive(
         self, *, timeout_ns: int | None = None, allocate: Allocate | None = None
     ) -> Message:
         """See Connection."""
-        async with self._calls.call("receive", timeout_ns=timeout_ns):
+        async with self._call("receive", timeout_ns=timeout_ns):
             return await self._incoming.get(allocate)
-
-    def close(self) -> None:
-        """See Connection."""
-        self._calls.close()
 
     def _interrupt(self) -> None:
         self._outgoing.close()

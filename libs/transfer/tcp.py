@@ -29,7 +29,7 @@ from libs.transfer.framing import (
     pack_lengths,
     unpack_lengths,
 )
-from libs.transfer.link_calls import LinkCalls
+from libs.transfer.guarded_connection import GuardedConnection
 from libs.transfer.peer_secret import PROOF_BYTES, PeerSecret, Role
 from libs.transfer.transport import (
     CONNECTIONS_MAX,
@@ -58,44 +58,28 @@ KEEPALIVE_PROBES: Final = 3
 _log = structlog.get_logger(__name__)
 
 
-class TcpConnection:
+class TcpConnection(GuardedConnection):
     """One socket after the greetings."""
 
     def __init__(self, sock: socket.socket, *, peer_address: str) -> None:
+        super().__init__(peer_address=peer_address, broken_by=(OSError, EOFError))
         self._sock = sock
-        self._peer_address = peer_address
         self._loop = asyncio.get_running_loop()
         self._ahead_memory = memoryview(bytearray(READ_AHEAD_BYTES))
         self._ahead = self._ahead_memory[:0]
-        self._calls = LinkCalls(
-            peer_address=peer_address,
-            interrupt=self._interrupt,
-            release=sock.close,
-            broken_by=(OSError, EOFError),
-        )
-
-    @property
-    def peer_address(self) -> str:
-        """Where the peer is, for logs."""
-        return self._peer_address
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether either side has closed it, as far as this side knows."""
-        return self._calls.is_closed
 
     async def send(self, header: bytes, body: Sequence[Buffer], *, timeout_ns: int) -> None:
         """See Connection: returns when the kernel has taken everything."""
         segments = checked_segments(header, body)
         start = pack_lengths(header, body_bytes(segments)) + header
-        async with self._calls.call("send", timeout_ns=timeout_ns):
+        async with self._call("send", timeout_ns=timeout_ns):
             await self._send_all([memoryview(start), *segments])
 
     async def receive(
         self, *, timeout_ns: int | None = None, allocate: Allocate | None = None
     ) -> Message:
         """See Connection."""
-        async with self._calls.call("receive", timeout_ns=timeout_ns):
+        async with self._call("receive", timeout_ns=timeout_ns):
             lengths = await self._read_bytes(LENGTHS_BYTES)
             header_bytes, size = unpack_lengths(lengths)
             header = await self._read_bytes(header_bytes)
@@ -103,14 +87,13 @@ class TcpConnection:
             await self._read_into(body)
             return Message(header=header, body=body)
 
-    def close(self) -> None:
-        """See Connection."""
-        self._calls.close()
-
     def _interrupt(self) -> None:
         # The error is that the peer was first: nothing is connected any more.
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
+
+    def _release(self) -> None:
+        self._sock.close()
 
     async def _send_all(self, segments: list[memoryview]) -> None:
         try:

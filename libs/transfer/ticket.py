@@ -101,14 +101,12 @@ class Sink(Protocol):
     def is_current(self, ticket: TransferTicket) -> bool:
         """Whether the ticket's epoch is still that of this sink; asked again before each buffer,
         in the same turn of the executor that takes it."""
-        ...
 
     def take(self, piece_index: int, data: memoryview) -> None:
         """Store a verified piece; `data` is only lent. After a cut the same piece may come twice.
 
         Raises: Unavailable if there is no room for it; the transfer is then refused.
         """
-        ...
 
 
 def pack_pieces(pieces: Sequence[Piece]) -> bytes:

@@ -75,12 +75,10 @@ class Connection(Protocol):
     @property
     def peer_address(self) -> str:
         """Where the peer is, for logs."""
-        ...
 
     @property
     def is_closed(self) -> bool:
         """Whether either side has closed it, as far as this side knows."""
-        ...
 
     async def send(self, header: bytes, body: Sequence[Buffer], *, timeout_ns: int) -> None:
         """Hand one message to the transport; afterwards the buffers may be used again.
@@ -89,7 +87,6 @@ class Connection(Protocol):
         call. Raises: ConnectionLost, PeerSilent; ContractViolation for a message over the bounds,
         which leaves the connection as it was.
         """
-        ...
 
     async def receive(
         self, *, timeout_ns: int | None = None, allocate: Allocate | None = None
@@ -98,11 +95,9 @@ class Connection(Protocol):
 
         Raises: ConnectionLost, PeerSilent, ProtocolMismatch.
         """
-        ...
 
     def close(self) -> None:
         """Close at once; calls that wait raise ConnectionLost. Repeating it is safe."""
-        ...
 
 
 OnConnection = Callable[[Connection], Awaitable[None]]
@@ -115,11 +110,9 @@ class Listener(Protocol):
     @property
     def address(self) -> str:
         """What a peer connects to, with the port that was really bound."""
-        ...
 
     async def close(self) -> None:
         """Stop accepting, and cancel and close what was accepted. Repeating it is safe."""
-        ...
 
 
 class Transport(Protocol):
@@ -131,12 +124,9 @@ class Transport(Protocol):
         Unavailable and ContractViolation out of `on_connection` end that connection alone.
         Raises: Unavailable if the address cannot be bound.
         """
-        ...
 
     async def connect(self, address: str, *, timeout_ns: int) -> Connection:
         """Connect and shake hands. Raises: PeerUnreachable, ProtocolMismatch."""
-        ...
 
     async def close(self) -> None:
         """Close every listener and connection it made. Repeating it is safe."""
-        ...

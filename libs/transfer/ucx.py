@@ -25,7 +25,7 @@ from ucxx.types import Tag
 from libs.kernel.core import require
 from libs.kernel.units import KIB, NS_PER_MS, seconds
 from libs.transfer.framing import allocated, body_bytes, checked_segments
-from libs.transfer.link_calls import LinkCalls
+from libs.transfer.guarded_connection import GuardedConnection
 from libs.transfer.peer_secret import PeerSecret
 from libs.transfer.tcp import TcpTransport
 from libs.transfer.transport import (
@@ -93,36 +93,27 @@ class UcxContext:
         return await ucxx.create_endpoint_from_worker_address(peer)
 
 
-class UcxConnection:
+class UcxConnection(GuardedConnection):
     """A TCP connection for headers and a UCX endpoint for bodies."""
 
     def __init__(
         self, control: Connection, *, endpoint: Any, send_tag: int, receive_tag: int
     ) -> None:
+        super().__init__(peer_address=control.peer_address, broken_by=(UCXError, ConnectionLost))
         self._control = control
         self._endpoint = endpoint
         self._send_tag = Tag(send_tag)
         self._receive_tag = Tag(receive_tag)
-        self._calls = LinkCalls(
-            peer_address=control.peer_address,
-            interrupt=self._interrupt,
-            broken_by=(UCXError, ConnectionLost),
-        )
-
-    @property
-    def peer_address(self) -> str:
-        """Where the peer is, for logs."""
-        return self._control.peer_address
 
     @property
     def is_closed(self) -> bool:
         """Whether either side has closed it, as far as this side knows."""
-        return self._calls.is_closed or self._control.is_closed
+        return super().is_closed or self._control.is_closed
 
     async def send(self, header: bytes, body: Sequence[Buffer], *, timeout_ns: int) -> None:
         """See Connection: returns when UCX needs the buffers no more."""
         segments = checked_segments(header, body)
-        async with self._calls.call("send", timeout_ns=timeout_ns):
+        async with self._call("send", timeout_ns=timeout_ns):
             if body_bytes(segments) <= INLINE_BYTES_MAX:
                 inline = b"".join((_INLINE, *segments))
                 await self._control.send(header, [inline], timeout_ns=timeout_ns)
@@ -132,14 +123,14 @@ class UcxConnection:
             for segment in segments:
                 await self._endpoint.send(segment, tag=self._send_tag, force_tag=True)
                 # A send that was cancelled returns as if it had succeeded.
-                if self._calls.is_closed or self._endpoint.closed:
+                if self._is_closed or self._endpoint.closed:
                     raise ConnectionLost("the connection is closed")
 
     async def receive(
         self, *, timeout_ns: int | None = None, allocate: Allocate | None = None
     ) -> Message:
         """See Connection."""
-        async with self._calls.call("receive", timeout_ns=timeout_ns):
+        async with self._call("receive", timeout_ns=timeout_ns):
             announced = await self._control.receive()
             kind, rest = bytes(announced.body[:1]), announced.body[1:]
             if kind == _INLINE:
@@ -154,10 +145,6 @@ class UcxConnection:
             body = allocated(announced.header, sum(sizes), allocate)
             await self._receive_segments(body, sizes)
             return Message(header=announced.header, body=body)
-
-    def close(self) -> None:
-        """See Connection."""
-        self._calls.close()
 
     async def _receive_segments(self, body: memoryview, sizes: Sequence[int]) -> None:
         start = 0

@@ -2,7 +2,6 @@
 
 import json
 from enum import StrEnum
-from types import TracebackType
 from typing import Final, Self
 
 import httpx
@@ -60,12 +59,7 @@ class HttpSender:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
     async def send(self, request: LoadRequest, seen: Observation) -> Ending:

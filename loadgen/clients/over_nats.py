@@ -1,7 +1,6 @@
 """Sends requests through the project's own client, and trusts it no further than its word."""
 
 import asyncio
-from types import TracebackType
 from typing import Final, Self
 
 from libs.client.client import ClientOptions, TideClient
@@ -76,12 +75,7 @@ class NatsSender:
         self._violation = asyncio.create_task(self._client.until_failed())
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Cancel what is open and disconnect. Raises: InvariantViolation if the client had one."""
         await self._client.close()
         await self._bus.close()

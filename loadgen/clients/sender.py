@@ -15,4 +15,3 @@ class Sender(Protocol):
         Every failure of the server or the network is an Ending; raises only for a bug of ours.
         May be cancelled at any await, and then lets go of the request.
         """
-        ...

@@ -28,11 +28,9 @@ class StepRunner(Protocol):
 
         Whatever it raises means that the engine is broken, or a peer of it lost.
         """
-        ...
 
     def request_yield(self, step_id: int) -> None:
         """Have this step, and no other, end at its next safepoint. From any thread."""
-        ...
 
 
 class EngineThread:

@@ -31,11 +31,9 @@ class OtherRanks(Protocol):
 
     async def store(self, replica_id: str, pairs: Pairs) -> None:
         """Let each copy these blocks into these slots of its own."""
-        ...
 
     async def load(self, replica_id: str, pairs: Pairs) -> tuple[int, ...]:
         """Let each copy these slots into these blocks; return those that any found changed."""
-        ...
 
 
 class HostCopies:

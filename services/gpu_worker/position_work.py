@@ -44,35 +44,27 @@ class PositionHost(Protocol):
 
     async def allocate(self, command: AllocatePosition) -> PositionAllocated:
         """Make room for a position."""
-        ...
 
     async def load(self, command: LoadPosition) -> PositionLoaded:
         """Bring its weights here."""
-        ...
 
     async def form(self, command: FormGroup) -> GroupFormed:
         """Meet the other workers of its replica."""
-        ...
 
     async def copy(self, command: CopyBlocks) -> BlocksCopied:
         """Send KV from the replica that this worker leads to another."""
-        ...
 
     async def free(self, command: FreePosition) -> PositionFreed:
         """Give its memory back; work for it that is under way ends as refused."""
-        ...
 
     def break_group(self, command: BreakGroup) -> None:
         """Let nobody wait any longer for a peer of this replica."""
-        ...
 
     async def tell_members(self, command: RunStep) -> None:
         """Send the plan to the other workers of a replica that this one leads, if there are any."""
-        ...
 
     async def tell_members_to_yield(self, command: YieldStep) -> None:
         """Ask the other workers of a replica that this one leads to end a step early."""
-        ...
 
 
 async def do_position_work(host: PositionHost, command: PositionCommand) -> PositionEvent:

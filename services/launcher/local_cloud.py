@@ -44,20 +44,16 @@ class Machine(Protocol):
     @property
     def bus(self) -> CoreBus:
         """The launcher's own connection."""
-        ...
 
     @property
     def node_ids(self) -> list[str]:
         """Nodes that have not been killed."""
-        ...
 
     async def add_node(self, *, market: Market = Market.SPOT, zone: str | None = None) -> str:
         """Start a node and return its id."""
-        ...
 
     def kill_node(self, node_id: str) -> list[int]:
         """End the node's processes for good and return their ids."""
-        ...
 
 
 class LocalCloud:

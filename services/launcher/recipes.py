@@ -124,7 +124,7 @@ class Recipes:
         return [
             *wanted,
             *(self._planner(planned, number) for number in _numbers(planned.planners)),
-            *(self._migrator(planned, number) for number in _numbers(planned.migrators)),
+            *(self._migrator(number) for number in _numbers(planned.migrators)),
         ]
 
     def node(self, node_id: str, *, market: Market, zone: str | None) -> list[ChildOptions]:
@@ -167,14 +167,10 @@ class Recipes:
     def _worker(
         self, worker_id: str, settings: dict[str, str], *, threads: int, name: str | None = None
     ) -> ChildOptions:
-        model = self.options.model
         shared = {
             "worker_id": worker_id,
-            "model": str(model.folder),
-            "alias": model.alias,
-            "device": self.options.device,
             "threads": str(threads),
-            **self._profile(),
+            **self._model(),
             "coserve": self.options.coserve.value,
             "ttft_slo_ms": str(self.options.ttft_slo_ms),
             "tbt_slo_ms": str(self.options.tbt_slo_ms),
@@ -211,16 +207,12 @@ class Recipes:
         return self._child(f"offline-queue-{number}", service="offline_queue", settings=settings)
 
     def _planner(self, planned: PlannedOptions, number: int) -> ChildOptions:
-        model = self.options.model
         settings = {
             "planner_id": f"planner-{number}",
-            "model": str(model.folder),
-            "alias": model.alias,
-            "device": self.options.device,
             "policy": planned.policy.value,
             "nodes_expected": str(planned.nodes),
             **self._provisioning(planned),
-            **self._profile(),
+            **self._model(),
         }
         return self._child(f"planner-{number}", service="planner", settings=settings)
 
@@ -234,19 +226,19 @@ class Recipes:
             "nodes_min": str(planned.nodes),
         }
 
-    def _migrator(self, planned: PlannedOptions, number: int) -> ChildOptions:
-        model = self.options.model
-        settings = {
-            "migrator_id": f"migrator-{number}",
-            "model": str(model.folder),
-            "alias": model.alias,
-            "device": self.options.device,
-            **self._profile(),
-        }
+    def _migrator(self, number: int) -> ChildOptions:
+        settings = {"migrator_id": f"migrator-{number}", **self._model()}
         return self._child(f"migrator-{number}", service="migrator", settings=settings)
 
-    def _profile(self) -> dict[str, str]:
-        return {} if self.options.profile is None else {"profile": self.options.profile}
+    def _model(self) -> dict[str, str]:
+        """What everybody is told who computes the model, or predicts who does."""
+        options = self.options
+        settings = {
+            "model": str(options.model.folder),
+            "alias": options.model.alias,
+            "device": options.device,
+        }
+        return settings if options.profile is None else {**settings, "profile": options.profile}
 
     def _child(
         self, name: str, *, service: str, settings: dict[str, str], is_reporting: bool = True

@@ -38,18 +38,15 @@ class StageRunner(Protocol):
     @property
     def safepoints(self) -> Safepoints:
         """Where steps may be given up, and what became of it."""
-        ...
 
     def request_yield(self, step_id: int) -> None:
         """Ask this step to end at its next safepoint here. From any thread."""
-        ...
 
     def run(self, plan: StepPlan) -> StepResult | None:
         """Run one step together with the other positions; the lead returns its result.
 
         Raises: ReplicaBroken if a peer is lost.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,6 @@ class StoreHere(Protocol):
         data: memoryview,
     ) -> None:
         """Raises: Unavailable if the copy has ended."""
-        ...
 
 
 class KvRankSender:

@@ -15,14 +15,12 @@ class PeerHost(Protocol):
 
     def plan_received(self, *, replica_id: str, replica_epoch: int, plan: StepPlan) -> None:
         """Run this plan after all that came before it; only members are told."""
-        ...
 
     def peer_lost(
         self, *, replica_id: str, replica_epoch: int, worker_id: str, reason: str
     ) -> None:
         """Take the replica as broken: a member (told to the lead) or the lead (told to a member)
         is gone, silent or has failed. Told once for each; not after `close_replica`."""
-        ...
 
     async def kv_offered(
         self, *, replica_id: str, replica_epoch: int, ticket_id: str, hashes: tuple[int, ...]
@@ -33,13 +31,11 @@ class PeerHost(Protocol):
         wanted. What is reserved stays so until it is committed or the ticket is dropped.
         Raises: TimeoutError if the worker does not come to it; the ticket is then dropped.
         """
-        ...
 
     async def kv_committed(
         self, *, replica_id: str, replica_epoch: int, ticket_id: str, hashes: tuple[int, ...]
     ) -> None:
         """Let sessions find these blocks: every rank has stored them."""
-        ...
 
     async def kv_dropped(self, *, replica_id: str, replica_epoch: int, ticket_id: str) -> None:
         """Give back what is reserved and not committed: no rank writes to it any more.
@@ -47,7 +43,6 @@ class PeerHost(Protocol):
         Called exactly once for each ticket that was offered, as the last of it; also for one whose
         offer could not be brought before the worker.
         """
-        ...
 
 
 class EngineAccess(Protocol):
@@ -70,7 +65,6 @@ class EngineAccess(Protocol):
         out: memoryview,
     ) -> None:
         """Gather a rectangle of these blocks; the caller keeps the blocks from changing."""
-        ...
 
     async def import_kv(
         self,
@@ -82,22 +76,18 @@ class EngineAccess(Protocol):
         data: memoryview,
     ) -> None:
         """Scatter a rectangle into these blocks, which nobody reads yet; `data` is only lent."""
-        ...
 
     def request_yield(self, *, replica_id: str, step_id: int) -> None:
         """As a member, end this step at its next safepoint, if it has one left. Returns at once."""
-        ...
 
     async def store_to_host(self, *, replica_id: str, pairs: Sequence[tuple[int, int]]) -> None:
         """As a member, copy blocks into slots of host memory, beside the steps."""
-        ...
 
     async def load_from_host(
         self, *, replica_id: str, pairs: Sequence[tuple[int, int]]
     ) -> tuple[int, ...]:
         """As a member, copy slots into blocks, beside the steps; return the slots whose content is
         not what was stored."""
-        ...
 
 
 class WeightReader(Protocol):
@@ -105,11 +95,9 @@ class WeightReader(Protocol):
 
     def held(self) -> Sequence[TensorSlice]:
         """Return everything that can be read now."""
-        ...
 
     def read_into(self, slice_: TensorSlice, out: memoryview) -> None:
         """Copy the bytes of a slice. Raises: Unavailable if it was dropped meanwhile."""
-        ...
 
 
 class WeightWriter(Protocol):
@@ -117,7 +105,6 @@ class WeightWriter(Protocol):
 
     def take(self, slice_: TensorSlice, data: memoryview) -> None:
         """Store a verified slice; `data` is only lent. After a cut the same one may come twice."""
-        ...
 
 
 class KvCopyEnd(StrEnum):

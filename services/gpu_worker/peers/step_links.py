@@ -213,19 +213,15 @@ class MemberOfReplica(Protocol):
 
     def plan_received(self, plan: StepPlan) -> None:
         """Run this plan after all that came before it."""
-        ...
 
     def yield_asked(self, step_id: int) -> None:
         """End this step early, if that is still possible."""
-        ...
 
     async def store_to_host(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks into slots of host memory. Raises: Unavailable if that is not possible."""
-        ...
 
     async def load_from_host(self, pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
         """Copy slots into blocks; return those found changed. Raises: Unavailable."""
-        ...
 
 
 class LinkToLead:

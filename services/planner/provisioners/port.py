@@ -13,11 +13,9 @@ class Provisioner(Protocol):
 
         Raises: Unavailable where whoever has the nodes does not answer; the next wish is the retry.
         """
-        ...
 
     async def close(self) -> None:
         """Give back what it holds of the world."""
-        ...
 
 
 class NoProvisioner:

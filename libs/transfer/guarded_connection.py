@@ -3,12 +3,13 @@
     open --close(), or a call fails--> closed --the last call has returned--> released
 
 A call that fails in any way leaves half a message behind, on the wire or in memory; the connection
-is of no use after that and is closed. `interrupt` must make pending calls fail soon; `release`
+is of no use after that and is closed. `_interrupt` must make pending calls fail soon; `_release`
 frees what they use, and runs once, when none is left.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -20,27 +21,24 @@ from libs.transfer.transport import ConnectionLost, PeerSilent
 Direction = Literal["send", "receive"]
 
 
-class LinkCalls:
-    """Guards the calls of one connection."""
+class GuardedConnection(ABC):
+    """A Connection but for how it sends and receives: each of these is one `call`."""
 
-    def __init__(
-        self,
-        *,
-        peer_address: str,
-        interrupt: Callable[[], None],
-        broken_by: tuple[type[Exception], ...],
-        release: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, *, peer_address: str, broken_by: tuple[type[Exception], ...]) -> None:
         self._peer_address = peer_address
-        self._interrupt = interrupt
-        self._release = release
         self._broken_by = broken_by
         self._running: set[Direction] = set()
         self._is_closed = False
+        self._is_released = False
+
+    @property
+    def peer_address(self) -> str:
+        """Where the peer is, for logs."""
+        return self._peer_address
 
     @property
     def is_closed(self) -> bool:
-        """Whether a further call would raise ConnectionLost."""
+        """Whether either side has closed it, as far as this side knows."""
         return self._is_closed
 
     def close(self) -> None:
@@ -52,7 +50,7 @@ class LinkCalls:
         self._release_if_idle()
 
     @asynccontextmanager
-    async def call(self, direction: Direction, *, timeout_ns: int | None) -> AsyncIterator[None]:
+    async def _call(self, direction: Direction, *, timeout_ns: int | None) -> AsyncIterator[None]:
         """Run one call; whatever goes wrong closes the connection and has one of two names."""
         if self._is_closed:
             raise ConnectionLost(f"{self._peer_address}: the connection is closed")
@@ -77,7 +75,14 @@ class LinkCalls:
             self._release_if_idle()
 
     def _release_if_idle(self) -> None:
-        if self._is_closed and not self._running:
-            release, self._release = self._release, None
-            if release is not None:
-                release()
+        if self._is_closed and not self._running and not self._is_released:
+            self._is_released = True
+            self._release()
+
+    @abstractmethod
+    def _interrupt(self) -> None:
+        """Make pending calls fail soon."""
+
+    def _release(self) -> None:
+        """Free what calls use, for nothing uses it any more."""
+        return

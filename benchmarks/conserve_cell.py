@@ -11,14 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from benchmarks.conserve_load import Bounds, ConserveLoad, offline_backlog, online_requests
-from benchmarks.coserve_rows import (
-    CoserveRow,
-    RequestTimes,
-    SliceResult,
-    Slos,
-    quantile,
-    row_of,
-)
+from benchmarks.coserve_rows import CoserveRow, Slos, quantile, row_of
+from benchmarks.coserve_simulated import slice_of
 from libs.engine.scheduler import SchedulerOptions
 from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from libs.engine.step_times import StepTimes
@@ -28,7 +22,7 @@ from services.gpu_worker.checkpoint_options import CheckpointOptions, host_room
 from services.simulator.coserve.device import Device
 from services.simulator.coserve.h100 import DEVIATION, HOST_BYTES, LINK, H100Times, ServedModel
 from services.simulator.coserve.profiling import profile_device
-from services.simulator.coserve.router import CoserveRequest
+from services.simulator.coserve.requests import CoserveRequest
 from services.simulator.coserve.run import CoserveOutcome, CoserveRunOptions, run_coserve
 
 BLOCK_TOKENS: Final = 16
@@ -200,19 +194,6 @@ class _Cell:
             settle_ns=SETTLE_NS,
         )
         return run_coserve(run_options, backlog=offline_backlog(options.load, self._bounds))
-
-
-def slice_of(outcome: CoserveOutcome) -> SliceResult:
-    """Return a run as the live benchmark has it; what was not answered counts as answered when the
-    run ended, which is too early."""
-    requests = tuple(
-        RequestTimes(
-            arrival_ns=served.arrival_ns,
-            token_at_ns=served.token_at_ns or [outcome.ended_at_ns],
-        )
-        for served in outcome.served
-    )
-    return SliceResult(requests=requests, tally=outcome.tally, duration_ns=outcome.elapsed_ns)
 
 
 def slos_of(outcome: CoserveOutcome) -> Slos:

@@ -12,7 +12,8 @@ from libs.sim.world import World
 from services.gpu_worker.checkpoint_options import CheckpointCounters, CheckpointOptions
 from services.gpu_worker.options import WorkerOptions
 from services.simulator.coserve.device import Device
-from services.simulator.coserve.router import CoserveRequest, CoserveRouter, ServedRequest
+from services.simulator.coserve.requests import CoserveRequest
+from services.simulator.coserve.router import CoserveRouter, ServedRequest
 from services.simulator.coserve.worker import CoserveWorker
 
 ALIAS: Final = "simulated"

@@ -26,13 +26,15 @@ from benchmarks.conserve_cell import BUSY_SHARE, CellOptions, CellResult, Policy
 from benchmarks.conserve_load import OFFLINE, WORKLOADS, ConserveLoad
 from benchmarks.conserve_published import GOALS, OFFLINE_TOK_S, ONLINE_P99_MS
 from benchmarks.conserve_record import read_live_record
-from benchmarks.conserve_tables import Row, goals_table, policies_table, replay_table
+from benchmarks.conserve_tables import Row, causes_table, goals_table, policies_table, replay_table
+from benchmarks.coserve_causes import slowest_waits, time_shares
 from benchmarks.provenance import provenance, write_record
 from libs.engine.scheduling.coserve import Coserve
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import milliseconds, seconds
 from services.launcher.console import RESULTS
 from services.simulator.coserve.h100 import MODELS
+from services.simulator.coserve.run import CoserveOutcome
 
 OURS: Final = Coserve.TIDESERVE.value
 BASELINE: Final = Coserve.ONLINE_ONLY.value
@@ -40,6 +42,7 @@ RATIOS: Final = (
     ("total_over_online_only", "total_tok_s", BASELINE),
     ("ttft_p99_over_online_only", "online_ttft_p99_ms", BASELINE),
     ("tbt_p99_over_online_only", "online_tbt_p99_ms", BASELINE),
+    ("total_over_non_preemptive", "total_tok_s", Coserve.NON_PREEMPTIVE.value),
     ("offline_over_non_preemptive", "offline_tok_s", Coserve.NON_PREEMPTIVE.value),
 )
 """(name, column, policy whose value divides)."""
@@ -71,6 +74,7 @@ def rows_of(options: CellOptions, result: CellResult) -> list[Row]:
             "workload": options.load.workload,
             "offline": options.load.offline,
             **_figures(of),
+            **_causes(of.outcome, alone=result.results[0].outcome),
             "ttft_slo_ms": round(milliseconds(result.slos.ttft_ns), 2),
             "tbt_slo_ms": round(milliseconds(result.slos.tbt_ns), 2),
             "trace_speed": round(result.speed, 4),
@@ -134,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = measure(list(_cells(given)), jobs=given.jobs, report=_report)
         goals = goals_of(rows)
         RESULTS.print(policies_table(rows))
+        RESULTS.print(causes_table(rows))
         RESULTS.print(goals_table(goals))
         found = {"rows": rows, "goals": goals}
     if given.json is not None:
@@ -169,6 +174,17 @@ def _figures(of: PolicyResult) -> Row:
         "blocks_stored": outcome.checkpoints.blocks_stored,
         "blocks_loaded": outcome.checkpoints.blocks_loaded,
         "digest": outcome.digest,
+    }
+
+
+def _causes(outcome: CoserveOutcome, *, alone: CoserveOutcome) -> Row:
+    waits, shares = slowest_waits(outcome, alone=alone), time_shares(outcome)
+    return {
+        **{
+            f"slowest_{name.removesuffix('_ns')}_ms": round(milliseconds(ns), 2)
+            for name, ns in asdict(waits).items()
+        },
+        **{f"time_{name}": round(share, 4) for name, share in asdict(shares).items()},
     }
 
 

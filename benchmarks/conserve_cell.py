@@ -11,14 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from benchmarks.conserve_load import Bounds, ConserveLoad, offline_backlog, online_requests
-from benchmarks.coserve_rows import (
-    CoserveRow,
-    RequestTimes,
-    SliceResult,
-    Slos,
-    quantile,
-    row_of,
-)
+from benchmarks.coserve_rows import CoserveRow, Slos, quantile, row_of
+from benchmarks.coserve_simulated import slice_of
 from libs.engine.scheduler import SchedulerOptions
 from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from libs.engine.step_times import StepTimes
@@ -28,7 +22,7 @@ from services.gpu_worker.checkpoint_options import CheckpointOptions, host_room
 from services.simulator.coserve.device import Device
 from services.simulator.coserve.h100 import DEVIATION, HOST_BYTES, LINK, H100Times, ServedModel
 from services.simulator.coserve.profiling import profile_device
-from services.simulator.coserve.router import CoserveRequest
+from services.simulator.coserve.requests import CoserveRequest
 from services.simulator.coserve.run import CoserveOutcome, CoserveRunOptions, run_coserve
 
 BLOCK_TOKENS: Final = 16
@@ -43,7 +37,10 @@ SETTLE_NS: Final = 20 * NS_PER_S
 """Until the engine is full, and its sequences no longer all of one age."""
 BUSY_SHARE: Final = 0.3
 """ConServe's motivation: an H100 serving 8B online is idle for more than 70 % of the time."""
-SPEEDS_TRIED: Final = 3
+BUSY_SHARE_ERROR_MAX: Final = 0.02
+"""Relative."""
+SPEEDS_TRIED_MAX: Final = 16
+"""Decodes of few sequences take far longer than full steps: under Mooncake's trace 7 were tried."""
 SLO_ROOM: Final = 1.05
 """As in the live benchmark: a bound below is missed without any offline work."""
 CHECKPOINTED: Final = (Coserve.TIDESERVE, Coserve.CONSERVE)
@@ -142,8 +139,8 @@ class _Cell:
     ) -> tuple[float, CoserveOutcome]:
         """Find the speed at which online work alone keeps the engine as busy as wanted.
 
-        Begins with the rate of full steps; from there a few corrections in proportion suffice,
-        because time in steps grows with the speed, only less as batches grow.
+        Begins with the rate of full steps; corrections in proportion come nearer each time, because
+        time in steps grows with the speed, only less as batches grow.
         """
         tokens = sum(len(request.prompt) + request.output_tokens for request in recorded)
         full = StepWork().with_prefill(tokens=STEP_TOKENS_MAX, tokens_before=0)
@@ -152,8 +149,11 @@ class _Cell:
         speed = self._options.busy_share * tokens_per_s * span_s / tokens
         loose = Slos(ttft_ns=NS_PER_S, tbt_ns=NS_PER_S)  # online-only reads neither
         outcome = self._run(Coserve.ONLINE_ONLY, loose, profile, recorded, speed)
-        for _ in range(SPEEDS_TRIED - 1):
-            speed *= self._options.busy_share / outcome.busy_share
+        for _ in range(SPEEDS_TRIED_MAX - 1):
+            correction = self._options.busy_share / outcome.busy_share
+            if abs(correction - 1) <= BUSY_SHARE_ERROR_MAX:
+                break
+            speed *= correction
             outcome = self._run(Coserve.ONLINE_ONLY, loose, profile, recorded, speed)
         return speed, outcome
 
@@ -200,19 +200,6 @@ class _Cell:
             settle_ns=SETTLE_NS,
         )
         return run_coserve(run_options, backlog=offline_backlog(options.load, self._bounds))
-
-
-def slice_of(outcome: CoserveOutcome) -> SliceResult:
-    """Return a run as the live benchmark has it; what was not answered counts as answered when the
-    run ended, which is too early."""
-    requests = tuple(
-        RequestTimes(
-            arrival_ns=served.arrival_ns,
-            token_at_ns=served.token_at_ns or [outcome.ended_at_ns],
-        )
-        for served in outcome.served
-    )
-    return SliceResult(requests=requests, tally=outcome.tally, duration_ns=outcome.elapsed_ns)
 
 
 def slos_of(outcome: CoserveOutcome) -> Slos:

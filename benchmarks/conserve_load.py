@@ -18,7 +18,7 @@ from loadgen.lengths import LengthLimits, Lengths, uniform
 from loadgen.prompts import TokenPrompts, TokenRange
 from loadgen.traces.detect import read_requests
 from loadgen.traces.requests import TraceRequest
-from services.simulator.coserve.router import CoserveRequest
+from services.simulator.coserve.requests import CoserveRequest
 
 OUTPUT_TOKENS_MAX: Final = 1_024
 

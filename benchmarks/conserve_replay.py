@@ -7,29 +7,18 @@ not run; steps take what the live profile says, and err as it did. Nothing is fi
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.conserve_cell import line_of, slice_of
+from benchmarks.conserve_cell import line_of
 from benchmarks.conserve_record import LiveRecord, RecordedOptions, RecordedRow
 from benchmarks.coserve import VARIANTS, CoserveBenchmark, worker_config
-from benchmarks.coserve_load import (
-    LoadOptions,
-    LoadRequest,
-    Slice,
-    offline_backlog,
-    online_load,
-    online_trace,
-)
-from benchmarks.coserve_rows import CoserveRow, SliceResult, Slos, row_of
-from benchmarks.coserve_worker import OFFLINE_OPEN, SETTLE_NS, SharedEngine, Variant
-from libs.engine.scheduling.coserve import CoserveOptions
-from libs.kernel.units import NS_PER_MS, NS_PER_S
-from services.gpu_worker.checkpoint_options import LINK_ASSUMED, CheckpointOptions
-from services.simulator.coserve.device import Device
-from services.simulator.coserve.router import CoserveRequest
-from services.simulator.coserve.run import CoserveRunOptions, run_coserve
+from benchmarks.coserve_load import LoadOptions, offline_backlog, online_load, online_trace
+from benchmarks.coserve_rows import CoserveRow, Slos, row_of
+from benchmarks.coserve_simulated import SimulatedEngine, Variant
+from benchmarks.coserve_worker import SharedEngine
+from libs.kernel.units import NS_PER_MS
 
 COMPARED: Final = {
     "total_tok_s": 0.2,
@@ -41,8 +30,6 @@ COMPARED: Final = {
 DEVIATION_OF_ERROR: Final = math.sqrt(math.pi / 2)
 """Standard deviation of what is normally distributed with a mean absolute error of 1."""
 DEVIATION_MAX: Final = 0.3
-ANSWERS_NS_MAX: Final = 40 * NS_PER_S
-"""After its time, until a live slice is cut off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,61 +78,39 @@ class _Replay:
     def __init__(self, live: LiveRecord, options: CoserveBenchmark, engine: SharedEngine) -> None:
         calibration = live.calibration
         self._load = options.load
-        self._vocabulary_size = engine.vocabulary_size
-        self._engine = engine.warm.loaded.scheduler_options
-        self._room = engine.warm.host_room
-        self._latency = calibration.latency
         self._slos = Slos(
             ttft_ns=round(calibration.ttft_slo_ms * NS_PER_MS),
             tbt_ns=round(calibration.tbt_slo_ms * NS_PER_MS),
         )
-        assert self._engine.layers is not None
-        self._device = Device(
-            times=self._latency,
-            layers=self._engine.layers,
-            link=LINK_ASSUMED,
+        self._engine = SimulatedEngine(
+            options=engine.warm.loaded.scheduler_options,
+            room=engine.warm.host_room,
+            vocabulary_size=engine.vocabulary_size,
+            latency=calibration.latency,
             deviation=min(DEVIATION_MAX, calibration.latency_error * DEVIATION_OF_ERROR),
+            seed=options.load.seed,
         )
         self._slices = online_load(
             online_trace(options.load),
             options.load,
             tokens_per_s=options.load_share * live.capacity_tok_s,
-            vocabulary_size=self._vocabulary_size,
+            vocabulary_size=engine.vocabulary_size,
         ).slices
 
     def simulate(self, variant: Variant) -> CoserveRow:
         """Serve all slices, each by a worker that has done nothing yet."""
         results = [
-            self._serve(variant, slice_, name=f"{number}")
+            self._engine.serve(
+                variant,
+                slice_,
+                slos=self._slos,
+                backlog=offline_backlog(
+                    self._load, vocabulary_size=self._engine.vocabulary_size, name=f"{number}"
+                ),
+            )
             for number, slice_ in enumerate(self._slices)
         ]
         return row_of(variant.name, results, slos=self._slos)
-
-    def _serve(self, variant: Variant, slice_: Slice, *, name: str) -> SliceResult:
-        engine = self._engine
-        options = CoserveRunOptions(
-            seed=self._load.seed,
-            engine=replace(
-                engine,
-                layers=engine.layers if variant.has_safepoints else None,
-                coserve=CoserveOptions(
-                    policy=variant.policy,
-                    ttft_slo_ns=self._slos.ttft_ns,
-                    tbt_slo_ns=self._slos.tbt_ns,
-                    latency=self._latency,
-                ),
-            ),
-            checkpoints=CheckpointOptions(policy=variant.checkpoints, room=self._room),
-            vocabulary_size=self._vocabulary_size,
-            device=self._device,
-            online=tuple(map(_request, slice_.requests)),
-            duration_ns=slice_.duration_ns,
-            offline_open_max=OFFLINE_OPEN,
-            settle_ns=SETTLE_NS,
-            drain_ns_max=ANSWERS_NS_MAX,
-        )
-        backlog = offline_backlog(self._load, vocabulary_size=self._vocabulary_size, name=name)
-        return slice_of(run_coserve(options, backlog=map(_request, backlog)))
 
 
 def _options_of(recorded: RecordedOptions, *, trace: Path | None) -> CoserveBenchmark:
@@ -164,15 +129,6 @@ def _options_of(recorded: RecordedOptions, *, trace: Path | None) -> CoserveBenc
         kv_mib=recorded.kv_mib,
         step_tokens_max=recorded.step_tokens_max,
         threads=recorded.threads,
-    )
-
-
-def _request(request: LoadRequest) -> CoserveRequest:
-    return CoserveRequest(
-        request_id=request.request_id,
-        prompt=request.prompt,
-        output_tokens=request.output_tokens,
-        arrival_ns=request.arrival_ns,
     )
 
 

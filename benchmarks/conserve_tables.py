@@ -16,6 +16,18 @@ COLUMNS: Final = {
     "/ alone  ": "total_over_online_only",
 }
 """Heading and column; headings differ by spaces that nobody sees."""
+CAUSES: Final = {
+    "slowest TTFT ms": "slowest_ttft_ms",
+    "alone": "slowest_alone_ms",
+    "+ offline steps": "slowest_offline_steps_ms",
+    "+ mixed steps": "slowest_mixed_steps_ms",
+    "+ the rest": "slowest_rest_ms",
+    "time: online": "time_online",
+    "offline beside": "time_offline_beside",
+    "offline alone": "time_offline_alone",
+    "idle": "time_idle",
+}
+"""Likewise: sum of four for requests, and shares that add up to 1 for the engine."""
 
 
 def policies_table(rows: Sequence[Row]) -> Table:
@@ -29,6 +41,21 @@ def policies_table(rows: Sequence[Row]) -> Table:
             str(row["workload"]),
             str(row["policy"]),
             *(_number(row[column]) for column in COLUMNS.values()),
+        )
+    return table
+
+
+def causes_table(rows: Sequence[Row]) -> Table:
+    """Show what held the slowest online requests longer than alone, and whose the time was."""
+    table = Table("model", "workload", "policy")
+    for name in CAUSES:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["model"]),
+            str(row["workload"]),
+            str(row["policy"]),
+            *(_number(row[column]) for column in CAUSES.values()),
         )
     return table
 

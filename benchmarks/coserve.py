@@ -29,7 +29,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -45,11 +44,11 @@ from benchmarks.coserve_load import (
 )
 from benchmarks.coserve_rows import CoserveRow, SliceResult, Slos, quantile, ratios_to, row_of
 from benchmarks.coserve_run import RunFolder
-from benchmarks.coserve_virtual import VirtualEngine, run_virtual_slice
-from benchmarks.coserve_worker import OFFLINE_OPEN, SharedEngine, Variant, run_slice
+from benchmarks.coserve_simulated import SimulatedEngine, Variant
+from benchmarks.coserve_worker import SharedEngine, run_slice
 from benchmarks.engine import save_random_llama
 from benchmarks.provenance import provenance, write_record
-from libs.engine.scheduling.coserve import Coserve, CoserveOptions
+from libs.engine.scheduling.coserve import Coserve
 from libs.engine.step_times import StepTimes, TimingOptions, measure_step_times
 from libs.kernel.errors import ConfigError
 from libs.kernel.units import MIB, NS_PER_MS, NS_PER_S, milliseconds
@@ -59,10 +58,11 @@ from services.gpu_worker.config import WorkerConfig
 from services.launcher.model_source import find_model
 
 BASELINE: Final = Coserve.ONLINE_ONLY.value
+ALONE: Final = Variant(name=BASELINE, policy=Coserve.ONLINE_ONLY)
 VARIANTS: Final = (
     Variant(name="tideserve", policy=Coserve.TIDESERVE, checkpoints="eager"),
     Variant(name="conserve", policy=Coserve.CONSERVE, checkpoints="eager"),
-    Variant(name="online-only", policy=Coserve.ONLINE_ONLY),
+    ALONE,
     Variant(name="non-preemptive", policy=Coserve.NON_PREEMPTIVE),
     Variant(name="priority-recompute", policy=Coserve.PRIORITY_RECOMPUTE),
     Variant(name="fixed-chunk", policy=Coserve.FIXED_CHUNK),
@@ -293,19 +293,18 @@ def _slos(
     options: CoserveBenchmark, engine: SharedEngine, latency: LatencyModel, online: OnlineLoad
 ) -> Slos:
     """Return what was given, or a little more than online requests alone feel."""
-    alone = replace(
-        engine.warm.loaded.scheduler_options,
-        coserve=CoserveOptions(policy=Coserve.ONLINE_ONLY, latency=latency),
+    simulated = SimulatedEngine(
+        options=engine.warm.loaded.scheduler_options,
+        room=engine.warm.host_room,
+        vocabulary_size=engine.vocabulary_size,
+        latency=latency,
     )
-    virtual = VirtualEngine(options=alone, latency=latency, offline_open=OFFLINE_OPEN)
-    requests = list(
-        chain.from_iterable(
-            run_virtual_slice(
-                virtual, online=slice_.requests, offline=None, duration_ns=slice_.duration_ns
-            ).requests
-            for slice_ in online.slices
-        )
-    )
+    loose = Slos(ttft_ns=NS_PER_S, tbt_ns=NS_PER_S)  # online-only reads neither
+    requests = [
+        request
+        for slice_ in online.slices
+        for request in simulated.serve(ALONE, slice_, slos=loose, backlog=iter(())).requests
+    ]
     ttft_ns = SLO_ROOM * quantile([r.ttft_ns for r in requests], 0.99)
     tbt_ns = SLO_ROOM * quantile([gap for r in requests for gap in r.gaps_ns], 0.99)
     if options.ttft_slo_ms is not None:

@@ -22,6 +22,7 @@ from loadgen.arrivals import arrivals_over, measure_arrivals, paced, steady
 from loadgen.lengths import LengthLimits, Lengths, uniform
 from loadgen.traces.detect import read_requests
 from loadgen.traces.requests import TraceRequest
+from services.simulator.coserve.requests import CoserveRequest
 
 GAPS: Final = ((0.34, 0.001), (0.61, 0.105), (0.0345, 0.5), (0.0142, 12.6), (0.0013, 95.0))
 """(share, mean in s) of the trace's gaps, as exponentials."""
@@ -41,30 +42,12 @@ OFFLINE_LEAST: Final = Lengths(prompt_tokens=128, output_tokens=16)
 OFFLINE_MOST: Final = Lengths(prompt_tokens=384, output_tokens=48)
 """Summaries of long texts, which is what LongBench's are, cut about as online requests are."""
 
-Tokens = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadRequest:
-    """One request; online ones have an arrival."""
-
-    request_id: str
-    prompt: Tokens
-    output_tokens: int
-    arrival_ns: int = 0
-    """From the start of its slice."""
-
-    @property
-    def tokens(self) -> int:
-        """All that are computed for it."""
-        return len(self.prompt) + self.output_tokens
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
     """Consecutive online requests, which every policy serves before the next slice begins."""
 
-    requests: tuple[LoadRequest, ...]
+    requests: tuple[CoserveRequest, ...]
     duration_ns: int
     """Until the first request of the next slice would come."""
 
@@ -136,7 +119,7 @@ def online_load(
         first = number * len(trace) // options.slices
         last = (number + 1) * len(trace) // options.slices
         requests = tuple(
-            LoadRequest(
+            CoserveRequest(
                 request_id=f"online-{index}",
                 prompt=_prompt(rng, trace[index].lengths.prompt_tokens, vocabulary_size),
                 output_tokens=trace[index].lengths.output_tokens,
@@ -156,13 +139,13 @@ def online_load(
 
 def offline_backlog(
     options: LoadOptions, *, vocabulary_size: int, name: str
-) -> Iterator[LoadRequest]:
+) -> Iterator[CoserveRequest]:
     """Yield offline requests for ever; equal names give equal ones."""
     rng = Rng(options.seed).child("offline")
     lengths = uniform(rng.child("lengths"), least=options.offline_least, most=options.offline_most)
     prompts = rng.child("prompts")
     for index, drawn in enumerate(lengths):
-        yield LoadRequest(
+        yield CoserveRequest(
             request_id=f"offline-{name}-{index}",
             prompt=_prompt(prompts, drawn.prompt_tokens, vocabulary_size),
             output_tokens=drawn.output_tokens,
@@ -194,5 +177,5 @@ def _mixed_gaps(rng: Rng) -> Iterator[float]:
         yield rng.expovariate(mean_s / drawn_s)
 
 
-def _prompt(rng: Rng, tokens: int, vocabulary_size: int) -> Tokens:
+def _prompt(rng: Rng, tokens: int, vocabulary_size: int) -> tuple[int, ...]:
     return tuple(rng.randrange(1, vocabulary_size) for _ in range(tokens))

@@ -12,24 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Final, TypeVar
 
-from benchmarks.coserve_load import LoadRequest
 from benchmarks.coserve_rows import Overheads, RequestTimes, SliceResult, Slos
+from benchmarks.coserve_simulated import ANSWERS_NS_MAX, OFFLINE_OPEN, SETTLE_NS, Variant
 from libs.contracts import subjects
-from libs.contracts.online import SamplingParameters
 from libs.contracts.sessions import (
     ROUTER_CONTROL,
     AcknowledgeTokens,
     EndSession,
     SessionRefused,
-    SessionSpec,
-    StartSession,
     TokenReceipt,
     ToWorker,
 )
 from libs.contracts.token_step import SessionTokens, unpack_step
 from libs.contracts.wire import encode
 from libs.engine.scheduler import Scheduler
-from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from libs.engine.scheduling.tally import CoserveTally
 from libs.kernel.units import NS_PER_S, seconds
 from libs.policy.latency_model import LatencyModel
@@ -37,7 +33,6 @@ from libs.runtime.bus import Subscription
 from libs.runtime.clock import SystemClock
 from libs.runtime.memory_bus import MemoryBus
 from libs.runtime.memory_hub import MemoryHub
-from services.gpu_worker.checkpoint_options import CheckpointPolicy
 from services.gpu_worker.config import WorkerConfig
 from services.gpu_worker.core import WorkerCore
 from services.gpu_worker.engine_setup import WarmEngine, start_engine, worker_options
@@ -45,29 +40,17 @@ from services.gpu_worker.engine_thread import EngineThread
 from services.gpu_worker.host_copies import HostCopies
 from services.gpu_worker.positions import SOLO_REPLICA_ID
 from services.gpu_worker.shell import WorkerShell
+from services.simulator.coserve.requests import (
+    OFFLINE_PRIORITY,
+    ONLINE_PRIORITY,
+    ROUTER_ID,
+    CoserveRequest,
+)
 
 CountersT = TypeVar("CountersT", CoserveTally, Overheads)
 
 WORKER_ID: Final = "worker"
-ROUTER_ID: Final = "router"
-OFFLINE_OPEN: Final = 96
-"""Offline sessions at the worker: all that can run, and some that wait."""
-OFFLINE_PRIORITY: Final = -1
-SETTLE_NS: Final = 2 * NS_PER_S
-"""Offline work runs alone for so long before a slice begins."""
-ANSWERS_TIMEOUT_S: Final = 40.0
-"""After its time a slice is cut off: a policy that falls behind would never end it."""
 DRAIN_TIMEOUT_S: Final = 120.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """A way of co-serving that is measured."""
-
-    name: str
-    policy: Coserve
-    has_safepoints: bool = True
-    checkpoints: CheckpointPolicy = "off"
 
 
 class SharedEngine:
@@ -104,16 +87,7 @@ class SharedEngine:
     ) -> "Worker":
         """Return a worker that has done nothing yet."""
         loaded = self.warm.loaded
-        options = replace(
-            loaded.scheduler_options,
-            layers=loaded.scheduler_options.layers if variant.has_safepoints else None,
-            coserve=CoserveOptions(
-                policy=variant.policy,
-                ttft_slo_ns=slos.ttft_ns,
-                tbt_slo_ns=slos.tbt_ns,
-                latency=latency,
-            ),
-        )
+        options = variant.engine(loaded.scheduler_options, slos=slos, latency=latency)
         core = WorkerCore(
             worker_options(
                 replace(self.config, checkpoints=variant.checkpoints),
@@ -155,8 +129,8 @@ async def run_slice(
     engine: SharedEngine,
     variant: Variant,
     *,
-    online: Sequence[LoadRequest],
-    offline: Iterator[LoadRequest] | None,
+    online: Sequence[CoserveRequest],
+    offline: Iterator[CoserveRequest] | None,
     duration_ns: int,
     slos: Slos,
     latency: LatencyModel,
@@ -200,7 +174,7 @@ class SliceRouter:
     """Starts sessions, keeps the offline backlog full, times tokens and acknowledges them."""
 
     def __init__(
-        self, bus: MemoryBus, *, alias: str, offline: Iterator[LoadRequest] | None
+        self, bus: MemoryBus, *, alias: str, offline: Iterator[CoserveRequest] | None
     ) -> None:
         self.times: dict[str, RequestTimes] = {}
         self._bus = bus
@@ -251,7 +225,7 @@ class SliceRouter:
             await self._start(request, priority=OFFLINE_PRIORITY)
 
     async def send_online(
-        self, requests: Sequence[LoadRequest], *, clock: SystemClock, started_at_ns: int
+        self, requests: Sequence[CoserveRequest], *, clock: SystemClock, started_at_ns: int
     ) -> None:
         """Start each session when it arrives."""
         self._unanswered.update(request.request_id for request in requests)
@@ -260,26 +234,17 @@ class SliceRouter:
             arrival_ns = started_at_ns + request.arrival_ns
             await _sleep_until(arrival_ns, clock=clock)
             self.times[request.request_id] = RequestTimes(arrival_ns=arrival_ns)
-            await self._start(request, priority=0)
+            await self._start(request, priority=ONLINE_PRIORITY)
 
     async def until_answered(self) -> None:
         """Wait until every online request has its last token, but not for ever."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ANSWERS_TIMEOUT_S):
+            async with asyncio.timeout(seconds(ANSWERS_NS_MAX)):
                 await self._is_answered.wait()
 
-    async def _start(self, request: LoadRequest, *, priority: int) -> None:
+    async def _start(self, request: CoserveRequest, *, priority: int) -> None:
         self._next_index[request.request_id] = 0
-        spec = SessionSpec(
-            request_id=request.request_id,
-            alias=self._alias,
-            prompt_token_ids=request.prompt,
-            max_tokens=request.output_tokens,
-            sampling=SamplingParameters(temperature=0.0),
-            ignore_eos=True,
-            priority=priority,
-        )
-        await self._send(StartSession(router_id=ROUTER_ID, session_epoch=1, spec=spec))
+        await self._send(request.start(alias=self._alias, priority=priority))
 
     async def _send(self, message: ToWorker) -> None:
         await self._bus.publish(subjects.worker_control(WORKER_ID), encode(message))

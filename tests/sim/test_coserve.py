@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.conserve_cell import slice_of
 from benchmarks.coserve_rows import Slos, row_of
+from benchmarks.coserve_simulated import slice_of
 from libs.engine.scheduler import SchedulerOptions
 from libs.engine.scheduling.coserve import Coserve, CoserveOptions
 from libs.kernel.errors import EXIT_CONFIG_ERROR, InvariantViolation
@@ -21,7 +21,7 @@ from libs.policy.latency_model import LatencyModel
 from services.gpu_worker.checkpoint_options import CheckpointOptions, CheckpointPolicy, HostRoom
 from services.launcher.main import run as run_command
 from services.simulator.coserve.device import Device
-from services.simulator.coserve.router import CoserveRequest
+from services.simulator.coserve.requests import CoserveRequest
 from services.simulator.coserve.run import CoserveOutcome, CoserveRunOptions, run_coserve
 
 STEPS = LatencyModel(

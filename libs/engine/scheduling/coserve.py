@@ -33,6 +33,12 @@ LATENCY_ASSUMED: Final = LatencyModel(
 """Until the first steps were measured: a small model on one processor core."""
 
 
+HOLDS_PER_TTFT: Final = 12
+"""Offline work holds an arrival once, by such a part of its TTFT SLO at most, and by half of that
+on average. An eighth harvests 7 % more on a simulated Llama-2-7B, but shows in the P99: 1.13 times
+that of online work alone, where a twelfth has 1.05."""
+
+
 class Coserve(StrEnum):
     """Names of the policies, as operators give them."""
 
@@ -85,7 +91,8 @@ class CoservePolicy:
     gains more time by it than the step loses."""
     bounds_mixed_steps: bool = False
     """Whether offline work adds to a step with online work, which cannot be given up, no more than
-    an online arrival may be held; else all that the next tokens leave."""
+    an online arrival may be held, and nothing while it works on an online prompt; else all that the
+    next tokens leave."""
     has_chunk: bool = False
     """Whether a step has at most CoserveOptions.chunk_tokens."""
     has_reserve: bool = False
@@ -155,8 +162,7 @@ class CoserveOptions:
     """How long steps take here, as profiled; followed from then on."""
     yield_ns_max: int | None = None
     """So long a step without online work may go on after it was asked to yield; as much offline
-    work adds at most to a step that cannot yield. None: a sixteenth of the TTFT SLO, so that
-    offline work takes little of what a burst of online sequences waits for itself."""
+    work adds at most to a step that cannot yield. None: the TTFT SLO over HOLDS_PER_TTFT."""
     chunk_tokens: int = 256
     """Tokens of a step under fixed-chunk; vLLM's and Sarathi's usual sizes are 256 to 2,048."""
     reserve_share_max: float = 0.2
@@ -176,4 +182,4 @@ class CoserveOptions:
     @property
     def offline_hold_ns_max(self) -> int:
         """How long offline work may hold the engine while an online sequence waits."""
-        return self.yield_ns_max or max(1, self.ttft_slo_ns // 16)
+        return self.yield_ns_max or max(1, self.ttft_slo_ns // HOLDS_PER_TTFT)

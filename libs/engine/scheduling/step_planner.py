@@ -47,6 +47,11 @@ class ComposedStep:
     has_preempted_online: bool = False
 
     @property
+    def has_online_prompt(self) -> bool:
+        """Whether it computes a prompt, or part of one, of somebody who does not give way."""
+        return any(s.tokens_missing > 1 and not s.gives_way for s in self.planned.values())
+
+    @property
     def has_online(self) -> bool:
         """Whether it serves anybody who does not give way."""
         return any(not sequence.gives_way for sequence in self.planned.values())
@@ -247,7 +252,9 @@ class StepPlanner:
         time_ns_max = timing.budget_ns(step.slack_ns)
         if self._rules.bounds_mixed_steps:
             online_ns = timing.predict_ns(step.budget.work)
-            time_ns_max = min(time_ns_max, online_ns + timing.hold_ns)
+            # Who waits for a prompt was held when it came, and so was who waits behind it.
+            hold_ns = 0 if step.has_online_prompt else timing.hold_ns
+            time_ns_max = min(time_ns_max, online_ns + hold_ns)
         step.budget.bound(time_ns_max=time_ns_max)
 
     def _offline_in_order(self) -> list[TrackedSequence]:

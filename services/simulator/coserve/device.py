@@ -50,6 +50,11 @@ class Device:
             duration_ns = round(duration_ns * (1 + self.deviation * drawn))
         return max(1, duration_ns)
 
+    def share_of(self, part: Iterable[PlanEntry], whole: Iterable[PlanEntry]) -> float:
+        """Return what a part of a step takes alone, relative to the step."""
+        alone_ns = self.times.predict_ns(work_of(part))
+        return min(1.0, alone_ns / max(1, self.times.predict_ns(work_of(whole))))
+
 
 def work_of(entries: Iterable[PlanEntry]) -> StepWork:
     """Add up what the entries of a plan compute, as the scheduler's budget does."""

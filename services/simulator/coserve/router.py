@@ -4,29 +4,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from libs.contracts.online import SamplingParameters
-from libs.contracts.sessions import AcknowledgeTokens, SessionSpec, StartSession, TokenReceipt
+from libs.contracts.sessions import AcknowledgeTokens, TokenReceipt
 from libs.contracts.token_step import TokenStep
 from libs.kernel.units import NS_PER_MS
 from libs.sim.world import World
 from services.gpu_worker.events import AcknowledgeReceived, StartReceived, WorkerEvent
+from services.simulator.coserve.requests import (
+    OFFLINE_PRIORITY,
+    ONLINE_PRIORITY,
+    ROUTER_ID,
+    CoserveRequest,
+)
 from services.simulator.coserve.worker import CoserveWorker
 
-ROUTER_ID: Final = "router"
-OFFLINE_PRIORITY: Final = -1
 ACKNOWLEDGE_AFTER_NS: Final = 100 * NS_PER_MS
 """Well before a worker sends again. A receipt for each step would say the same, in more time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoserveRequest:
-    """One request; online ones have an arrival."""
-
-    request_id: str
-    prompt: tuple[int, ...]
-    output_tokens: int
-    arrival_ns: int = 0
-    """From the beginning of what is measured."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,7 +69,7 @@ class CoserveRouter:
         self.served[request.request_id] = ServedRequest(
             arrival_ns=self._world.now_ns, output_tokens=request.output_tokens
         )
-        self._start(request, priority=0)
+        self._start(request, priority=ONLINE_PRIORITY)
 
     def tokens_came(self, step: TokenStep) -> None:
         """Time them, acknowledge them soon, and replace offline sessions that have ended."""
@@ -111,16 +103,7 @@ class CoserveRouter:
             self._start(request, priority=OFFLINE_PRIORITY)
 
     def _start(self, request: CoserveRequest, *, priority: int) -> None:
-        spec = SessionSpec(
-            request_id=request.request_id,
-            alias=self._alias,
-            prompt_token_ids=request.prompt,
-            max_tokens=request.output_tokens,
-            sampling=SamplingParameters(temperature=0.0),
-            ignore_eos=True,
-            priority=priority,
-        )
-        message = StartSession(router_id=ROUTER_ID, session_epoch=1, spec=spec)
+        message = request.start(alias=self._alias, priority=priority)
         self._post(StartReceived(message=message, cause_id=request.request_id))
 
     def _post(self, event: WorkerEvent) -> None:

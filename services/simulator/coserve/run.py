@@ -12,8 +12,9 @@ from libs.sim.world import World
 from services.gpu_worker.checkpoint_options import CheckpointCounters, CheckpointOptions
 from services.gpu_worker.options import WorkerOptions
 from services.simulator.coserve.device import Device
-from services.simulator.coserve.router import CoserveRequest, CoserveRouter, ServedRequest
-from services.simulator.coserve.worker import CoserveWorker
+from services.simulator.coserve.requests import CoserveRequest
+from services.simulator.coserve.router import CoserveRouter, ServedRequest
+from services.simulator.coserve.worker import CoserveWorker, StepSpan
 
 ALIAS: Final = "simulated"
 REPORT_INTERVAL_NS: Final = 10 * NS_PER_S
@@ -59,6 +60,8 @@ class CoserveOutcome:
     """Of what was measured."""
     checkpoints: CheckpointCounters
     """Of the whole run."""
+    steps: tuple[StepSpan, ...]
+    """Of the whole run."""
     busy_share: float
     """Of the time that was measured, spent in steps."""
     copying_share: float
@@ -99,6 +102,7 @@ def run_coserve(options: CoserveRunOptions, *, backlog: Iterator[CoserveRequest]
         ended_at_ns=began_at_ns + elapsed_ns,
         tally=_difference(before, worker.core.tally),
         checkpoints=worker.core.checkpointing.counters,
+        steps=tuple(worker.steps),
         busy_share=(worker.busy_ns - busy_before_ns) / max(1, elapsed_ns),
         copying_share=worker.copying_ns / max(1, world.now_ns),
         digest=world.digest,

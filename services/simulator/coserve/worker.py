@@ -55,6 +55,21 @@ from services.simulator.coserve.device import Device
 TOKEN_ID: Final = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSpan:
+    """When a step ran, and for whom."""
+
+    began_at_ns: int
+    ended_at_ns: int
+    online_ns: int
+    """Of its time, what its online part takes alone; the rest is what offline work adds."""
+
+    @property
+    def offline_ns(self) -> int:
+        """What offline work takes of it: all where nobody is online."""
+        return self.ended_at_ns - self.began_at_ns - self.online_ns
+
+
 @dataclass(slots=True, kw_only=True)
 class _StepUnderWay:
     command: RunStep
@@ -78,6 +93,8 @@ class CoserveWorker(SimProcess):
         self.core = WorkerCore(options, Scheduler(options.engine))
         self.busy_ns = 0
         """Of the engine, in steps that have ended."""
+        self.steps: list[StepSpan] = []
+        """All that have ended, in that order."""
         self.copying_ns = 0
         """Of the link, in copies that were begun."""
         self._device = device
@@ -87,6 +104,8 @@ class CoserveWorker(SimProcess):
         self._noise = world.rng.child("step times")
         self._step: _StepUnderWay | None = None
         self._samples: dict[str, SampledToken] = {}
+        self._offline: set[str] = set()
+        """Sequences that were opened and not closed; for membership only."""
         self._link_free_at_ns = 0
 
     def start(self) -> None:
@@ -139,6 +158,8 @@ class CoserveWorker(SimProcess):
     # ------------------------------------------------------------------ steps
 
     def _begin_step(self, command: RunStep) -> None:
+        opened = command.plan.opened
+        self._offline.update(each.sequence_id for each in opened if each.is_offline)
         step = _StepUnderWay(
             command=command,
             began_at_ns=self.world.now_ns,
@@ -172,6 +193,8 @@ class CoserveWorker(SimProcess):
         self._step = None
         self.busy_ns += duration_ns
         command, plan = step.command, step.command.plan
+        self.steps.append(self._span(step, duration_ns))
+        self._offline.difference_update(plan.closed)
         self.world.note(f"step {plan.step_id}: {len(plan.entries)} yielded {is_yielded}")
         for sequence_id in plan.closed:
             self._samples.pop(sequence_id, None)
@@ -190,6 +213,16 @@ class CoserveWorker(SimProcess):
                 duration_ns=duration_ns,
                 cause_id=command.cause_id,
             )
+        )
+
+    def _span(self, step: _StepUnderWay, duration_ns: int) -> StepSpan:
+        entries = step.command.plan.entries
+        online = [entry for entry in entries if entry.sequence_id not in self._offline]
+        share = self._device.share_of(online, entries) if online else 0.0
+        return StepSpan(
+            began_at_ns=step.began_at_ns,
+            ended_at_ns=step.began_at_ns + duration_ns,
+            online_ns=round(duration_ns * share),
         )
 
     def _sample(self, sequence_id: str) -> SampledToken:

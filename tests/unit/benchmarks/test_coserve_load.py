@@ -8,7 +8,6 @@ import pytest
 from benchmarks.coserve_load import (
     RATE_PER_S,
     LoadOptions,
-    LoadRequest,
     offline_backlog,
     online_load,
     online_trace,
@@ -16,6 +15,7 @@ from benchmarks.coserve_load import (
 from libs.kernel.errors import ConfigError
 from loadgen.arrivals import measure_arrivals
 from loadgen.lengths import LengthLimits
+from services.simulator.coserve.requests import CoserveRequest
 
 AS_RECORDED = LengthLimits()
 
@@ -37,7 +37,8 @@ def test_time_is_stretched_until_the_tokens_come_at_the_rate_that_is_wanted() ->
     requests = [request for slice_ in load.slices for request in slice_.requests]
     assert len(requests) == 400
     seconds = sum(slice_.duration_ns for slice_ in load.slices) / 1e9
-    assert sum(request.tokens for request in requests) / seconds == pytest.approx(200, rel=0.02)
+    tokens = sum(len(request.prompt) + request.output_tokens for request in requests)
+    assert tokens / seconds == pytest.approx(200, rel=0.02)
     doubled = online_load(trace, options, tokens_per_s=400, vocabulary_size=100)
     assert doubled.speed == pytest.approx(2 * load.speed)
 
@@ -54,7 +55,7 @@ def test_slices_are_consecutive_and_each_begins_with_its_first_request() -> None
 
 
 def test_equal_names_give_equal_backlogs_and_others_share_no_session() -> None:
-    def first(name: str) -> list[LoadRequest]:
+    def first(name: str) -> list[CoserveRequest]:
         backlog = offline_backlog(LoadOptions(), vocabulary_size=100, name=name)
         return list(itertools.islice(backlog, 5))
 

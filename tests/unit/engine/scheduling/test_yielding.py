@@ -124,8 +124,8 @@ def test_safepoints_lie_as_close_as_costs_nothing(
 def test_a_step_has_safepoints_however_short_if_it_would_hold_somebody_too_long(
     an_engine: EngineBuilder,
 ) -> None:
-    # A sixteenth of the SLO by a margin of 1.2: 0.83 ms, a fourth of the step.
-    engine = an_engine(layers=16, ttft_slo_ms=16)
+    # A twelfth of the SLO by a margin of 1.2: 0.83 ms, a fourth of the step.
+    engine = an_engine(layers=16, ttft_slo_ms=12)
     engine.add("offline", offline=True, tokens=3)
     assert engine.plan().layers_between_safepoints == 4
 
@@ -144,7 +144,7 @@ def test_conserve_has_one_every_four_layers(an_engine: EngineBuilder) -> None:
 def test_a_step_that_cannot_yield_is_no_longer_than_an_online_session_may_be_held(
     an_engine: EngineBuilder,
 ) -> None:
-    engine = an_engine(layers=None, ttft_slo_ms=384)
+    engine = an_engine(layers=None, ttft_slo_ms=288)
     engine.add("offline", offline=True, tokens=150)
     plan = engine.plan()
     assert plan.layers_between_safepoints is None
@@ -154,11 +154,23 @@ def test_a_step_that_cannot_yield_is_no_longer_than_an_online_session_may_be_hel
 def test_nor_does_offline_work_add_more_than_that_to_a_step_with_online_work(
     an_engine: EngineBuilder,
 ) -> None:
-    engine = an_engine(layers=16, ttft_slo_ms=384, tbt_slo_ms=1000)
+    engine = an_engine(layers=16, ttft_slo_ms=288, tbt_slo_ms=1000)
     engine.add("online")
+    engine.step()
     engine.add("offline", offline=True, tokens=150)
-    # 24 ms by a margin of 1.2, beside those for the online prompt.
-    assert [len(entry.token_ids) for entry in engine.plan().entries] == [4, 20]
+    # 24 ms by a margin of 1.2, beside one for the next online token.
+    assert engine.step() == {"online": 1, "offline": 20}
+
+
+def test_nothing_joins_a_step_that_works_on_an_online_prompt(an_engine: EngineBuilder) -> None:
+    engine = an_engine(layers=16, ttft_slo_ms=1000, tbt_slo_ms=1000)
+    engine.add("answering", tokens=4)
+    engine.step()
+    engine.add("offline", offline=True, tokens=150)
+    engine.add("arriving", tokens=70)
+    assert engine.step() == {"answering": 1, "arriving": 63}
+    assert engine.step() == {"answering": 1, "arriving": 7}
+    assert set(engine.step()) == {"answering", "arriving", "offline"}
 
 
 def test_conserve_fills_it_with_all_that_the_next_tokens_leave(an_engine: EngineBuilder) -> None:

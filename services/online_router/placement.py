@@ -18,9 +18,9 @@ from libs.kernel.units import NS_PER_S
 
 TOKENS_PER_SESSION = 32
 """What a decoding session costs a newcomer, in prompt tokens: one row in each coming step."""
-RUNNING_PER_WAITING = 16
+RUNNING_PER_WAITING = 4
 """For so many sessions that can run, one more may wait at the worker: these take the places of
-those that end before the router has heard of it."""
+those that end before the router has heard of it. With 16, bursts of requests took longer."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,22 +110,23 @@ def cached_blocks(view: WorkerView, prompt_hashes: Sequence[int]) -> int:
 def has_room(view: WorkerView, *, is_offline: bool, soon_ns: int) -> bool:
     """Return whether a session that is sent there now starts soon.
 
-    A few may always wait, so that the worker has something to go on with until it is heard again.
-    Beyond them a session needs a place in the batch, blocks, and no more prompt tokens before it
-    than the worker computes within `soon_ns`. What a report does not say bounds nothing.
+    One may always wait, so that the worker has something to go on with. Any other must not find
+    more prompt tokens before it than the worker computes within `soon_ns`, and needs a place in the
+    batch and blocks, or to be of the few that wait for those. What no report says bounds nothing.
     """
     if not view.is_taking or view.has_refused:
         return False
     report = view.report
     load = _load(view, is_offline=is_offline)
-    if load.sessions_queued <= report.sessions_running_max // RUNNING_PER_WAITING:
+    if load.sessions_queued == 0:
         return True
+    running_max = report.sessions_running_max
     tokens_soon = report.prefill_tokens_per_s * soon_ns // NS_PER_S
-    return (
-        (not report.sessions_running_max or load.sessions_held < report.sessions_running_max)
-        and (not tokens_soon or load.tokens_waiting < tokens_soon)
-        and load.tokens_waiting < load.tokens_free
-    )
+    if tokens_soon and load.tokens_waiting >= tokens_soon:
+        return False
+    is_place_free = not running_max or load.sessions_held < running_max
+    is_of_the_few = load.sessions_queued <= running_max // RUNNING_PER_WAITING
+    return is_of_the_few or (is_place_free and load.tokens_waiting < load.tokens_free)
 
 
 def _load(view: WorkerView, *, is_offline: bool) -> _Load:

@@ -98,8 +98,8 @@ def sessions_taken(view: WorkerView, *, tokens: int = 10, limit: int = 1000) -> 
 
 def test_a_worker_gets_what_its_batch_takes_and_a_few_that_wait() -> None:
     assert sessions_taken(a_view("a", sessions_running_max=32)) == 32
-    assert sessions_taken(a_view("a", sessions_running_max=32, sessions_running=32)) == 3
-    assert sessions_taken(a_view("a", sessions_running_max=8, sessions_running=8)) == 1
+    assert sessions_taken(a_view("a", sessions_running_max=32, sessions_running=32)) == 9
+    assert sessions_taken(a_view("a", sessions_running_max=8, sessions_running=8)) == 3
 
 
 def test_a_worker_gets_no_more_prompts_than_it_computes_soon() -> None:
@@ -113,7 +113,7 @@ def test_a_worker_gets_no_more_prompts_than_it_computes_soon() -> None:
 
 def test_a_worker_without_free_blocks_gets_only_the_few_that_wait() -> None:
     full = a_view("a", sessions_running_max=32, sessions_running=20, blocks_free=0)
-    assert sessions_taken(full) == 3
+    assert sessions_taken(full) == 9
 
 
 def test_blocks_of_offline_work_are_room_for_online_work_alone() -> None:
@@ -131,7 +131,7 @@ def test_blocks_of_offline_work_are_room_for_online_work_alone() -> None:
 
 
 def test_who_ends_makes_room_before_the_next_report_says_so() -> None:
-    full = a_view("a", sessions_running_max=8, sessions_running=8, sessions_waiting=1)
+    full = a_view("a", sessions_running_max=8, sessions_running=8, sessions_waiting=3)
     assert not is_roomy(full)
     full.online.sessions_left += 1
     assert is_roomy(full)
@@ -142,7 +142,7 @@ def test_what_a_report_does_not_say_bounds_nothing() -> None:
 
 
 def test_without_room_anywhere_nobody_is_chosen() -> None:
-    full = {"sessions_running_max": 8, "sessions_running": 8, "sessions_waiting": 2}
+    full = {"sessions_running_max": 8, "sessions_running": 8, "sessions_waiting": 3}
     wanted = Wanted(prompt_tokens=10, prompt_hashes=(), tokens_max=20, is_offline=False)
     views = [a_view("a", **full), a_view("b", **full)]
     assert choose_worker(views, wanted=wanted, soon_ns=SOON_NS) is None

@@ -13,7 +13,7 @@ from services.online_router.sessions import Phase
 from tests.unit.online_router.conftest import Desk
 
 ADesk = Callable[..., Desk]
-FULL = {"sessions_running_max": 4, "sessions_running": 4, "sessions_waiting": 1}
+FULL = {"sessions_running_max": 2, "sessions_running": 2, "sessions_waiting": 1}
 
 
 def dispatched(desk: Desk) -> list[str]:
@@ -104,8 +104,8 @@ def test_higher_priority_goes_first_then_who_came_first(a_desk: ADesk) -> None:
 
 def test_offline_work_that_waits_keeps_nobody_online_waiting(a_desk: ADesk) -> None:
     desk = a_desk()
-    full = {"sessions_running_max": 4, "sessions_running": 4, "sessions_waiting": 1}
-    desk.worker_reports("w1", **full, offline_running=4, offline_waiting=1, blocks_offline=60)
+    full = {"sessions_running_max": 4, "sessions_running": 4, "sessions_waiting": 2}
+    desk.worker_reports("w1", **full, offline_running=4, offline_waiting=2, blocks_offline=60)
     desk.accept("offline", priority=-1)
     assert desk.core.state.sessions_waiting == 1
     desk.accept("online")

@@ -47,10 +47,11 @@ class EchoLiveness:
 
     def observe_peer(self, peer_id: str) -> bool:
         """Note a report of the peer; return whether it was unknown or dead before."""
-        is_new = peer_id not in self._echoes_missed
-        self._echoes_missed[peer_id] = min(0, self._echoes_missed.get(peer_id, 0))
+        missed = self._echoes_missed.get(peer_id)
+        if missed is None or missed > 0:  # below 0 it still has an allowance
+            self._echoes_missed[peer_id] = 0
         self._unreachable.discard(peer_id)
-        return is_new
+        return missed is None
 
     def observe_unreachable(self, peer_id: str) -> None:
         """Note that the broker found nobody listening on the peer's subject."""

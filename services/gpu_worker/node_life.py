@@ -34,6 +34,8 @@ class NodeLife:
     @property
     def ends_at_ns(self) -> int | None:
         """The earliest end that is known."""
+        if not self.is_leaving:
+            return None
         return min(
             (at_ns for at_ns in self._ends_at_ns.values() if at_ns is not None), default=None
         )

@@ -123,16 +123,26 @@ class FleetView:
         """Return the living, sorted."""
         return sorted(self._workers)
 
-    def ends_at_ns(self, worker_id: str, *, now_ns: int, now_unix_ns: int) -> int | None:
-        """Return when the worker's node ends, on our clock; None if it stays or nobody says.
+    def first_end_at_ns(
+        self, workers: Iterable[PlacedWorker], *, now_ns: int, now_unix_ns: int
+    ) -> int | None:
+        """Return when the first of the living workers' nodes ends, on our clock; None if all stay
+        or nobody says.
 
         The node's own clock counts most, because it is the one that is obeyed.
         """
-        view = self._workers.get(worker_id)
-        if view is not None and view.report.grace_left_ms is not None:
-            return view.heard_at_ns + view.report.grace_left_ms * NS_PER_MS
-        at_unix_ns = self._leaving_at_unix_ns.get(worker_id)
-        return None if at_unix_ns is None else now_ns + at_unix_ns - now_unix_ns
+        ends = []
+        for worker in workers:
+            view = self._workers.get(worker.worker_id)
+            if view is None:
+                continue
+            grace_left_ms = view.report.grace_left_ms
+            at_unix_ns = self._leaving_at_unix_ns.get(worker.worker_id)
+            if grace_left_ms is not None:
+                ends.append(view.heard_at_ns + grace_left_ms * NS_PER_MS)
+            elif at_unix_ns is not None:
+                ends.append(now_ns + at_unix_ns - now_unix_ns)
+        return min(ends, default=None)
 
     def is_leaving(self, worker_id: str) -> bool:
         """Whether the worker's node has been told to end."""

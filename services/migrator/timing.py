@@ -36,12 +36,9 @@ class Timing:
 
     def source_ends_at_ns(self, source: HandoverSource) -> int | None:
         """Return when the first worker of the source ends; None if all stay."""
-        ends = [
-            self._view.ends_at_ns(w.worker_id, now_ns=self.now_ns, now_unix_ns=self.now_unix_ns)
-            for w in source.replica.workers
-            if self._view.is_alive(w.worker_id)
-        ]
-        return min((end for end in ends if end is not None), default=None)
+        return self._view.first_end_at_ns(
+            source.replica.workers, now_ns=self.now_ns, now_unix_ns=self.now_unix_ns
+        )
 
     def copy_until_unix_ns(self, source: HandoverSource) -> int | None:
         """Return when copying from this source has to end, on the clock of the world."""

@@ -27,6 +27,11 @@ class SimReplica:
 
     on_broken: list[Action] = field(default_factory=list)
     """What waits for the replica and has to hear that it is no more."""
+    lead_id: str = field(init=False)
+    """The worker that speaks for it, even if it is dead."""
+
+    def __post_init__(self) -> None:
+        self.lead_id = self.placed[(self.roster.stages - 1) * self.roster.shards].worker_id
 
     def break_up(self) -> list[Work]:
         """A member is lost: nothing is computed any more. Return what was under way."""
@@ -47,12 +52,6 @@ class SimReplica:
     def shape(self) -> ReplicaShape:
         """P x M."""
         return ReplicaShape(stages=self.roster.stages, shards=self.roster.shards)
-
-    @property
-    def lead_id(self) -> str:
-        """The worker that speaks for it, even if it is dead."""
-        lead = self.placed[(self.roster.stages - 1) * self.roster.shards]
-        return lead.worker_id
 
     def tokens_uncopied(self, work: Work) -> int:
         """KV that the heirs lack of this work."""

@@ -97,6 +97,8 @@ class SimWorker(SimProcess):
         """By op_id; None: under way."""
         self.position: ReportedPosition | None = None
         self.staged: ReportedPosition | None = None
+        self._weights_bytes = 0
+        """Of the position."""
 
     # ------------------------------------------------------------------ what it says
 
@@ -115,9 +117,7 @@ class SimWorker(SimProcess):
         update: dict[str, object] = {
             "beat": self._beat,
             "position": self._reported(replica),
-            "weights_bytes": 0
-            if self.position is None
-            else self._fleet.weight_bytes(self.position),
+            "weights_bytes": self._weights_bytes,
             "grace_left_ms": None if grace_left_ns is None else grace_left_ns // NS_PER_MS,
         }
         if replica is not None and replica.lead_id == self.name:
@@ -250,6 +250,7 @@ class SimWorker(SimProcess):
             self._fail(order, ShapeFailReason.UNKNOWN_REPLICA)
             return
         self.position, self.staged = self.staged, None
+        self._weights_bytes = self._fleet.weight_bytes(self.position)
         replica.members_active.add(self.name)
         if replica.lead_id == self.name:
             replica.is_serving = True
@@ -266,7 +267,7 @@ class SimWorker(SimProcess):
 
     def _drop(self, order: DropReplica) -> None:
         if self.position is not None and self.position.replica_id == order.replica_id:
-            self.position = None
+            self.position, self._weights_bytes = None, 0
         if self.staged is not None and self.staged.replica_id == order.replica_id:
             self.staged = None
         replica = self._fleet.find_replica(order.replica_id)

@@ -209,3 +209,16 @@ def test_micro_batches_of_our_own_profiles_take_the_time_of_all_of_them() -> Non
     assert batch_times(model, alone, batch=4).prefill_ns == 4 * one
     as_published = replace(model, is_prefill_amortised=True)
     assert batch_times(as_published, alone, batch=4).prefill_ns == one
+
+
+def test_what_one_search_remembers_never_answers_another() -> None:
+    profile = a_small_model()
+    slow = LayerTimes(prefill_ns=((1, 9_000_000),), decode_ns=((1, 900_000),))
+    slower = replace(profile, times_by_shards=dict.fromkeys(profile.times_by_shards, slow))
+    assert hash(slower) == hash(profile)  # so that only equality tells them apart
+    first = a_search(profile, workers=4).candidates()
+    assert a_search(slower, workers=4).candidates() != first
+    assert a_search(profile, workers=2).candidates() != first
+    assert a_search(profile, workers=4, memory_bytes=30 * MIB).candidates() != first
+    assert a_search(profile, workers=4, rate=300.0).candidates() != first
+    assert a_search(profile, workers=4).candidates() == first

@@ -1,5 +1,8 @@
 """Which bytes cross which link, and for how long."""
 
+import math
+from itertools import product
+
 import pytest
 
 from libs.policy.paper_profiles import GPT_20B
@@ -8,6 +11,7 @@ from services.simulator.spot.hardware import G4DN_12XLARGE
 from services.simulator.spot.transfers import (
     Placed,
     Traffic,
+    box_of,
     disk_traffic,
     kv_traffic,
     weight_traffic,
@@ -94,3 +98,20 @@ def test_links_of_one_kind_work_at_once_and_kinds_one_after_another() -> None:
         traffic.carry(source_node="node-0", target_node=target, size_bytes=6_250_000_000)
     traffic.carry(source_node="node-1", target_node="node-1", size_bytes=6_250_000_000)
     assert traffic.duration_ns(G4DN_12XLARGE) == 3_000_000_000
+
+
+@pytest.mark.parametrize(("stages", "shards"), [(1, 4), (2, 4), (3, 4), (2, 8)])
+def test_kv_that_is_sent_together_comes_to_what_each_pair_of_workers_sends(
+    stages: int, shards: int
+) -> None:
+    source = a_replica(stages=3, shards=4)[1:]  # one is lost
+    target = a_replica(stages=stages, shards=shards, first_gpu=2)  # some stay where they are
+    pairs_bytes = 0
+    for holder, heir in product(source, target):
+        held, needed = box_of(SIZE, holder), box_of(SIZE, heir)
+        layers = min(held.layer_stop, needed.layer_stop) - max(held.layer_start, needed.layer_start)
+        share = min(held.share_stop, needed.share_stop) - max(held.share_start, needed.share_start)
+        if layers > 0 and share > 0 and holder.worker_id != heir.worker_id:
+            pairs_bytes += math.ceil(layers * share * SIZE.kv_bytes_per_token_layer * 600)
+    traffic = kv_traffic(SIZE, source=source, target=target, tokens=600)
+    assert sum((*traffic.sent.values(), *traffic.local.values())) == pairs_bytes > 0

@@ -38,9 +38,9 @@ class Up:
         return tideserve(*arguments, "--data-dir", str(self.data_folder))
 
 
-def tideserve(*arguments: str) -> subprocess.CompletedProcess[str]:
+def tideserve(*arguments: str, timeout_s: float = COMMAND_S) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*TIDESERVE, *arguments], capture_output=True, text=True, timeout=COMMAND_S
+        [*TIDESERVE, *arguments], capture_output=True, text=True, timeout=timeout_s
     )
 
 
@@ -228,7 +228,7 @@ def test_a_model_that_cannot_be_served_ends_up_in_one_line(
 ) -> None:
     folder = a_broken_model(tmp_path / "broken", damage)
     options = ("--workers", "1", "--http-port", "0", "--data-dir", str(tmp_path / "data"))
-    result = tideserve("up", "--model", str(folder), *options)
+    result = tideserve("up", "--model", str(folder), *options, timeout_s=READY_S)
     assert result.returncode == 64, result.stderr
     error = [line for line in result.stderr.splitlines() if line.startswith("tideserve:")]
     assert len(error) == 1, result.stderr

@@ -35,7 +35,7 @@ def under_test(start_fleet: Callable[..., Any]) -> Any:
 async def tokens_seen(client: TideClient) -> AsyncIterator[int]:
     """Stream an answer that is long enough to have something happen beside it."""
     stream = client.stream(
-        model="tide-tiny", messages=QUESTION, max_tokens=200, temperature=0.0, ignore_eos=True
+        model="tide-tiny", messages=QUESTION, max_tokens=100, temperature=0.0, ignore_eos=True
     )
     async with stream:
         async for token in stream:

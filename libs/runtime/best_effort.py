@@ -1,4 +1,4 @@
-"""Speaking to a broker that may be away, where the protocol says everything again."""
+"""Speaking and listening to a broker that may be away, where the protocol says everything again."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence

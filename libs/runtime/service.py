@@ -7,7 +7,9 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
+
+import structlog
 
 from libs.contracts.subjects import alias_of
 from libs.kernel.errors import ConfigError, Unavailable
@@ -20,6 +22,8 @@ from libs.runtime.status_server import StatusServer
 
 PREFIX_LENGTH_MAX: Final = 48
 """Of an id's prefix: with what makes the id unique, it still is a subject token."""
+
+ConfigT = TypeVar("ConfigT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +55,16 @@ class StoringConfig(ServiceConfig):
             raise ConfigError("stream_replicas: must be 1, 3 or 5")
 
 
-ConfigT = TypeVar("ConfigT")
-
-
 def read_settings(shape: type[ConfigT], *, service: str) -> ConfigT:
     """Read the settings from the environment and log them. Raises: ConfigError."""
     set_up_logs(service=service)  # for the line that reading the settings writes
     return read_config(shape, service=service)
 
 
-def log_as(config: ServiceConfig, *, service: str, **identity: Any) -> None:
+def log_as(config: ServiceConfig, *, service: str, **identity: str) -> None:
     """Log as the operator wishes from now on, every line with who wrote it. Raises: ConfigError."""
-    set_up_logs(service=service, format_name=config.log_format, level=config.log_level, **identity)
+    set_up_logs(service=service, format_name=config.log_format, level=config.log_level)
+    structlog.contextvars.bind_contextvars(**identity)
 
 
 def unique_id(prefix: str) -> str:

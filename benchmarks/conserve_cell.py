@@ -6,6 +6,7 @@ SLOs       P99 of TTFT and of TBT under online-only: co-serving shall not be not
 policies   the same requests, the same backlog, the same device for each
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -40,7 +41,8 @@ BUSY_SHARE: Final = 0.3
 BUSY_SHARE_ERROR_MAX: Final = 0.02
 """Relative."""
 SPEEDS_TRIED_MAX: Final = 16
-"""Decodes of few sequences take far longer than full steps: under Mooncake's trace 7 were tried."""
+POWER_MIN: Final = 0.2
+"""No correction goes further than the fifth power of what is wanted."""
 SLO_ROOM: Final = 1.05
 """As in the live benchmark: a bound below is missed without any offline work."""
 CHECKPOINTED: Final = (Coserve.TIDESERVE, Coserve.CONSERVE)
@@ -139,8 +141,8 @@ class _Cell:
     ) -> tuple[float, CoserveOutcome]:
         """Find the speed at which online work alone keeps the engine as busy as wanted.
 
-        Begins with the rate of full steps; corrections in proportion come nearer each time, because
-        time in steps grows with the speed, only less as batches grow.
+        Begins with the rate of full steps. Time in steps grows with the speed, only less as batches
+        grow: by which power of it, the last two speeds tell.
         """
         tokens = sum(len(request.prompt) + request.output_tokens for request in recorded)
         full = StepWork().with_prefill(tokens=STEP_TOKENS_MAX, tokens_before=0)
@@ -149,12 +151,16 @@ class _Cell:
         speed = self._options.busy_share * tokens_per_s * span_s / tokens
         loose = Slos(ttft_ns=NS_PER_S, tbt_ns=NS_PER_S)  # online-only reads neither
         outcome = self._run(Coserve.ONLINE_ONLY, loose, profile, recorded, speed)
+        power = 1.0
         for _ in range(SPEEDS_TRIED_MAX - 1):
-            correction = self._options.busy_share / outcome.busy_share
-            if abs(correction - 1) <= BUSY_SHARE_ERROR_MAX:
+            wanted = self._options.busy_share / outcome.busy_share
+            if abs(wanted - 1) <= BUSY_SHARE_ERROR_MAX:
                 break
+            correction, busy_before = wanted ** (1 / power), outcome.busy_share
             speed *= correction
             outcome = self._run(Coserve.ONLINE_ONLY, loose, profile, recorded, speed)
+            found = math.log(outcome.busy_share / busy_before) / math.log(correction)
+            power = min(1.0, max(POWER_MIN, found))
         return speed, outcome
 
     def _run(

@@ -223,7 +223,8 @@ def _totals(
         routers=len(heard.routers()),
         gateways=len(heard.gateways()),
         sessions_running=sum(report.sessions_running for report in workers),
-        sessions_waiting=sum(r.sessions_waiting for r in (*workers, *heard.routers())),
+        sessions_waiting=sum(report.sessions_waiting for report in workers)
+        + sum(report.sessions_waiting for report in heard.routers()),
         tokens_generated=sum(report.tokens_generated for report in workers),
     )
 

@@ -4,7 +4,7 @@
 #
 #   BIN         where `tideserve` is (default .venv/bin)
 #   EVIDENCE    folder of the records (default evidence)
-#   SEEDS       comma-separated (default 1,2,3); 1 alone is the quickest whole run
+#   SEEDS       comma-separated (default 1,2,3; conserve takes the first); 1 is the quickest run
 #   PARTS       which to run, of those below (default: all for which there is what they need)
 #   LONG_TRACE  a spot trace of hours, for spotserve-long and spot-cost-long
 #   LIVE        a record of `tideserve bench live-spot`, and PROFILE of the same machine, for
@@ -31,7 +31,7 @@ run() { # PART: simulate it; its record goes into the file `$record`
     spotserve-*)
       "$BIN/tideserve" bench spotserve --part "${1#spotserve-}" --seeds "$SEEDS" --json "$record" ;;
     conserve)
-      "$BIN/tideserve" bench conserve --jobs "$(nproc)" --json "$record" ;;
+      "$BIN/tideserve" bench conserve --seed "${SEEDS%%,*}" --jobs "$(nproc)" --json "$record" ;;
     spot-cost-long)
       "$BIN/tideserve" bench spot-cost --spot-trace "$LONG_TRACE" --seeds "$SEEDS" \
         --json "$record" ;;

@@ -14,15 +14,15 @@ from services.http_gateway.openapi import openapi_document
 from tests.integration.http_gateway.conftest import Stacks
 from tests.scripted_queue import QueueScript
 
-ANYBODYS = "sk-of-anybody-0123456789"
-SEARCHS = "sk-of-search-0123456789"
-MAILS = "sk-of-mail-0123456789"
+KEY_OF_ANYBODY = "sk-of-anybody-0123456789"
+KEY_OF_SEARCH = "sk-of-search-0123456789"
+KEY_OF_MAIL = "sk-of-mail-0123456789"
 
 
 @pytest.fixture
 def keys_file(tmp_path: Path) -> str:
     file = tmp_path / "keys"
-    file.write_text(f"{ANYBODYS}\n{SEARCHS} search\n{MAILS} mail\n")
+    file.write_text(f"{KEY_OF_ANYBODY}\n{KEY_OF_SEARCH} search\n{KEY_OF_MAIL} mail\n")
     return str(file)
 
 
@@ -54,7 +54,7 @@ async def test_clients_with_a_key_are_served_and_others_get_their_own_error(
 ) -> None:
     question = [{"role": "user", "content": "Hello?"}]
     async with a_stack(api_keys_file=keys_file) as stack:
-        client = stack.openai.with_options(api_key=ANYBODYS)
+        client = stack.openai.with_options(api_key=KEY_OF_ANYBODY)
         stream = await client.chat.completions.create(  # type: ignore[call-overload]
             model="tide-tiny", messages=question, stream=True
         )
@@ -64,7 +64,7 @@ async def test_clients_with_a_key_are_served_and_others_get_their_own_error(
                 model="tide-tiny",
                 messages=question,  # type: ignore[arg-type]
             )
-        page = await stack.http.get("/dashboard", auth=("anybody", ANYBODYS))
+        page = await stack.http.get("/dashboard", auth=("anybody", KEY_OF_ANYBODY))
         assert page.status_code == HTTPStatus.OK
 
 
@@ -72,15 +72,15 @@ async def test_a_key_proves_its_tenant_and_no_other(a_stack: Stacks, keys_file: 
     line = b'{"custom_id": "a"}\n'
     async with a_stack(queue=QueueScript(), api_keys_file=keys_file) as stack:
         upload = {"files": {"file": ("a.jsonl", line)}, "data": {"purpose": "batch"}}
-        made = await stack.http.post("/v1/files", headers=bearer(SEARCHS), **upload)  # type: ignore[arg-type]
+        made = await stack.http.post("/v1/files", headers=bearer(KEY_OF_SEARCH), **upload)  # type: ignore[arg-type]
         path = f"/v1/files/{made.json()['id']}"
         for headers, status in (
-            (bearer(SEARCHS), HTTPStatus.OK),
-            ({**bearer(SEARCHS), "x-tenant": "search"}, HTTPStatus.OK),
-            ({**bearer(ANYBODYS), "x-tenant": "search"}, HTTPStatus.OK),
-            (bearer(MAILS), HTTPStatus.NOT_FOUND),
-            (bearer(ANYBODYS), HTTPStatus.NOT_FOUND),
-            ({**bearer(MAILS), "x-tenant": "search"}, HTTPStatus.FORBIDDEN),
+            (bearer(KEY_OF_SEARCH), HTTPStatus.OK),
+            ({**bearer(KEY_OF_SEARCH), "x-tenant": "search"}, HTTPStatus.OK),
+            ({**bearer(KEY_OF_ANYBODY), "x-tenant": "search"}, HTTPStatus.OK),
+            (bearer(KEY_OF_MAIL), HTTPStatus.NOT_FOUND),
+            (bearer(KEY_OF_ANYBODY), HTTPStatus.NOT_FOUND),
+            ({**bearer(KEY_OF_MAIL), "x-tenant": "search"}, HTTPStatus.FORBIDDEN),
         ):
             answer = await stack.http.get(path, headers=headers)
             assert answer.status_code == status, headers
@@ -93,7 +93,7 @@ async def test_a_load_runs_against_a_gateway_with_keys(
     async with a_stack(api_keys_file=keys_file) as stack:
         load = ["run", "--http", stack.gateway.http_url, "--requests", "1", "--users", "1"]
         load += ["--stop-at-end-token", "--quiet", "--api-key-file", str(own)]
-        for key, reason in ((ANYBODYS, "ok"), ("sk-of-nobody-0123456789", "invalid_api_key")):
+        for key, reason in ((KEY_OF_ANYBODY, "ok"), ("sk-of-nobody-0123456789", "invalid_api_key")):
             own.write_text(key + "\n")
             generator = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "loadgen", *load), stdout=asyncio.subprocess.PIPE
@@ -106,7 +106,7 @@ async def test_the_description_tells_of_keys_where_there_are_some(
     a_stack: Stacks, keys_file: str
 ) -> None:
     async with a_stack(api_keys_file=keys_file) as stack:
-        closed = (await stack.http.get("/openapi.json", headers=bearer(ANYBODYS))).json()
+        closed = (await stack.http.get("/openapi.json", headers=bearer(KEY_OF_ANYBODY))).json()
         assert closed["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
         assert "401" in closed["paths"]["/v1/models"]["get"]["responses"]
         assert "security" not in closed["paths"]["/health"]["get"]

@@ -44,6 +44,6 @@ def test_a_cut_run_goes_on_from_its_record_and_never_from_another_commits(tmp_pa
     text = record.read_text().replace(f'"{here}"', '"abc"')
     record.write_text(text)
     assert rows_kept(record, commit="abc") == {("gpt-20b", "A_S", 0.35, 0, 1): row}
-    assert rows_kept(record, commit="abd") == {}
+    assert rows_kept(record, commit="abcd") == {}
     record.write_text(text.replace('"abc"', '"abc-dirty"'))
     assert rows_kept(record, commit="abc-dirty") == {}

@@ -21,7 +21,7 @@ def test_two_policies_serve_the_same_requests_and_only_one_of_them_harvests(
 ) -> None:
     file = tmp_path / "coserve.json"
     arguments = ["--model", "tide-tiny", "--requests", "4", "--slices", "1", "--profile-s", "1"]
-    arguments += ["--offline-only-s", "1", "--kv-mib", "16", "--load-share", "1"]
+    arguments += ["--offline-only-s", "1", "--kv-mib", "16", "--load-share", "0.3"]
     arguments += ["--step-tokens-max", "64"]
     arguments += ["--policy", "tideserve", "--policy", "online-only", "--json", str(file)]
     assert run(["bench", "coserve", *arguments]) == 0

@@ -76,7 +76,7 @@ def test_an_idle_replica_gets_the_largest_power_of_two_that_waits(waiting: int, 
     for number in range(waiting):
         door.arrive(a_request(number))
     serving += replicas(1)
-    door.offer(serving[0])
+    door.offer()
     assert sizes(serving) == [[sent]]
     assert door.requests_waiting == waiting - sent
 
@@ -115,7 +115,7 @@ def test_what_was_lost_goes_first_and_starts_over() -> None:
     lost.tokens_done = 3
     door.put_back([Work(requests=[lost], tokens_done=3)])
     serving += replicas(1)
-    door.offer(serving[0])
+    door.offer()
     (work,) = serving[0].engine.held()
     assert [request.request_id for request in work.requests] == ["request-001", "request-005"]
     assert lost.tokens_recomputed == 3

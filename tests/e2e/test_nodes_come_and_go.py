@@ -385,8 +385,10 @@ async def sessions_move_to_the_replica_that_stays(folder: Path, policy: Policy) 
         blocks = sum(story.totals.kv_blocks_moved for story in stories)
         print(f"{policy}: {moved} sessions and {blocks} blocks moved, {recomputed} tokens again")
         assert moved > 0
-        assert blocks > 0
-        assert recomputed <= moved * (BLOCK_TOKENS + 1)
+        if policy is Policy.SPOTSERVE:
+            # tideserve copies only what is not computed again faster, by the rates of this minute.
+            assert blocks > 0
+            assert recomputed <= moved * (BLOCK_TOKENS + 1)
         asked = (theatre.ask(number, max_tokens=LONG_TOKENS) for number, _ in load.answers)
         again = await asyncio.gather(*asked)
         assert [answer for _, answer in load.answers] == again

@@ -328,6 +328,7 @@ async def test_a_notice_over_the_nodes_socket_needs_no_broker_to_send_sessions_a
             router_end, notices=notices, node_id="node-a", grace_reserve_ns=200 * NS_PER_MS
         ) as fleet:
             await fleet.router.start("r", max_tokens=100)
+            assert isinstance(await fleet.router.until_answer("r"), SessionStarted)
             fleet.runner.gate.clear()
             while not server.connections:
                 await asyncio.sleep(0.005)

@@ -1,6 +1,6 @@
 """The tables of the simulated comparison with ConServe, for people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
 from rich.table import Table
@@ -32,30 +32,24 @@ CAUSES: Final = {
 
 def policies_table(rows: Sequence[Row]) -> Table:
     """Show every policy of every cell."""
-    table = Table("model", "workload", "policy")
-    for name in COLUMNS:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            str(row["model"]),
-            str(row["workload"]),
-            str(row["policy"]),
-            *(_number(row[column]) for column in COLUMNS.values()),
-        )
-    return table
+    return _table_of(COLUMNS, rows)
 
 
 def causes_table(rows: Sequence[Row]) -> Table:
     """Show what held the slowest online requests longer than alone, and whose the time was."""
+    return _table_of(CAUSES, rows)
+
+
+def _table_of(columns: Mapping[str, str], rows: Sequence[Row]) -> Table:
     table = Table("model", "workload", "policy")
-    for name in CAUSES:
+    for name in columns:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
             str(row["model"]),
             str(row["workload"]),
             str(row["policy"]),
-            *(_number(row[column]) for column in CAUSES.values()),
+            *(_number(row[column]) for column in columns.values()),
         )
     return table
 

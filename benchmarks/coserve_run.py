@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from benchmarks.coserve_rows import SliceResult
-from benchmarks.provenance import write_whole
 from libs.kernel.errors import ConfigError
+from libs.runtime.whole_file import write_whole_file
 
 _RESULTS = TypeAdapter(SliceResult)
 
@@ -42,7 +42,7 @@ class RunFolder:
         file = self._calibration_file
         if file is not None:
             kept = {"options": options, "calibration": json.loads(calibration)}
-            write_whole(file, json.dumps(kept))
+            write_whole_file(file, json.dumps(kept))
 
     def result(self, number: int, policy: str) -> SliceResult | None:
         """Return what this policy did with this slice, if it was measured."""
@@ -55,7 +55,7 @@ class RunFolder:
         """Keep what this policy did with this slice."""
         file = self._slice_file(number, policy)
         if file is not None:
-            write_whole(file, json.dumps(asdict(result)))
+            write_whole_file(file, json.dumps(asdict(result)))
 
     @property
     def _calibration_file(self) -> Path | None:

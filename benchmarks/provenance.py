@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from libs.runtime.profile_cache import processor_name
+from libs.runtime.whole_file import write_whole_file
 
 
 def record_parser(description: str | None) -> argparse.ArgumentParser:
@@ -40,14 +41,7 @@ def write_record(record: Mapping[str, object], path: Path | None) -> None:
     if path is None:
         print(text, end="")
     else:
-        write_whole(path, text)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all, be the benchmark cut when it may."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+        write_whole_file(path, text)
 
 
 def _git_commit() -> str:

@@ -24,6 +24,7 @@ from libs.policy.measured_profile import (
     json_of_measured_profile,
     measured_profile_of_json,
 )
+from libs.runtime.whole_file import write_whole_file
 
 CACHE_VARIABLE: Final = "XDG_CACHE_HOME"
 AUTO: Final = "auto"
@@ -60,9 +61,7 @@ class ProfileCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         hardware = hashlib.blake2b(repr(profile.hardware).encode(), digest_size=4).hexdigest()
         file = self.folder / f"{profile.model_digest}-{hardware}.json"
-        staged = file.with_suffix(f".{os.getpid()}")
-        staged.write_text(json_of_measured_profile(profile), encoding="utf-8")
-        staged.replace(file)
+        write_whole_file(file, json_of_measured_profile(profile))
         return file
 
     def find(self, model_digest: str, hardware: Hardware) -> StoredProfile | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from libs.kernel.errors import ConfigError
+from libs.runtime.whole_file import write_whole_file
 
 STATE_FILE: Final = "fleet.json"
 NATS_URL_VARIABLE: Final = "TIDESERVE_NATS_URL"
@@ -34,9 +35,7 @@ class FleetState:
     def write(self, data_folder: Path) -> None:
         """Replace the state file in one step, so that no reader sees half of it."""
         data_folder.mkdir(parents=True, exist_ok=True)
-        staged = data_folder / f".{STATE_FILE}.{os.getpid()}"
-        staged.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        staged.replace(data_folder / STATE_FILE)
+        write_whole_file(data_folder / STATE_FILE, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, data_folder: Path) -> Self | None:
